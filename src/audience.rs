@@ -1,0 +1,275 @@
+//! Who is in an audience, and the names by which audiences, users and runs are known.
+//!
+//! Plain data and pure rules. A [`Member`] borrows everything, because ten million of them pass through a
+//! merge and none of them is kept.
+
+use std::fmt;
+
+use heck::ToSnakeCase;
+use serde::Serialize;
+
+/// A text that means one thing only, so that an id cannot be passed where a key belongs.
+macro_rules! names {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            pub fn new(text: impl Into<String>) -> Self {
+                Self(text.into())
+            }
+
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    )*};
+}
+
+names! {
+    /// What the snapshot knows an audience by; it outlives every rename.
+    AudienceId;
+    /// The trait that carries the membership downstream, such as `order_completed_last_30days`.
+    Key;
+    /// A `[source.NAME]` of the configuration.
+    SourceName;
+    /// A `[destination.NAME]` of the configuration.
+    DestinationName;
+}
+
+impl Key {
+    /// The snake_case of a name, as `heck` has it: digits are not split from letters, and letters beyond ASCII stay.
+    /// `None` where nothing is left.
+    pub fn from_name(name: &str) -> Option<Self> {
+        let key = name.to_snake_case();
+        (!key.is_empty()).then_some(Self(key))
+    }
+}
+
+/// Segment's `computation_class`: what the value of the trait says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// `true` for a member, `false` for one who left.
+    Audience,
+    /// The query's value, or `null` for a user who is no longer in the result.
+    Trait,
+}
+
+impl Class {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Audience => "audience",
+            Self::Trait => "trait",
+        }
+    }
+
+    /// What it is called in a schedule and in messages.
+    pub const fn noun(self) -> &'static str {
+        match self {
+            Self::Audience => "audience",
+            Self::Trait => "computed trait",
+        }
+    }
+}
+
+/// An audience or computed trait as the configuration describes it.
+#[derive(Debug, Clone)]
+pub struct Audience {
+    pub id: AudienceId,
+    /// The key as configured or derived from the name; the snapshot may have frozen another one.
+    pub key: Key,
+    /// Whether the schedule spells the key out, so that one which differs from the frozen key is refused.
+    pub key_is_explicit: bool,
+    pub name: String,
+    pub class: Class,
+    pub source: SourceName,
+    pub query: String,
+    pub destinations: Vec<DestinationName>,
+    /// `None` where it is switched off.
+    pub guard: Option<Guard>,
+    /// Further columns of the query, sent beside the value.
+    pub traits: Vec<String>,
+}
+
+impl Audience {
+    /// Whether a word of the command line means this audience: its key, its id or its name.
+    pub fn is_called(&self, word: &str) -> bool {
+        self.key.as_str() == word || self.id.as_str() == word || self.name == word
+    }
+}
+
+/// When removals wait for a yes instead of being sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Guard {
+    pub max_removed_percent: f64,
+    pub min_removed: u64,
+    pub allow_empty: bool,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Self {
+            max_removed_percent: 30.0,
+            min_removed: 100,
+            allow_empty: false,
+        }
+    }
+}
+
+impl Guard {
+    /// Whether a plan that removes `removed` of the `delivered` members, and leaves `members`, must not remove anyone.
+    pub fn holds(&self, removed: u64, delivered: u64, members: u64) -> bool {
+        let emptied = members == 0 && removed > 0 && !self.allow_empty;
+        let percent = removed as f64 * 100.0 / delivered.max(1) as f64;
+        emptied
+            || (removed > 0 && removed >= self.min_removed && percent > self.max_removed_percent)
+    }
+}
+
+/// Which of Segment's two identifiers a user is known by. Users sort before anonymous ones, as SQLite sorts text
+/// before blobs: the snapshot stores them so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum UserKind {
+    UserId,
+    AnonymousId,
+}
+
+/// The identity of a member: the user id where there is one, else the anonymous id. Ordered by kind, then by bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct User<'a> {
+    pub kind: UserKind,
+    pub id: &'a str,
+}
+
+/// Longer ids are skipped: nothing that is an id is longer, and a record of many kilobytes is a mistake in a query.
+pub const MAX_ID_BYTES: usize = 1024;
+
+/// What a member's trait says.
+#[derive(Debug, Clone, Copy)]
+pub enum Value<'a> {
+    /// Membership of an audience.
+    True,
+    Text(&'a str),
+    Integer(i64),
+    /// Always finite.
+    Real(f64),
+}
+
+impl PartialEq for Value<'_> {
+    /// Values are equal when they are written alike: an integer 1 and a real 1.0 are not.
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::True, Self::True) => true,
+            (Self::Text(a), Self::Text(b)) => a == b,
+            (Self::Integer(a), Self::Integer(b)) => a == b,
+            (Self::Real(a), Self::Real(b)) => a.to_bits() == b.to_bits(),
+            _ => false,
+        }
+    }
+}
+
+/// One row of a source, or one member that Firehose has accepted.
+#[derive(Clone, Copy, PartialEq)]
+pub struct Member<'a> {
+    pub user: User<'a>,
+    /// Carried along where a row has both identifiers.
+    pub anonymous_id: Option<&'a str>,
+    pub value: Value<'a>,
+    /// Extra traits as JSON members with a comma before each, such as `,"email":"a@example.com"`; often empty.
+    pub traits: &'a str,
+}
+
+impl fmt::Debug for Member<'_> {
+    /// Traits are personal: only the id is shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Member")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a record about a member is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Not delivered before.
+    Enter,
+    /// Delivered with another value.
+    Change,
+    /// Delivered as it is, and sent again by a resync.
+    Repeat,
+    /// Delivered, and no longer in the source.
+    Leave,
+}
+
+/// One thing that a plan decided.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Change<'a> {
+    pub action: Action,
+    pub member: Member<'a>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_the_snake_case_that_segment_shows() {
+        let check = |name: &str, key: Option<&str>| {
+            assert_eq!(
+                Key::from_name(name).as_ref().map(Key::as_str),
+                key,
+                "{name:?}"
+            );
+        };
+        check(
+            "Order Completed Last 30days",
+            Some("order_completed_last_30days"),
+        );
+        check("OrderCompleted", Some("order_completed"));
+        check("Größte Käufer", Some("größte_käufer"));
+        check(
+            "3 Product Views in last 60 days",
+            Some("3_product_views_in_last_60_days"),
+        );
+        check("VIP -- (EU)", Some("vip_eu"));
+        check("!?", None);
+    }
+
+    #[test]
+    fn the_guard_holds_only_what_is_both_many_and_a_large_part() {
+        let guard = Guard::default();
+        let check = |removed, delivered, members, held| {
+            assert_eq!(
+                guard.holds(removed, delivered, members),
+                held,
+                "{removed} of {delivered}, {members} left"
+            );
+        };
+        check(99, 100, 1, false);
+        check(100, 100, 1, true);
+        check(100, 333, 233, true);
+        check(300, 1000, 700, false);
+        check(301, 1000, 699, true);
+        check(1, 1, 0, true);
+        check(0, 0, 0, false);
+    }
+
+    #[test]
+    fn an_empty_source_may_be_allowed_and_is_then_still_bound_by_the_percentage() {
+        let guard = Guard {
+            allow_empty: true,
+            ..Guard::default()
+        };
+        assert!(!guard.holds(5, 5, 0));
+        assert!(guard.holds(500, 500, 0));
+    }
+}

@@ -1,0 +1,223 @@
+//! Decides what to send from two facts: who is in the audience, and what Firehose has accepted.
+//!
+//! One pass over two cursors in the same order, whatever their size. Pure, so that "why was this person sent
+//! twice?" can be answered by a test instead of a log.
+
+use crate::audience::{Action, Change, Member};
+
+/// Members in strictly ascending order of [`User`](crate::audience::User), one at a time.
+pub trait Members {
+    type Error;
+
+    /// Moves to the next member; `false` at the end. The end is only said after everything was read without an error.
+    fn advance(&mut self) -> Result<bool, Self::Error>;
+
+    /// The member that the last `advance` moved to. Only asked for after one that returned `true`.
+    fn current(&self) -> Member<'_>;
+}
+
+/// Whom a plan speaks about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Those who entered, changed or left.
+    Changes,
+    /// Also every member who stays.
+    Everyone,
+}
+
+/// What a merge saw and decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// In the source now.
+    pub members: u64,
+    /// In the snapshot before.
+    pub delivered: u64,
+    pub added: u64,
+    pub changed: u64,
+    pub removed: u64,
+    /// Sent again unchanged, by a resync.
+    pub repeated: u64,
+}
+
+/// Compares the source with the snapshot and hands on each change, in the order of users.
+///
+/// An error of either cursor, or of `each`, ends the merge: what it had decided until then is then worth nothing.
+pub fn merge<S, K, E>(
+    source: &mut S,
+    snapshot: &mut K,
+    scope: Scope,
+    mut each: impl FnMut(Change<'_>) -> Result<(), E>,
+) -> Result<Tally, E>
+where
+    S: Members,
+    K: Members,
+    E: From<S::Error> + From<K::Error>,
+{
+    use std::cmp::Ordering::{Equal, Greater, Less};
+
+    let mut tally = Tally::default();
+    let mut in_source = source.advance()?;
+    let mut in_snapshot = snapshot.advance()?;
+    while in_source || in_snapshot {
+        let order = match (in_source, in_snapshot) {
+            (true, false) => Less,
+            (false, _) => Greater,
+            (true, true) => source.current().user.cmp(&snapshot.current().user),
+        };
+        tally.members += u64::from(order != Greater);
+        tally.delivered += u64::from(order != Less);
+        match order {
+            Less => {
+                tally.added += 1;
+                each(Change {
+                    action: Action::Enter,
+                    member: source.current(),
+                })?;
+            }
+            Greater => {
+                tally.removed += 1;
+                each(Change {
+                    action: Action::Leave,
+                    member: snapshot.current(),
+                })?;
+            }
+            Equal if source.current().value != snapshot.current().value => {
+                tally.changed += 1;
+                each(Change {
+                    action: Action::Change,
+                    member: source.current(),
+                })?;
+            }
+            Equal if scope == Scope::Everyone => {
+                tally.repeated += 1;
+                each(Change {
+                    action: Action::Repeat,
+                    member: source.current(),
+                })?;
+            }
+            Equal => {}
+        }
+        if order != Greater {
+            in_source = source.advance()?;
+        }
+        if order != Less {
+            in_snapshot = snapshot.advance()?;
+        }
+    }
+    Ok(tally)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+    use crate::audience::{User, UserKind, Value};
+
+    /// A list is a source too: the merge cannot tell it from a cursor.
+    struct List(Vec<(&'static str, i64)>, usize);
+
+    impl Members for List {
+        type Error = Infallible;
+
+        fn advance(&mut self) -> Result<bool, Infallible> {
+            self.1 += 1;
+            Ok(self.1 <= self.0.len())
+        }
+
+        fn current(&self) -> Member<'_> {
+            let (id, value) = self.0[self.1 - 1];
+            let user = User {
+                kind: UserKind::UserId,
+                id,
+            };
+            Member {
+                user,
+                anonymous_id: None,
+                value: Value::Integer(value),
+                traits: "",
+            }
+        }
+    }
+
+    fn list(members: &[(&'static str, i64)]) -> List {
+        List(members.to_vec(), 0)
+    }
+
+    fn check(
+        source: &[(&'static str, i64)],
+        snapshot: &[(&'static str, i64)],
+        scope: Scope,
+        expected: &[(Action, &str)],
+    ) {
+        let mut decided = Vec::new();
+        let tally = merge(&mut list(source), &mut list(snapshot), scope, |change| {
+            decided.push((change.action, change.member.user.id.to_owned()));
+            Ok::<(), Infallible>(())
+        })
+        .unwrap();
+        let decided: Vec<_> = decided
+            .iter()
+            .map(|(action, id)| (*action, id.as_str()))
+            .collect();
+        assert_eq!(decided, expected);
+        assert_eq!(
+            (tally.members, tally.delivered),
+            (source.len() as u64, snapshot.len() as u64)
+        );
+        let counted = tally.added + tally.changed + tally.removed + tally.repeated;
+        assert_eq!(counted, expected.len() as u64);
+    }
+
+    use Action::{Change as Changed, Enter, Leave, Repeat};
+
+    #[test]
+    fn a_first_plan_enters_everyone() {
+        check(
+            &[("a", 1), ("b", 1)],
+            &[],
+            Scope::Changes,
+            &[(Enter, "a"), (Enter, "b")],
+        );
+    }
+
+    #[test]
+    fn only_those_who_entered_changed_or_left_are_decided() {
+        check(
+            &[("a", 1), ("c", 2), ("d", 1), ("e", 1)],
+            &[("b", 1), ("c", 1), ("d", 1)],
+            Scope::Changes,
+            &[(Enter, "a"), (Leave, "b"), (Changed, "c"), (Enter, "e")],
+        );
+    }
+
+    #[test]
+    fn the_same_members_again_decide_nothing() {
+        check(
+            &[("a", 1), ("b", 2)],
+            &[("a", 1), ("b", 2)],
+            Scope::Changes,
+            &[],
+        );
+    }
+
+    #[test]
+    fn an_empty_source_lets_everyone_leave() {
+        check(
+            &[],
+            &[("a", 1), ("b", 1)],
+            Scope::Changes,
+            &[(Leave, "a"), (Leave, "b")],
+        );
+    }
+
+    #[test]
+    fn a_resync_also_repeats_those_who_stay() {
+        check(
+            &[("a", 1), ("c", 1)],
+            &[("a", 1), ("b", 1)],
+            Scope::Everyone,
+            &[(Repeat, "a"), (Leave, "b"), (Enter, "c")],
+        );
+    }
+}

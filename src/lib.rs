@@ -1,0 +1,6 @@
+//! audience-sync
+pub mod audience;
+pub mod diff;
+pub mod event;
+pub mod mapping;
+pub mod run;
