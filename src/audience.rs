@@ -3,6 +3,8 @@
 //! Plain data and pure rules. A [`Member`] borrows everything, because ten million of them pass through a
 //! merge and none of them is kept.
 
+pub mod keys;
+
 use std::fmt;
 
 use heck::ToSnakeCase;
@@ -137,8 +139,9 @@ impl Guard {
 
 /// Which of Segment's two identifiers a user is known by. Users sort before anonymous ones, as SQLite sorts text
 /// before blobs: the snapshot stores them so.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UserKind {
+    #[default]
     UserId,
     AnonymousId,
 }
@@ -194,6 +197,55 @@ impl fmt::Debug for Member<'_> {
         f.debug_struct("Member")
             .field("user", &self.user)
             .finish_non_exhaustive()
+    }
+}
+
+/// A member that a cursor keeps, with buffers that serve one row after another.
+#[derive(Default)]
+pub struct MemberBuf {
+    pub kind: UserKind,
+    pub id: String,
+    pub anonymous_id: Option<String>,
+    pub value: ValueBuf,
+    pub traits: String,
+}
+
+/// A value that is kept.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub enum ValueBuf {
+    #[default]
+    True,
+    Text(String),
+    Integer(i64),
+    Real(f64),
+}
+
+impl ValueBuf {
+    pub fn as_value(&self) -> Value<'_> {
+        match self {
+            Self::True => Value::True,
+            Self::Text(text) => Value::Text(text),
+            Self::Integer(integer) => Value::Integer(*integer),
+            Self::Real(real) => Value::Real(*real),
+        }
+    }
+}
+
+impl MemberBuf {
+    pub fn as_member(&self) -> Member<'_> {
+        Member {
+            user: self.user(),
+            anonymous_id: self.anonymous_id.as_deref(),
+            value: self.value.as_value(),
+            traits: &self.traits,
+        }
+    }
+
+    pub fn user(&self) -> User<'_> {
+        User {
+            kind: self.kind,
+            id: &self.id,
+        }
     }
 }
 

@@ -1,6 +1,14 @@
 //! audience-sync
 pub mod audience;
+pub mod batch;
+pub mod deliver;
 pub mod diff;
 pub mod event;
+pub mod firehose;
 pub mod mapping;
+pub mod progress;
 pub mod run;
+pub mod secret;
+pub mod snapshot;
+pub mod source;
+pub mod sync;

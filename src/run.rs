@@ -143,6 +143,21 @@ impl Outcome {
     }
 }
 
+/// What a run sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Put calls, failed ones too. A directory counts files.
+    pub requests: u64,
+    /// Put calls made again for records that were not delivered.
+    pub retries: u64,
+    /// Firehose records that were accepted,
+    pub records: u64,
+    /// their bytes,
+    pub bytes: u64,
+    /// and the bytes that Firehose charges for them.
+    pub billed_bytes: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,225 @@
+//! Carries chunks from the journal to a destination, and the receipts back.
+//!
+//! The snapshot and the destination do not know each other; this is where they meet. A bounded number of chunks is
+//! under way, taken by credit: what came back while the snapshot was busy is remembered together, and only then are
+//! as many new chunks taken. Nothing waits for a queue that waits for it.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::task::JoinSet;
+
+use crate::batch::{LineBuffer, Lines, MAX_RECORD_BYTES};
+use crate::event::Identify;
+use crate::firehose::{Destination, Ended, Meter, Pulse, Stop};
+use crate::progress::Progress;
+use crate::snapshot::{Chunk, Dead, Handle, JournaledRun, Settled, SnapshotError, chunk};
+
+/// Chunks taken and not yet remembered: what a crash can repeat.
+const CHUNKS_UNDER_WAY: usize = 16;
+
+/// What became of a run's chunks.
+#[derive(Debug, Clone, Default)]
+pub struct Sent {
+    /// Changes that every stream has.
+    pub delivered: u64,
+    /// Changes that can never be delivered.
+    pub dead: u64,
+    /// Why not all of them are delivered, in words for people.
+    pub problem: Option<String>,
+}
+
+/// Where records go, and what watches over them.
+#[derive(Debug, Clone)]
+pub struct Route {
+    pub destination: Arc<Destination>,
+    pub pulse: Arc<Pulse>,
+    pub stop: Stop,
+}
+
+/// Delivers what a run has in the journal. What could not be delivered stays there.
+pub async fn deliver(
+    snapshot: &Handle,
+    run: &JournaledRun,
+    route: &Route,
+    meter: &Arc<Meter>,
+    progress: &Progress,
+) -> Result<Sent, SnapshotError> {
+    route.pulse.start();
+    let courier = Arc::new(Courier {
+        identify: run.computation.as_ref().map(Identify::new),
+        run: run.clone(),
+        route: route.clone(),
+        meter: Arc::clone(meter),
+        trouble: Mutex::default(),
+    });
+    let mut outcome = Sent::default();
+    let mut under_way = JoinSet::new();
+    let mut settled = Vec::new();
+    let mut after = -1;
+    loop {
+        let credit = if courier.goes_on() {
+            CHUNKS_UNDER_WAY - under_way.len()
+        } else {
+            0
+        };
+        let (run, remember) = (run.clone(), std::mem::take(&mut settled));
+        let chunks = snapshot
+            .with(move |snapshot| snapshot.settle(&run, &remember, after, credit))
+            .await?;
+        for chunk in chunks {
+            after = chunk.seq;
+            let courier = Arc::clone(&courier);
+            under_way.spawn(async move { courier.carry(chunk).await });
+        }
+        let Some(first) = under_way.join_next().await else {
+            break;
+        };
+        let mut back = Some(first);
+        while let Some(joined) = back {
+            let chunk = joined.expect("carrying a chunk does not panic")?;
+            outcome.delivered += chunk.newly_delivered();
+            outcome.dead += chunk.dead.len() as u64;
+            settled.push(chunk);
+            back = under_way.try_join_next();
+        }
+        progress.delivered(outcome.delivered);
+    }
+    outcome.problem = courier.problem(outcome.dead);
+    Ok(outcome)
+}
+
+/// Renders and sends the chunks of one run.
+struct Courier {
+    run: JournaledRun,
+    /// `None` for calls, which are lines already.
+    identify: Option<Identify>,
+    route: Route,
+    meter: Arc<Meter>,
+    trouble: Mutex<Trouble>,
+}
+
+/// Why chunks are not delivered any more.
+#[derive(Default)]
+struct Trouble {
+    /// By position in the run's streams; the others go on.
+    parked: BTreeMap<usize, String>,
+    given_up: Option<String>,
+}
+
+impl Courier {
+    fn trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether there is any use in taking further chunks.
+    fn goes_on(&self) -> bool {
+        let trouble = self.trouble();
+        !self.route.stop.is_requested()
+            && trouble.given_up.is_none()
+            && trouble.parked.len() < self.run.streams.len()
+    }
+
+    fn problem(&self, dead: u64) -> Option<String> {
+        let trouble = self.trouble();
+        let mut problems: Vec<String> = trouble
+            .parked
+            .values()
+            .chain(&trouble.given_up)
+            .cloned()
+            .collect();
+        if dead > 0 {
+            problems.push(format!(
+                "{dead} can never be delivered: over {MAX_RECORD_BYTES} bytes"
+            ));
+        }
+        problems.dedup();
+        (!problems.is_empty()).then(|| problems.join("\n"))
+    }
+
+    /// One chunk to every stream that does not have it yet.
+    async fn carry(&self, chunk: Chunk) -> Result<Settled, SnapshotError> {
+        let lines = self.render(&chunk)?;
+        let too_long = lines.too_long().map(|(position, bytes)| Dead {
+            position,
+            reason: format!("the record is {bytes} bytes, over the limit of {MAX_RECORD_BYTES}"),
+        });
+        let dead: Vec<Dead> = too_long.collect();
+        let mut accepted = chunk.accepted.clone();
+        accepted.resize(self.run.streams.len(), vec![false; chunk.count]);
+        for (stream, accepted) in accepted.iter_mut().enumerate() {
+            for dead in &dead {
+                accepted[dead.position] = false;
+            }
+            let is_dead = |line| dead.iter().any(|dead| dead.position == line);
+            self.carry_to(stream, &lines, accepted, is_dead).await;
+        }
+        Ok(Settled {
+            chunk,
+            accepted,
+            dead,
+        })
+    }
+
+    async fn carry_to(
+        &self,
+        stream: usize,
+        lines: &Lines,
+        accepted: &mut [bool],
+        is_dead: impl Fn(usize) -> bool,
+    ) {
+        if self.trouble().parked.contains_key(&stream) {
+            return;
+        }
+        let Route {
+            destination,
+            pulse,
+            stop,
+        } = &self.route;
+        let name = &self.run.streams[stream];
+        let records = lines.records(destination.pack, |line| !accepted[line] && !is_dead(line));
+        let delivery = destination
+            .deliver(name, records, &self.meter, pulse, stop)
+            .await;
+        for record in delivery.delivered {
+            accepted[record.lines].fill(true);
+        }
+        match delivery.ended_by {
+            None | Some(Ended::Stopped) => {}
+            Some(Ended::Parked(parked)) => {
+                self.trouble().parked.insert(stream, parked.to_string());
+            }
+            Some(Ended::GaveUp(reason)) => {
+                let problem = format!("stream `{name}` accepted nothing for 90 s: {reason}");
+                self.trouble().given_up.get_or_insert(problem);
+            }
+        }
+    }
+
+    fn render(&self, chunk: &Chunk) -> Result<Lines, SnapshotError> {
+        let unreadable = |_| SnapshotError::UnreadableChunk {
+            run: self.run.number,
+            seq: chunk.seq,
+        };
+        let mut lines = LineBuffer::with_capacity(chunk.count * 512);
+        match &self.identify {
+            Some(identify) => {
+                for change in chunk::changes(&chunk.entries) {
+                    let change = change.map_err(unreadable)?;
+                    lines.push(|bytes| identify.render(&change, bytes));
+                }
+            }
+            None => {
+                for line in chunk::calls(&chunk.entries) {
+                    let line = line.map_err(unreadable)?;
+                    lines.push(|bytes| bytes.extend(line));
+                }
+            }
+        }
+        let lines = lines.finish();
+        if lines.count() != chunk.count {
+            return Err(unreadable(chunk::Unreadable));
+        }
+        Ok(lines)
+    }
+}

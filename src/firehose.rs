@@ -1,0 +1,127 @@
+//! Delivers records to streams: to Amazon Data Firehose, or to files laid out as Firehose lays them out.
+//!
+//! A call has no single outcome. Its [`Receipt`] names the records that were delivered, and says by a [`Refusal`] what
+//! to do about the others; [`Destination::deliver`] does it, and is the only place that tries again. The SDK's own
+//! retries are off: it neither sees refused records inside a 200 nor drops expired credentials.
+
+mod aws;
+mod credentials;
+mod deliver;
+mod directory;
+
+use std::time::Duration;
+
+use crate::audience::DestinationName;
+use crate::batch::Record;
+use crate::mapping::StreamName;
+
+pub use aws::{Api, Aws, AwsSettings};
+pub use credentials::Role;
+pub use deliver::{Delivery, Ended, Meter, Pulse, Stop};
+pub use directory::Directory;
+
+/// What one call delivered, and why it did not deliver the rest.
+#[must_use]
+#[derive(Debug)]
+pub struct Receipt {
+    /// Indices of the records that have a record ID, or are on disk.
+    pub delivered: Vec<usize>,
+    /// Never absent when something is not delivered.
+    pub refusal: Option<Refusal>,
+}
+
+impl Receipt {
+    fn all(count: usize) -> Self {
+        Self {
+            delivered: (0..count).collect(),
+            refusal: None,
+        }
+    }
+
+    fn none(refusal: Refusal) -> Self {
+        Self {
+            delivered: Vec::new(),
+            refusal: Some(refusal),
+        }
+    }
+}
+
+/// Why records were not delivered, named by what happens next.
+#[derive(Debug, Clone)]
+pub enum Refusal {
+    /// The same records may be delivered later.
+    Retry(String),
+    /// The credentials, of this generation, are not accepted any more: new ones, and the same records at once.
+    Refresh { reason: String, refused: u64 },
+    /// Nothing reaches this stream until somebody acts. The records stay in the journal.
+    Park(Parked),
+}
+
+/// What somebody must act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parked {
+    pub problem: String,
+    pub hint: Option<String>,
+}
+
+impl std::fmt::Display for Parked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.problem)?;
+        self.hint
+            .iter()
+            .try_for_each(|hint| write!(f, "\n\nhint: {hint}"))
+    }
+}
+
+/// A destination that is ready to take records.
+#[derive(Debug)]
+pub struct Destination {
+    pub name: DestinationName,
+    /// Several lines in one record.
+    pub pack: bool,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Firehose(Aws),
+    Directory(Directory),
+}
+
+impl Destination {
+    pub fn firehose(name: DestinationName, pack: bool, aws: Aws) -> Self {
+        Self {
+            name,
+            pack,
+            kind: Kind::Firehose(aws),
+        }
+    }
+
+    pub fn directory(name: DestinationName, pack: bool, directory: Directory) -> Self {
+        Self {
+            name,
+            pack,
+            kind: Kind::Directory(directory),
+        }
+    }
+
+    /// One attempt at one call's worth of records.
+    async fn put(&self, stream: &StreamName, records: &[Record], meter: &Meter) -> Receipt {
+        match &self.kind {
+            Kind::Firehose(aws) => aws.put(stream, records, meter).await,
+            Kind::Directory(directory) => directory.put(stream, records, meter).await,
+        }
+    }
+
+    /// Sees to newer credentials than those of a generation; `false` where that will not help.
+    async fn refresh(&self, refused: u64) -> bool {
+        match &self.kind {
+            Kind::Firehose(aws) => aws.refresh(refused).await,
+            Kind::Directory(_) => false,
+        }
+    }
+}
+
+/// A call is given up after this long. AWS advises patience: a call that is cut short may have been accepted, and is
+/// then a repeat. <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html>
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);

@@ -1,0 +1,401 @@
+//! Amazon Data Firehose itself, through its SDK.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::identity::IdentityCache;
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_sdk_firehose::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_firehose::primitives::Blob;
+use aws_sdk_firehose::types::Record as SdkRecord;
+use aws_smithy_http_client::tls::Provider;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
+
+use super::credentials::{KeptCredentials, Role, chain};
+use super::{CALL_TIMEOUT, Meter, Parked, Receipt, Refusal};
+use crate::batch::Record;
+use crate::mapping::StreamName;
+
+/// Firehose closes idle connections; ours are closed first, or a call on one of them is lost in between.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+/// PutRecord calls of one chunk that are in flight together.
+const SINGLES_IN_FLIGHT: usize = 32;
+
+/// Which of Firehose's two calls to use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Api {
+    /// PutRecordBatch, or PutRecord where the role may do only that: Segment's documented policy grants no more.
+    #[default]
+    Auto,
+    PutRecordBatch,
+    PutRecord,
+}
+
+/// Where a Firehose destination is, and as whom it is written to.
+#[derive(Debug, Clone)]
+pub struct AwsSettings {
+    pub region: String,
+    pub role: Option<Role>,
+    pub endpoint_url: Option<String>,
+    pub sts_endpoint_url: Option<String>,
+    pub api: Api,
+}
+
+/// A connection to Firehose in one region, as one role. Nothing is sent before the first record.
+#[derive(Debug)]
+pub struct Aws {
+    settings: AwsSettings,
+    client: OnceCell<(aws_sdk_firehose::Client, Arc<KeptCredentials>)>,
+    /// Streams whose role may not PutRecordBatch.
+    singly: Mutex<HashSet<StreamName>>,
+}
+
+impl Aws {
+    pub fn new(settings: AwsSettings) -> Self {
+        Self {
+            settings,
+            client: OnceCell::new(),
+            singly: Mutex::default(),
+        }
+    }
+
+    /// Sees to newer credentials than those of a generation; `false` where newer ones were refused as well.
+    pub(super) async fn refresh(&self, refused: u64) -> bool {
+        match self.client.get() {
+            Some((_, credentials)) => credentials.refresh(refused).await,
+            None => false,
+        }
+    }
+
+    pub(super) async fn put(
+        &self,
+        stream: &StreamName,
+        records: &[Record],
+        meter: &Meter,
+    ) -> Receipt {
+        let (client, credentials) = self.client.get_or_init(|| self.connect()).await;
+        let generation = match credentials.get().await {
+            Ok((_, generation)) => generation,
+            Err(refusal) => return Receipt::none(refusal),
+        };
+        let call = Call {
+            aws: self,
+            client,
+            stream,
+            records,
+            generation,
+            meter,
+        };
+        let receipt = self.put_by_either(&call).await;
+        if !receipt.delivered.is_empty() {
+            credentials.prove(generation).await;
+        }
+        receipt
+    }
+
+    async fn put_by_either(&self, call: &Call<'_>) -> Receipt {
+        if self.settings.api == Api::PutRecord || self.is_sent_singly(call.stream) {
+            return call.put_singly().await;
+        }
+        let (receipt, denied) = call.put_batch().await;
+        if !denied || self.settings.api == Api::PutRecordBatch {
+            return receipt;
+        }
+        let singly = call.put_singly().await;
+        if singly.delivered.is_empty() && matches!(singly.refusal, Some(Refusal::Park(_))) {
+            // Neither is allowed: the faster one is the one to ask for.
+            return receipt;
+        }
+        if self.note_sent_singly(call.stream) {
+            tracing::warn!(
+                stream = %call.stream,
+                "the role may not firehose:PutRecordBatch, so records go one by one, which is much slower; \
+                 `audience-sync iam` prints the policy to add"
+            );
+        }
+        singly
+    }
+
+    fn is_sent_singly(&self, stream: &StreamName) -> bool {
+        self.singly
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(stream)
+    }
+
+    fn note_sent_singly(&self, stream: &StreamName) -> bool {
+        self.singly
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(stream.clone())
+    }
+
+    async fn connect(&self) -> (aws_sdk_firehose::Client, Arc<KeptCredentials>) {
+        let http = aws_smithy_http_client::Builder::new()
+            .tls_provider(Provider::Rustls(CryptoMode::AwsLc))
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .build_https();
+        let region = Region::new(self.settings.region.clone());
+        let base = DefaultCredentialsChain::builder()
+            .region(region.clone())
+            .build()
+            .await;
+        let base = SharedCredentialsProvider::new(base);
+        // From the environment and profile comes what the configuration does not say, such as FIPS endpoints.
+        let shared = aws_config::defaults(BehaviorVersion::v2026_01_12())
+            .region(region.clone())
+            .http_client(http)
+            .no_credentials()
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(Duration::from_secs(3))
+                    .operation_timeout(CALL_TIMEOUT)
+                    .build(),
+            )
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .load()
+            .await;
+
+        let role = self.settings.role.clone().map(|role| {
+            let mut sts = aws_sdk_sts::config::Builder::from(&shared)
+                .identity_cache(IdentityCache::no_cache());
+            sts.set_credentials_provider(Some(base.clone()));
+            if let Some(url) = &self.settings.sts_endpoint_url {
+                sts.set_endpoint_url(Some(url.clone()));
+            }
+            (role, aws_sdk_sts::Client::from_conf(sts.build()))
+        });
+        let credentials = Arc::new(KeptCredentials::new(base, role));
+        let mut firehose = aws_sdk_firehose::config::Builder::from(&shared)
+            .identity_cache(IdentityCache::no_cache());
+        let provider: Arc<dyn ProvideCredentials> = Arc::<KeptCredentials>::clone(&credentials);
+        firehose.set_credentials_provider(Some(provider.into()));
+        if let Some(url) = &self.settings.endpoint_url {
+            firehose.set_endpoint_url(Some(url.clone()));
+        }
+        (
+            aws_sdk_firehose::Client::from_conf(firehose.build()),
+            credentials,
+        )
+    }
+}
+
+/// One attempt at some records.
+struct Call<'a> {
+    aws: &'a Aws,
+    client: &'a aws_sdk_firehose::Client,
+    stream: &'a StreamName,
+    records: &'a [Record],
+    /// Of the credentials it is signed with.
+    generation: u64,
+    meter: &'a Meter,
+}
+
+impl Call<'_> {
+    /// The second half tells whether the call itself was denied, which another call might not be.
+    async fn put_batch(&self) -> (Receipt, bool) {
+        self.meter.request();
+        let call = self
+            .client
+            .put_record_batch()
+            .delivery_stream_name(self.stream.as_str());
+        let answer = call
+            .set_records(Some(self.records.iter().map(sdk_record).collect()))
+            .send()
+            .await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                let denied = error.code().is_some_and(is_denied);
+                return (
+                    Receipt::none(self.refusal("firehose:PutRecordBatch", &error)),
+                    denied,
+                );
+            }
+        };
+        let entries = answer.request_responses();
+        if entries.len() != self.records.len() {
+            let problem = format!(
+                "firehose answered {} of {} records",
+                entries.len(),
+                self.records.len()
+            );
+            return (Receipt::none(Refusal::Retry(problem)), false);
+        }
+        let is_delivered = |entry: usize| {
+            entries[entry].record_id().is_some() && entries[entry].error_code().is_none()
+        };
+        let (delivered, refused): (Vec<_>, Vec<_>) =
+            (0..entries.len()).partition(|entry| is_delivered(*entry));
+        let refusal = refused.first().map(|entry| {
+            let code = entries[*entry].error_code().unwrap_or("no record ID");
+            Refusal::Retry(format!(
+                "firehose refused {} of {} records ({code})",
+                refused.len(),
+                self.records.len()
+            ))
+        });
+        (Receipt { delivered, refusal }, false)
+    }
+
+    async fn put_singly(&self) -> Receipt {
+        let mut receipt = Receipt {
+            delivered: Vec::with_capacity(self.records.len()),
+            refusal: None,
+        };
+        let mut calls = JoinSet::new();
+        let mut waiting = self.records.iter().enumerate();
+        loop {
+            // After a refusal nothing new is begun: the rest is tried again with it.
+            while receipt.refusal.is_none() && calls.len() < SINGLES_IN_FLIGHT {
+                let Some((index, record)) = waiting.next() else {
+                    break;
+                };
+                self.meter.request();
+                let call = self
+                    .client
+                    .put_record()
+                    .delivery_stream_name(self.stream.as_str())
+                    .record(sdk_record(record))
+                    .send();
+                calls.spawn(async move { (index, call.await) });
+            }
+            match calls.join_next().await {
+                None => return receipt,
+                Some(Ok((index, Ok(answer)))) if !answer.record_id().is_empty() => {
+                    receipt.delivered.push(index);
+                }
+                Some(Ok((_, Ok(_)))) => {
+                    receipt
+                        .refusal
+                        .get_or_insert(Refusal::Retry("no record ID".to_owned()));
+                }
+                Some(Ok((_, Err(error)))) => {
+                    let refusal = self.refusal("firehose:PutRecord", &error);
+                    receipt.refusal.get_or_insert(refusal);
+                }
+                Some(Err(panic)) => {
+                    receipt
+                        .refusal
+                        .get_or_insert(Refusal::Retry(panic.to_string()));
+                }
+            }
+        }
+    }
+
+    /// What to do about a call that failed as a whole.
+    fn refusal<E>(&self, permission: &str, error: &SdkError<E>) -> Refusal
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let Some(code) = error.code() else {
+            return match error {
+                SdkError::ConstructionFailure(_) => Refusal::Park(Parked {
+                    problem: format!("firehose cannot be called: {}", chain(error)),
+                    hint: None,
+                }),
+                _ => Refusal::Retry(format!(
+                    "firehose did not answer: {}",
+                    self.redacted(&chain(error))
+                )),
+            };
+        };
+        let message = self.redacted(error.message().unwrap_or_default());
+        let reason = format!("{code}: {message}");
+        let status = error
+            .raw_response()
+            .map_or(0, |answer| answer.status().as_u16());
+        if status >= 500 || status == 429 || is_throttled(code) {
+            return Refusal::Retry(reason);
+        }
+        if is_about_credentials(code) {
+            return Refusal::Refresh {
+                reason,
+                refused: self.generation,
+            };
+        }
+        let (region, stream) = (&self.aws.settings.region, self.stream);
+        let (problem, hint) = match code {
+            "ResourceNotFoundException" => (
+                format!("there is no stream `{stream}` in {region} ({reason})"),
+                "create it, or correct the mapping or the region".to_owned(),
+            ),
+            code if is_denied(code) => (
+                format!("no permission for {permission} on stream `{stream}` ({reason})"),
+                "`audience-sync iam` prints the policy to add".to_owned(),
+            ),
+            "InvalidKMSResourceException" => (
+                format!("the encryption key of stream `{stream}` cannot be used ({reason})"),
+                "the stream's KMS key must be enabled, and its policy must let Firehose use it"
+                    .to_owned(),
+            ),
+            _ => (
+                format!("stream `{stream}` refuses the records ({reason})"),
+                "they stay in the journal; the next run tries again".to_owned(),
+            ),
+        };
+        Refusal::Park(Parked {
+            problem,
+            hint: Some(hint),
+        })
+    }
+
+    /// Words of a server, which might repeat what it was sent.
+    fn redacted(&self, text: &str) -> String {
+        self.aws
+            .settings
+            .role
+            .as_ref()
+            .map_or_else(|| text.to_owned(), |role| role.external_id.redact(text))
+    }
+}
+
+fn sdk_record(record: &Record) -> SdkRecord {
+    let data = Blob::from_maybe_shared(record.data.clone());
+    SdkRecord::builder()
+        .data(data)
+        .build()
+        .expect("a record has data")
+}
+
+fn is_denied(code: &str) -> bool {
+    matches!(code, "AccessDenied" | "AccessDeniedException")
+}
+
+fn is_throttled(code: &str) -> bool {
+    code.contains("Throttl")
+        || matches!(
+            code,
+            "ServiceUnavailableException"
+                | "ServiceUnavailable"
+                | "InternalFailure"
+                | "LimitExceededException"
+                | "RequestLimitExceeded"
+                | "TooManyRequestsException"
+                | "SlowDown"
+                | "RequestExpired"
+                | "RequestTimeout"
+        )
+}
+
+/// Expired, revoked, or signed by a clock that is off: new credentials and a new signature may do.
+fn is_about_credentials(code: &str) -> bool {
+    code.starts_with("ExpiredToken")
+        || matches!(
+            code,
+            "UnrecognizedClientException"
+                | "InvalidClientTokenId"
+                | "InvalidSignatureException"
+                | "SignatureDoesNotMatch"
+                | "RequestTimeTooSkewed"
+        )
+}

@@ -1,0 +1,227 @@
+//! The credentials that calls are signed with: those of the environment, or of a role assumed with them.
+//!
+//! Kept here and not in the SDK's cache, which never drops credentials that AWS has stopped accepting, and whose
+//! errors do not tell a role that may not be assumed from a network that is down.
+
+use std::error::Error;
+use std::time::{Duration, SystemTime};
+
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sts::operation::assume_role::AssumeRoleError;
+use tokio::sync::Mutex;
+
+use super::{Parked, Refusal};
+use crate::secret::Secret;
+
+/// Renewed so long before they expire; the SDK's 10 seconds are too few when STS is slow.
+const RENEW_BEFORE: Duration = Duration::from_secs(5 * 60);
+/// A role that is assumed by a role has its credentials for an hour at most.
+/// <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use.html>
+const SESSION_SECONDS: i32 = 3_600;
+const SESSION_NAME: &str = "audience-sync";
+
+/// The role that writes to the streams.
+#[derive(Debug, Clone)]
+pub struct Role {
+    pub arn: String,
+    pub external_id: Secret,
+}
+
+#[derive(Debug)]
+pub(super) struct KeptCredentials {
+    base: SharedCredentialsProvider,
+    role: Option<(Role, aws_sdk_sts::Client)>,
+    kept: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    kept: Option<Kept>,
+    /// How many there were so far.
+    generations: u64,
+}
+
+#[derive(Debug)]
+struct Kept {
+    credentials: Credentials,
+    generation: u64,
+    /// A call was accepted with them.
+    proven: bool,
+}
+
+impl KeptCredentials {
+    pub(super) fn new(
+        base: SharedCredentialsProvider,
+        role: Option<(Role, aws_sdk_sts::Client)>,
+    ) -> Self {
+        Self {
+            base,
+            role,
+            kept: Mutex::new(State::default()),
+        }
+    }
+
+    /// Credentials that are good for a while yet, and which generation of them they are.
+    pub(super) async fn get(&self) -> Result<(Credentials, u64), Refusal> {
+        let mut state = self.kept.lock().await;
+        if let Some(kept) = state
+            .kept
+            .as_ref()
+            .filter(|kept| lasts(&kept.credentials, RENEW_BEFORE))
+        {
+            return Ok((kept.credentials.clone(), kept.generation));
+        }
+        match (self.load().await, state.kept.as_ref()) {
+            (Ok(credentials), _) => {
+                state.generations += 1;
+                let generation = state.generations;
+                state.kept = Some(Kept {
+                    credentials: credentials.clone(),
+                    generation,
+                    proven: false,
+                });
+                Ok((credentials, generation))
+            }
+            // The old ones still serve while STS is out of reach.
+            (Err(_), Some(old)) if lasts(&old.credentials, Duration::from_secs(10)) => {
+                Ok((old.credentials.clone(), old.generation))
+            }
+            (Err(refusal), _) => Err(refusal),
+        }
+    }
+
+    /// Remembers that a call was accepted with a generation of credentials.
+    pub(super) async fn prove(&self, generation: u64) {
+        if let Some(kept) = self
+            .kept
+            .lock()
+            .await
+            .kept
+            .as_mut()
+            .filter(|kept| kept.generation == generation)
+        {
+            kept.proven = true;
+        }
+    }
+
+    /// Sees to newer credentials than a generation that was refused. `false` where that was tried already: these were
+    /// new because others were refused, and have never worked.
+    pub(super) async fn refresh(&self, refused: u64) -> bool {
+        let mut state = self.kept.lock().await;
+        match &state.kept {
+            Some(kept) if kept.generation == refused && !kept.proven && refused > 1 => false,
+            Some(kept) if kept.generation == refused => {
+                state.kept = None;
+                true
+            }
+            // Another call was refused first, and saw to it.
+            _ => true,
+        }
+    }
+
+    async fn load(&self) -> Result<Credentials, Refusal> {
+        let Some((role, sts)) = &self.role else {
+            return self
+                .base
+                .provide_credentials()
+                .await
+                .map_err(|error| base_refusal(&error));
+        };
+        // Asked for first, so that missing ones are not taken for a fault of STS.
+        self.base
+            .provide_credentials()
+            .await
+            .map_err(|error| base_refusal(&error))?;
+        let assumed = sts
+            .assume_role()
+            .role_arn(&role.arn)
+            .external_id(role.external_id.expose())
+            .role_session_name(SESSION_NAME)
+            .duration_seconds(SESSION_SECONDS)
+            .send()
+            .await
+            .map_err(|error| role_refusal(role, &error))?;
+        let answer = assumed
+            .credentials()
+            .ok_or_else(|| Refusal::Retry("STS gave no credentials".to_owned()))?;
+        Ok(Credentials::new(
+            answer.access_key_id(),
+            answer.secret_access_key(),
+            Some(answer.session_token().to_owned()),
+            SystemTime::try_from(*answer.expiration()).ok(),
+            "audience-sync",
+        ))
+    }
+}
+
+impl ProvideCredentials for KeptCredentials {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let kept = self.get().await;
+            kept.map(|(credentials, _)| credentials)
+                .map_err(|refusal| CredentialsError::provider_error(format!("{refusal:?}")))
+        })
+    }
+}
+
+fn lasts(credentials: &Credentials, span: Duration) -> bool {
+    credentials
+        .expiry()
+        .is_none_or(|expiry| SystemTime::now() + span < expiry)
+}
+
+fn base_refusal(error: &CredentialsError) -> Refusal {
+    let problem = format!("no AWS credentials: {}", chain(error));
+    match error {
+        CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_) => Refusal::Retry(problem),
+        _ => Refusal::Park(Parked {
+            problem,
+            hint: Some("set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where a role is attached".to_owned()),
+        }),
+    }
+}
+
+fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
+    let redacted = |text: &str| role.external_id.redact(text);
+    let SdkError::ServiceError(answer) = error else {
+        return Refusal::Retry(redacted(&format!("STS did not answer: {}", chain(error))));
+    };
+    let code = answer.err().code().unwrap_or("no code").to_owned();
+    let status = answer.raw().status().as_u16();
+    if status >= 500 || status == 429 || code.contains("Throttl") || code == "RequestLimitExceeded"
+    {
+        return Refusal::Retry(redacted(&format!("STS answered {code}")));
+    }
+    let message = answer.err().message().unwrap_or_default();
+    Refusal::Park(Parked {
+        problem: redacted(&format!(
+            "the role {} may not be assumed ({code}: {message})",
+            role.arn
+        )),
+        hint: Some(
+            "its trust policy must name you and the external ID; `audience-sync iam` prints one"
+                .to_owned(),
+        ),
+    })
+}
+
+/// An error and its causes, in one line.
+pub(super) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,296 @@
+//! Sends records until each is delivered, or until there is a reason to stop.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::{Destination, Parked, Refusal};
+use crate::batch::{Record, billed_bytes, calls};
+use crate::mapping::StreamName;
+use crate::run::Counts;
+
+/// A run in which nothing at all is accepted for so long is ended.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+
+/// When something was last accepted, over all that is delivered to a destination.
+#[derive(Debug)]
+pub struct Pulse(Mutex<Beat>);
+
+#[derive(Debug)]
+struct Beat {
+    last: Instant,
+    /// The destination is out of reach: whoever comes next need not wait as long again.
+    gave_up: bool,
+}
+
+impl Pulse {
+    pub fn new() -> Self {
+        Self(Mutex::new(Beat {
+            last: Instant::now(),
+            gave_up: false,
+        }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Beat> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts the clock for another delivery, unless an earlier one was given up.
+    pub fn start(&self) {
+        let mut beat = self.lock();
+        if !beat.gave_up {
+            beat.last = Instant::now();
+        }
+    }
+
+    fn beat(&self) {
+        *self.lock() = Beat {
+            last: Instant::now(),
+            gave_up: false,
+        };
+    }
+
+    /// When a delivery without a further beat is given up.
+    fn deadline(&self) -> Instant {
+        self.lock().last + GIVE_UP_AFTER
+    }
+
+    fn give_up(&self) {
+        self.lock().gave_up = true;
+    }
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether to stop: what is in flight is finished, and nothing is begun.
+#[derive(Debug, Clone)]
+pub struct Stop(Arc<watch::Sender<bool>>);
+
+impl Stop {
+    pub fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(false)))
+    }
+
+    pub fn request(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub fn is_requested(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    pub async fn requested(&self) {
+        // The sender lives in `self`, so the channel cannot close.
+        drop(self.0.subscribe().wait_for(|stop| *stop).await);
+    }
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Counts what a run sends.
+#[derive(Debug, Default)]
+pub struct Meter {
+    requests: AtomicU64,
+    retries: AtomicU64,
+    records: AtomicU64,
+    bytes: AtomicU64,
+    billed_bytes: AtomicU64,
+}
+
+impl Meter {
+    pub(super) fn request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn retry(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn delivered(&self, record: &Record) {
+        self.records.fetch_add(1, Ordering::Relaxed);
+        self.bytes
+            .fetch_add(record.data.len() as u64, Ordering::Relaxed);
+        self.billed_bytes
+            .fetch_add(billed_bytes(record.data.len()), Ordering::Relaxed);
+    }
+
+    pub fn counts(&self) -> Counts {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Counts {
+            requests: read(&self.requests),
+            retries: read(&self.retries),
+            records: read(&self.records),
+            bytes: read(&self.bytes),
+            billed_bytes: read(&self.billed_bytes),
+        }
+    }
+}
+
+/// What became of the records of a chunk at one stream.
+#[derive(Debug)]
+pub struct Delivery {
+    pub delivered: Vec<Record>,
+    /// Why not all of them are.
+    pub ended_by: Option<Ended>,
+}
+
+/// Why a delivery ended before all was delivered.
+#[derive(Debug, Clone)]
+pub enum Ended {
+    /// Somebody must act first.
+    Parked(Parked),
+    /// Nothing at all was accepted for too long; the last reason that was given.
+    GaveUp(String),
+    /// The run was asked to stop.
+    Stopped,
+}
+
+impl Destination {
+    /// Sends records, in calls within AWS's limits, until all are delivered or there is a reason to end.
+    ///
+    /// Asked to stop, it finishes the call that is in flight and tells what that delivered.
+    pub async fn deliver(
+        &self,
+        stream: &StreamName,
+        records: Vec<Record>,
+        meter: &Meter,
+        pulse: &Pulse,
+        stop: &Stop,
+    ) -> Delivery {
+        let mut delivered = Vec::with_capacity(records.len());
+        let ranges: Vec<_> = calls(&records).collect();
+        for range in ranges {
+            let call = self
+                .deliver_call(stream, records[range].to_vec(), meter, pulse, stop)
+                .await;
+            delivered.extend(call.delivered);
+            if call.ended_by.is_some() {
+                return Delivery {
+                    delivered,
+                    ended_by: call.ended_by,
+                };
+            }
+        }
+        Delivery {
+            delivered,
+            ended_by: None,
+        }
+    }
+
+    async fn deliver_call(
+        &self,
+        stream: &StreamName,
+        mut waiting: Vec<Record>,
+        meter: &Meter,
+        pulse: &Pulse,
+        stop: &Stop,
+    ) -> Delivery {
+        let mut delivered = Vec::with_capacity(waiting.len());
+        let mut backoff = Backoff::default();
+        loop {
+            let receipt = self.put(stream, &waiting, meter).await;
+            if !receipt.delivered.is_empty() {
+                pulse.beat();
+                backoff = Backoff::default();
+                let mut accepted = vec![false; waiting.len()];
+                receipt
+                    .delivered
+                    .iter()
+                    .for_each(|record| accepted[*record] = true);
+                let mut accepted = accepted.into_iter();
+                let (done, rest): (Vec<_>, Vec<_>) = waiting
+                    .into_iter()
+                    .partition(|_| accepted.next().unwrap_or_default());
+                done.iter().for_each(|record| meter.delivered(record));
+                delivered.extend(done);
+                waiting = rest;
+            }
+            let end = |ended_by| Delivery {
+                delivered: Vec::new(),
+                ended_by,
+            };
+            let ended = match receipt.refusal {
+                _ if waiting.is_empty() => end(None),
+                Some(Refusal::Park(parked)) => end(Some(Ended::Parked(parked))),
+                Some(Refusal::Refresh { reason, refused }) => {
+                    if stop.is_requested() {
+                        end(Some(Ended::Stopped))
+                    } else if self.refresh(refused).await {
+                        meter.retry();
+                        continue;
+                    } else {
+                        let problem = format!(
+                            "the credentials are not accepted, nor are new ones ({reason})"
+                        );
+                        end(Some(Ended::Parked(Parked {
+                            problem,
+                            hint: None,
+                        })))
+                    }
+                }
+                Some(Refusal::Retry(reason)) => {
+                    tracing::debug!(%stream, records = waiting.len(), reason, "not accepted yet");
+                    match backoff.wait(pulse, stop).await {
+                        Waited::Enough => {
+                            meter.retry();
+                            continue;
+                        }
+                        Waited::Stopped => end(Some(Ended::Stopped)),
+                        Waited::InVain => end(Some(Ended::GaveUp(reason))),
+                    }
+                }
+                None => unreachable!("a receipt says why something is not delivered"),
+            };
+            return Delivery { delivered, ..ended };
+        }
+    }
+}
+
+enum Waited {
+    Enough,
+    Stopped,
+    /// Nothing at all was accepted meanwhile, for too long.
+    InVain,
+}
+
+/// Exponential, with full jitter: <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>
+struct Backoff {
+    ceiling: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self {
+            ceiling: FIRST_BACKOFF,
+        }
+    }
+}
+
+impl Backoff {
+    async fn wait(&mut self, pulse: &Pulse, stop: &Stop) -> Waited {
+        let until = Instant::now() + self.ceiling.mul_f64(fastrand::f64());
+        self.ceiling = LONGEST_BACKOFF.min(self.ceiling * 2);
+        tokio::select! {
+            () = tokio::time::sleep_until(until.min(pulse.deadline())) => {}
+            () = stop.requested() => return Waited::Stopped,
+        }
+        if Instant::now() < pulse.deadline() {
+            return Waited::Enough;
+        }
+        pulse.give_up();
+        Waited::InVain
+    }
+}

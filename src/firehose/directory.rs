@@ -1,0 +1,178 @@
+//! The embedded destination: the same bytes in files, laid out as Firehose lays them out in S3.
+//!
+//! A file is written beside its place and appears in it whole, already on disk. A reader never sees half of one, and
+//! a crash leaves none behind that counts.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind, Write as _};
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use super::{Meter, Parked, Receipt, Refusal};
+use crate::batch::Record;
+use crate::mapping::StreamName;
+
+/// Files in a directory.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    root: PathBuf,
+}
+
+/// Files that are being written. What a crash leaves here never counted as delivered.
+const INCOMING: &str = ".incoming";
+
+impl Directory {
+    /// Nothing is created before the first record.
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    pub(super) async fn put(
+        &self,
+        stream: &StreamName,
+        records: &[Record],
+        meter: &Meter,
+    ) -> Receipt {
+        meter.request();
+        let (root, stream, count) = (self.root.clone(), stream.clone(), records.len());
+        let records = records.to_vec();
+        let written =
+            tokio::task::spawn_blocking(move || write(&root, &stream, &records, Utc::now())).await;
+        match written.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+            Ok(()) => Receipt::all(count),
+            Err(error) => Receipt::none(self.refusal(&error)),
+        }
+    }
+
+    fn refusal(&self, error: &io::Error) -> Refusal {
+        let problem = format!("cannot write below {}: {error}", self.root.display());
+        match error.kind() {
+            ErrorKind::PermissionDenied
+            | ErrorKind::ReadOnlyFilesystem
+            | ErrorKind::StorageFull
+            | ErrorKind::QuotaExceeded
+            | ErrorKind::NotADirectory
+            | ErrorKind::AlreadyExists => Refusal::Park(Parked {
+                problem,
+                hint: None,
+            }),
+            _ => Refusal::Retry(problem),
+        }
+    }
+}
+
+/// Writes one file for one call: `<stream>/YYYY/MM/DD/HH/<stream>-<number>-<timestamp>-<uuid>`.
+/// <https://docs.aws.amazon.com/firehose/latest/dev/s3-object-name.html>
+fn write(
+    root: &Path,
+    stream: &StreamName,
+    records: &[Record],
+    now: DateTime<Utc>,
+) -> io::Result<()> {
+    let folder = root
+        .join(stream.as_str())
+        .join(now.format("%Y/%m/%d/%H").to_string());
+    let name = format!(
+        "{stream}-1-{}-{}",
+        now.format("%Y-%m-%d-%H-%M-%S"),
+        Uuid::new_v4()
+    );
+    let incoming = root.join(INCOMING);
+    create_folder(&folder)?;
+    create_folder(&incoming)?;
+
+    let temporary = incoming.join(&name);
+    let mut file = File::create_new(&temporary)?;
+    let all: Vec<u8> = records
+        .iter()
+        .flat_map(|record| record.data.iter().copied())
+        .collect();
+    let placed = file
+        .write_all(&all)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, folder.join(&name)))
+        .and_then(|()| sync(&folder));
+    if placed.is_err() {
+        // It may not exist any more; what matters is the first error.
+        drop(fs::remove_file(&temporary));
+    }
+    placed
+}
+
+/// Makes a folder and those above it, each entry on disk.
+fn create_folder(folder: &Path) -> io::Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let above = folder
+        .parent()
+        .filter(|above| !above.as_os_str().is_empty());
+    if let Some(above) = above {
+        create_folder(above)?;
+    }
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists || !folder.is_dir() => {
+            return Err(error);
+        }
+        _ => {}
+    }
+    sync(above.unwrap_or(Path::new(".")))
+}
+
+/// Puts the names in a folder on disk.
+fn sync(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_file_lies_where_firehose_would_put_it() {
+        let root = tempfile::tempdir().unwrap();
+        let now = DateTime::from_timestamp(1_795_428_000, 0).unwrap();
+        let record = |line: &'static str| Record {
+            data: Bytes::from(line),
+            lines: 0..1,
+        };
+        let stream = StreamName::parse("members").unwrap();
+        write(root.path(), &stream, &[record("a\n"), record("b\n")], now).unwrap();
+
+        let folder = root.path().join("members/2026/11/23/10");
+        let files: Vec<_> = fs::read_dir(folder)
+            .unwrap()
+            .map(|file| file.unwrap().path())
+            .collect();
+        assert_eq!(files.len(), 1);
+        assert_eq!(fs::read(&files[0]).unwrap(), b"a\nb\n");
+        let name = files[0].file_name().unwrap().to_str().unwrap();
+        assert!(name.starts_with("members-1-2026-11-23-10-00-00-"), "{name}");
+        assert_eq!(fs::read_dir(root.path().join(INCOMING)).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_written_is_not_delivered() {
+        let root = tempfile::tempdir().unwrap();
+        let file = root.path().join("file");
+        fs::write(&file, "in the way").unwrap();
+        let record = Record {
+            data: Bytes::from("a\n"),
+            lines: 0..1,
+        };
+        let stream = StreamName::parse("members").unwrap();
+        let receipt = Directory::new(file)
+            .put(&stream, &[record], &Meter::default())
+            .await;
+        assert!(receipt.delivered.is_empty());
+        assert!(
+            matches!(receipt.refusal, Some(Refusal::Park(_))),
+            "{:?}",
+            receipt.refusal
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! What Firehose has accepted, and what it has yet to accept: one SQLite file.
+//!
+//! Members are the snapshot, undelivered chunks the journal, delivered ones the history. Plain synchronous code over
+//! one connection; async code reaches it through a [`Handle`], and only one process at a time holds the [`RunLock`].
+//!
+//! A run is planned in one transaction: either the whole plan is on disk or none of it. A chunk leaves the journal
+//! and its changes reach the members in one transaction too, so the snapshot never says more than Firehose did.
+
+pub mod chunk;
+mod handle;
+mod history;
+mod journal;
+mod lock;
+mod members;
+mod schema;
+
+use std::fs::{self, OpenOptions};
+use std::path::Path;
+
+use rusqlite::{Connection, OpenFlags};
+
+use crate::audience::keys::Known;
+use crate::audience::{AudienceId, Class, DestinationName, Key};
+use crate::run::Timestamp;
+
+pub use handle::Handle;
+pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
+pub use journal::{Chunk, Dead, Journal, JournaledRun, Plan, Planning, Rehearsed, Settled};
+pub use lock::{Busy, RunLock};
+pub use members::Delivered;
+
+/// Why the snapshot could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// Some other file: it is left alone.
+    #[error("the file is a SQLite database, but not a snapshot of audience-sync")]
+    NotASnapshot,
+    /// Only a newer program can read it.
+    #[error(
+        "the snapshot is of version {found}, and this audience-sync knows versions up to {known}\n\nhint: use the newer audience-sync that wrote it"
+    )]
+    Newer { found: i64, known: usize },
+    /// The file is damaged, or was written by something else.
+    #[error("chunk {seq} of run {run} cannot be read")]
+    UnreadableChunk { run: i64, seq: i64 },
+    /// A column holds what this program never writes.
+    #[error("the snapshot holds an unknown {0}")]
+    Unknown(&'static str),
+    #[error("cannot create the file")]
+    Create(#[source] std::io::Error),
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+}
+
+/// The open file.
+pub struct Snapshot {
+    connection: Connection,
+}
+
+impl Snapshot {
+    /// Opens the file, made with mode 0600 where there is none, and brings it up to this version.
+    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        create(path).map_err(SnapshotError::Create)?;
+        let mut connection = Connection::open_with_flags(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
+        set_up(&connection)?;
+        // Before anything is changed: a file of somebody else, or of a newer version, stays as it is.
+        schema::version(&connection)?;
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        schema::migrate(&mut connection)?;
+        Ok(Self { connection })
+    }
+
+    /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed.
+    pub fn inspect(path: &Path) -> Result<Option<Self>, SnapshotError> {
+        if !path.exists() {
+            return Ok(None);
+        }
+        // Read-write lets SQLite tidy up its files beside the snapshot; on a read-only disk it need not.
+        let open =
+            |access| Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX);
+        let connection = open(OpenFlags::SQLITE_OPEN_READ_WRITE)
+            .or_else(|_| open(OpenFlags::SQLITE_OPEN_READ_ONLY))?;
+        set_up(&connection)?;
+        if schema::version(&connection)? == 0 {
+            return Ok(None);
+        }
+        connection.pragma_update(None, "query_only", true)?;
+        Ok(Some(Self { connection }))
+    }
+
+    /// A snapshot that knows nothing and is kept nowhere, for a dry run before the first sync.
+    pub fn empty() -> Result<Self, SnapshotError> {
+        let mut connection = Connection::open_in_memory()?;
+        schema::migrate(&mut connection)?;
+        Ok(Self { connection })
+    }
+
+    /// When the last run began: the next one must begin later.
+    pub fn last_started_at(&self) -> Result<Option<Timestamp>, SnapshotError> {
+        let last = self
+            .connection
+            .query_row("SELECT max(started_at) FROM run", [], |row| row.get(0));
+        Ok(last.map(|millis: Option<i64>| millis.map(Timestamp::from_millis))?)
+    }
+
+    /// Every audience that was ever synced, in order of key.
+    pub fn known(&self) -> Result<Vec<Known>, SnapshotError> {
+        let mut statement = self.connection.prepare(
+            "SELECT id, destination, key, class, name FROM audience ORDER BY key, destination",
+        )?;
+        let mut rows = statement.query([])?;
+        let mut known = Vec::new();
+        while let Some(row) = rows.next()? {
+            known.push(Known {
+                id: AudienceId::new(row.get::<_, String>(0)?),
+                destination: DestinationName::new(row.get::<_, String>(1)?),
+                key: Key::new(row.get::<_, String>(2)?),
+                class: class(&row.get::<_, String>(3)?)?,
+                name: row.get(4)?,
+            });
+        }
+        Ok(known)
+    }
+}
+
+fn class(text: &str) -> Result<Class, SnapshotError> {
+    let known = [Class::Audience, Class::Trait];
+    known
+        .into_iter()
+        .find(|class| class.as_str() == text)
+        .ok_or(SnapshotError::Unknown("class of audience"))
+}
+
+/// Makes the file readable for its owner only, before SQLite writes a byte: it holds people's ids.
+fn create(path: &Path) -> std::io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)?.sync_all()
+}
+
+fn set_up(connection: &Connection) -> Result<(), SnapshotError> {
+    connection.busy_timeout(std::time::Duration::from_secs(10))?;
+    // FULL: a commit is on disk when it returns. Nothing may be sent that a power cut could make us forget.
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "cache_size", -16_384)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 8_192)?;
+    connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    connection.set_prepared_statement_cache_capacity(32);
+    Ok(())
+}

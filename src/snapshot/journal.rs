@@ -1,0 +1,845 @@
+//! Plans on disk: written whole before anything is sent, handed out in chunks, remembered as record IDs come back.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, TransactionBehavior, params};
+
+use super::members::{Apply, Delivered, ORDERED, SqlUser};
+use super::{Snapshot, SnapshotError, chunk, class};
+use crate::audience::{Action, AudienceId, Change, DestinationName, Guard, Key, MemberBuf};
+use crate::batch::{MAX_CALL_BYTES, MAX_CALL_RECORDS, billed_bytes};
+use crate::diff::Tally;
+use crate::event::{Computation, Identify};
+use crate::mapping::StreamName;
+use crate::run::{Counts, Outcome, RunId, RunKind, Timestamp};
+
+/// A chunk holds what one PutRecordBatch carries.
+const MAX_CHUNK_ENTRIES: u64 = MAX_CALL_RECORDS as u64;
+const MAX_CHUNK_BYTES: usize = MAX_CALL_BYTES;
+
+/// A run that is about to be decided.
+#[derive(Debug, Clone)]
+pub struct Planning {
+    pub computation: Computation,
+    pub name: String,
+    pub kind: RunKind,
+    pub streams: Vec<StreamName>,
+    /// `None` where removals are sent whatever their number.
+    pub guard: Option<Guard>,
+}
+
+/// What was decided.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub run: JournaledRun,
+    pub tally: Tally,
+    /// Removals that the guard kept out of the journal.
+    pub held: u64,
+    pub skipped_rows: u64,
+    /// Lines and their bytes, for one stream: only a rehearsal renders them.
+    pub rehearsed: Option<Rehearsed>,
+}
+
+/// What a plan would send to one stream.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rehearsed {
+    pub lines: u64,
+    pub chunks: u64,
+    pub bytes: u64,
+    /// Each line rounded up to what Firehose charges for.
+    pub billed_bytes: u64,
+}
+
+/// A run with chunks in the journal, and all that is needed to send them.
+#[derive(Debug, Clone)]
+pub struct JournaledRun {
+    pub number: i64,
+    pub id: RunId,
+    pub kind: RunKind,
+    pub destination: DestinationName,
+    /// Frozen by the plan: a later change of the mapping is for later runs.
+    pub streams: Vec<StreamName>,
+    /// `None` for a run of `send`: its chunks hold whole lines.
+    pub computation: Option<Computation>,
+    audience: Option<i64>,
+    /// In the source when the run was planned.
+    pub members: u64,
+    pub held: u64,
+    /// Changes that are still to be delivered.
+    pub waiting: u64,
+}
+
+impl JournaledRun {
+    pub fn is_of(&self, audience: &AudienceId) -> bool {
+        self.computation
+            .as_ref()
+            .is_some_and(|computation| computation.audience == *audience)
+    }
+}
+
+impl Rehearsed {
+    /// What would be counted for so many streams.
+    pub fn counts(&self, streams: usize) -> Counts {
+        let streams = streams as u64;
+        Counts {
+            requests: self.chunks * streams,
+            retries: 0,
+            records: self.lines * streams,
+            bytes: self.bytes * streams,
+            billed_bytes: self.billed_bytes * streams,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ChunkKind {
+    Entering,
+    /// Apart from the others, so that the guard can take them back.
+    Leaving,
+    /// Lines given to `send`.
+    Calls,
+}
+
+impl ChunkKind {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Entering => "entering",
+            Self::Leaving => "leaving",
+            Self::Calls => "calls",
+        }
+    }
+}
+
+/// The unit that is handed out, and comes back as [`Settled`].
+#[derive(Debug, Clone)]
+pub struct Chunk {
+    pub seq: i64,
+    pub count: usize,
+    pub entries: Vec<u8>,
+    /// For each stream, which entries it accepted before a run ended early. Empty where none.
+    pub accepted: Vec<Vec<bool>>,
+}
+
+/// An entry that can never be delivered.
+#[derive(Debug, Clone)]
+pub struct Dead {
+    pub position: usize,
+    pub reason: String,
+}
+
+/// What Firehose said about a chunk.
+#[derive(Debug)]
+pub struct Settled {
+    pub chunk: Chunk,
+    /// For each stream, which entries it has accepted by now.
+    pub accepted: Vec<Vec<bool>>,
+    pub dead: Vec<Dead>,
+}
+
+impl Settled {
+    /// Entries that every stream has now, and had not before.
+    pub fn newly_delivered(&self) -> u64 {
+        let before = Self::in_every_stream(self.chunk.count, &self.chunk.accepted);
+        let now = Self::in_every_stream(self.chunk.count, &self.accepted);
+        before
+            .iter()
+            .zip(&now)
+            .filter(|(before, now)| **now && !**before)
+            .count() as u64
+    }
+
+    /// For each entry, whether it is in every stream. A dead one never is.
+    fn in_every_stream(count: usize, accepted: &[Vec<bool>]) -> Vec<bool> {
+        (0..count)
+            .map(|entry| !accepted.is_empty() && accepted.iter().all(|stream| stream[entry]))
+            .collect()
+    }
+}
+
+impl Snapshot {
+    /// Decides a run and writes it to the journal, all or nothing.
+    ///
+    /// `merge` compares the source with the delivered members and gives each change to the journal; it returns the
+    /// tally and the number of rows it skipped.
+    pub fn plan<E: From<SnapshotError>>(
+        &mut self,
+        planning: &Planning,
+        merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
+    ) -> Result<Plan, E> {
+        let transaction = self.begin()?;
+        let plan = plan(&transaction, planning, merge, Journal::write)?;
+        transaction.commit().map_err(SnapshotError::from)?;
+        Ok(plan)
+    }
+
+    /// Decides a run as if all that waits in the journal had been delivered, and forgets it again.
+    pub fn rehearse<E: From<SnapshotError>>(
+        &mut self,
+        planning: &Planning,
+        merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
+    ) -> Result<Plan, E> {
+        let waiting = self.waiting_of(
+            &planning.computation.audience,
+            &planning.computation.destination,
+        )?;
+        self.connection
+            .pragma_update(None, "query_only", false)
+            .map_err(SnapshotError::from)?;
+        let transaction = self.begin()?;
+        for run in waiting {
+            deliver_all(&transaction, &run)?;
+        }
+        plan(&transaction, planning, merge, Journal::rehearse)
+    }
+
+    fn begin(&mut self) -> Result<rusqlite::Transaction<'_>, SnapshotError> {
+        Ok(self
+            .connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)?)
+    }
+
+    /// Remembers a run that decided nothing, with the reason.
+    pub fn fail(&mut self, planning: &Planning, error: &str) -> Result<(), SnapshotError> {
+        let audience = number_of(&self.connection, &planning.computation)?;
+        let run = insert_run(&self.connection, planning, audience)?;
+        self.connection.execute(
+            "UPDATE run SET finished_at = ?2, outcome = ?3, error = ?4 WHERE number = ?1",
+            params![
+                run,
+                Timestamp::now().millis(),
+                Outcome::Failed.as_str(),
+                error
+            ],
+        )?;
+        Ok(())
+    }
+
+    /// Opens a run of `send` for calls that go to the same streams.
+    pub fn open_send(
+        &mut self,
+        id: RunId,
+        started_at: Timestamp,
+        destination: &DestinationName,
+        streams: &[StreamName],
+    ) -> Result<JournaledRun, SnapshotError> {
+        self.connection.execute(
+            "INSERT INTO run (id, destination, kind, started_at, streams) VALUES (?1, ?2, ?3, ?4, ?5)",
+            params![id.to_string(), destination.as_str(), RunKind::Send.as_str(), started_at.millis(), json(streams)],
+        )?;
+        self.run(self.connection.last_insert_rowid())
+    }
+
+    /// Writes a batch of calls to the journal: their lines, each with its newline.
+    pub fn journal_calls(
+        &mut self,
+        run: &JournaledRun,
+        lines: &[Vec<u8>],
+    ) -> Result<(), SnapshotError> {
+        let transaction = self.begin()?;
+        {
+            let mut writer = ChunkWriter::after_last(&transaction, run.number)?;
+            for line in lines {
+                writer.push(ChunkKind::Calls, None, line.len(), |entries| {
+                    chunk::push_call(entries, line)
+                })?;
+            }
+            writer.flush()?;
+        }
+        transaction.execute(
+            "UPDATE run SET planned = planned + ?2 WHERE number = ?1",
+            params![run.number, lines.len() as i64],
+        )?;
+        Ok(transaction.commit()?)
+    }
+
+    /// Every run that has something left in the journal, oldest first.
+    pub fn waiting(&self) -> Result<Vec<JournaledRun>, SnapshotError> {
+        let mut statement = self.connection.prepare(&format!(
+            "{RUN} WHERE planned > delivered + dead ORDER BY run.number"
+        ))?;
+        let mut rows = statement.query([])?;
+        let mut runs = Vec::new();
+        while let Some(row) = rows.next()? {
+            runs.push(journaled_run(row)?);
+        }
+        Ok(runs)
+    }
+
+    /// The same for one audience at one destination.
+    pub fn waiting_of(
+        &self,
+        audience: &AudienceId,
+        destination: &DestinationName,
+    ) -> Result<Vec<JournaledRun>, SnapshotError> {
+        let mut runs = self.waiting()?;
+        runs.retain(|run| run.is_of(audience) && run.destination == *destination);
+        Ok(runs)
+    }
+
+    fn run(&self, number: i64) -> Result<JournaledRun, SnapshotError> {
+        run(&self.connection, number)
+    }
+
+    /// Remembers what Firehose said about some chunks, and hands out up to `want` further ones after `after`: one
+    /// transaction for both, so that what came back while the last one was committed shares the next.
+    pub fn settle(
+        &mut self,
+        run: &JournaledRun,
+        settled: &[Settled],
+        after: i64,
+        want: usize,
+    ) -> Result<Vec<Chunk>, SnapshotError> {
+        if settled.is_empty() {
+            return take(&self.connection, run, after, want);
+        }
+        let transaction = self.begin()?;
+        let now = Timestamp::now().millis();
+        let (mut delivered, mut dead) = (0, 0);
+        for settled in settled {
+            let (newly_delivered, newly_dead) = remember(&transaction, run, settled, now)?;
+            delivered += newly_delivered;
+            dead += newly_dead;
+        }
+        transaction
+            .prepare_cached(
+                "UPDATE run SET delivered = delivered + ?2, dead = dead + ?3 WHERE number = ?1",
+            )?
+            .execute(params![run.number, delivered, dead])?;
+        let chunks = take(&transaction, run, after, want)?;
+        transaction.commit()?;
+        Ok(chunks)
+    }
+
+    /// Closes a run with what came of it.
+    pub fn finish(&mut self, run: &JournaledRun, outcome: Outcome) -> Result<(), SnapshotError> {
+        self.connection.execute(
+            "UPDATE run SET finished_at = ?2, outcome = ?3 WHERE number = ?1",
+            params![run.number, Timestamp::now().millis(), outcome.as_str()],
+        )?;
+        Ok(())
+    }
+}
+
+fn plan<'c, E: From<SnapshotError>>(
+    transaction: &'c Connection,
+    planning: &Planning,
+    merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
+    open: impl FnOnce(&'c Connection, i64, &Computation) -> Result<Journal<'c>, SnapshotError>,
+) -> Result<Plan, E> {
+    let sql = SnapshotError::from;
+    let audience = audience(transaction, planning)?;
+    let number = insert_run(transaction, planning, Some(audience))?;
+    let mut journal = open(transaction, number, &planning.computation)?;
+    let mut statement = transaction.prepare_cached(ORDERED).map_err(sql)?;
+    let mut delivered = Delivered::new(statement.query([audience]).map_err(sql)?);
+    let (tally, skipped_rows) = merge(&mut delivered, &mut journal)?;
+
+    let holds = |guard: Guard| guard.holds(tally.removed, tally.delivered, tally.members);
+    let held = if planning.guard.is_some_and(holds) {
+        tally.removed
+    } else {
+        0
+    };
+    let rehearsed = journal.close(held > 0)?;
+    let planned = tally.added + tally.changed + tally.repeated + tally.removed - held;
+    transaction
+        .execute(
+            "UPDATE run SET members = ?2, added = ?3, removed = ?4, changed = ?5, held = ?6, skipped_rows = ?7, planned = ?8
+             WHERE number = ?1",
+            params![
+                number,
+                tally.members as i64,
+                tally.added as i64,
+                tally.removed as i64,
+                tally.changed as i64,
+                held as i64,
+                skipped_rows as i64,
+                planned as i64
+            ],
+        )
+        .map_err(sql)?;
+    Ok(Plan {
+        run: run(transaction, number)?,
+        tally,
+        held,
+        skipped_rows,
+        rehearsed,
+    })
+}
+
+/// The number of the audience, which is known from now on, and by its present name.
+fn audience(connection: &Connection, planning: &Planning) -> Result<i64, SnapshotError> {
+    let Computation {
+        audience,
+        destination,
+        key,
+        class,
+        ..
+    } = &planning.computation;
+    Ok(connection.query_row(
+        "INSERT INTO audience (id, destination, key, class, name) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (id, destination) DO UPDATE SET name = excluded.name RETURNING number",
+        params![
+            audience.as_str(),
+            destination.as_str(),
+            key.as_str(),
+            class.as_str(),
+            planning.name
+        ],
+        |row| row.get(0),
+    )?)
+}
+
+fn number_of(
+    connection: &Connection,
+    computation: &Computation,
+) -> Result<Option<i64>, SnapshotError> {
+    let number = connection.query_row(
+        "SELECT number FROM audience WHERE id = ?1 AND destination = ?2",
+        params![
+            computation.audience.as_str(),
+            computation.destination.as_str()
+        ],
+        |row| row.get(0),
+    );
+    Ok(number.optional()?)
+}
+
+fn insert_run(
+    connection: &Connection,
+    planning: &Planning,
+    audience: Option<i64>,
+) -> Result<i64, SnapshotError> {
+    let Computation {
+        audience: id,
+        destination,
+        run,
+        started_at,
+        space_id,
+        ..
+    } = &planning.computation;
+    connection.execute(
+        "INSERT INTO run (id, audience, audience_id, destination, kind, started_at, space_id, streams)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            run.to_string(),
+            audience,
+            id.as_str(),
+            destination.as_str(),
+            planning.kind.as_str(),
+            started_at.millis(),
+            space_id,
+            json(&planning.streams)
+        ],
+    )?;
+    Ok(connection.last_insert_rowid())
+}
+
+fn json(streams: &[StreamName]) -> String {
+    serde_json::to_string(streams).expect("names are JSON")
+}
+
+const RUN: &str = "
+    SELECT run.number, run.id, run.kind, run.destination, run.streams, run.started_at, run.space_id, run.members,
+           run.held, run.planned - run.delivered - run.dead, audience.number, audience.id, audience.key, audience.class
+    FROM run LEFT JOIN audience ON audience.number = run.audience";
+
+pub(super) fn run(connection: &Connection, number: i64) -> Result<JournaledRun, SnapshotError> {
+    let mut statement = connection.prepare_cached(&format!("{RUN} WHERE run.number = ?1"))?;
+    let mut rows = statement.query([number])?;
+    journaled_run(rows.next()?.ok_or(SnapshotError::Unknown("run"))?)
+}
+
+fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
+    let id = RunId::parse(&row.get::<_, String>(1)?).ok_or(SnapshotError::Unknown("run id"))?;
+    let destination = DestinationName::new(row.get::<_, String>(3)?);
+    let audience: Option<i64> = row.get(10)?;
+    let computation = match audience {
+        None => None,
+        Some(_) => Some(Computation {
+            audience: AudienceId::new(row.get::<_, String>(11)?),
+            key: Key::new(row.get::<_, String>(12)?),
+            class: class(&row.get::<_, String>(13)?)?,
+            destination: destination.clone(),
+            run: id,
+            started_at: Timestamp::from_millis(row.get(5)?),
+            space_id: row.get(6)?,
+        }),
+    };
+    Ok(JournaledRun {
+        number: row.get(0)?,
+        id,
+        kind: RunKind::parse(&row.get::<_, String>(2)?)
+            .ok_or(SnapshotError::Unknown("kind of run"))?,
+        destination,
+        streams: serde_json::from_str(&row.get::<_, String>(4)?)
+            .map_err(|_| SnapshotError::Unknown("list of streams"))?,
+        computation,
+        audience,
+        members: row.get::<_, i64>(7)? as u64,
+        held: row.get::<_, i64>(8)? as u64,
+        waiting: row.get::<_, i64>(9)? as u64,
+    })
+}
+
+/// Where a merge puts what it decides.
+pub struct Journal<'c> {
+    identify: Identify,
+    to: Destined<'c>,
+}
+
+enum Destined<'c> {
+    /// Entering and leaving users are both in order, each in chunks of their own.
+    Disk {
+        entering: ChunkWriter<'c>,
+        leaving: ChunkWriter<'c>,
+    },
+    Nowhere {
+        entering: Rehearsed,
+        leaving: Rehearsed,
+        line: Vec<u8>,
+    },
+}
+
+impl<'c> Journal<'c> {
+    fn write(
+        connection: &'c Connection,
+        run: i64,
+        computation: &Computation,
+    ) -> Result<Self, SnapshotError> {
+        // Even numbers for one, odd ones for the other: neither needs to know how many the other wrote.
+        let writer = |first| ChunkWriter::new(connection, run, first, 2);
+        let to = Destined::Disk {
+            entering: writer(0)?,
+            leaving: writer(1)?,
+        };
+        Ok(Self {
+            identify: Identify::new(computation),
+            to,
+        })
+    }
+
+    fn rehearse(
+        _: &'c Connection,
+        _: i64,
+        computation: &Computation,
+    ) -> Result<Self, SnapshotError> {
+        let to = Destined::Nowhere {
+            entering: Rehearsed::default(),
+            leaving: Rehearsed::default(),
+            line: Vec::new(),
+        };
+        Ok(Self {
+            identify: Identify::new(computation),
+            to,
+        })
+    }
+
+    pub fn push(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {
+        let leaves = change.action == Action::Leave;
+        match &mut self.to {
+            Destined::Disk { entering, leaving } => {
+                let (writer, kind) = if leaves {
+                    (leaving, ChunkKind::Leaving)
+                } else {
+                    (entering, ChunkKind::Entering)
+                };
+                let bytes = self.identify.longest_line(change);
+                writer.push(kind, Some(change), bytes, |entries| {
+                    chunk::push_change(entries, change)
+                })
+            }
+            Destined::Nowhere {
+                entering,
+                leaving,
+                line,
+            } => {
+                line.clear();
+                self.identify.render(change, line);
+                let rehearsed = if leaves { leaving } else { entering };
+                rehearsed.lines += 1;
+                rehearsed.bytes += line.len() as u64;
+                rehearsed.billed_bytes += billed_bytes(line.len());
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes what is left, or drops all removals.
+    fn close(self, drop_leaving: bool) -> Result<Option<Rehearsed>, SnapshotError> {
+        match self.to {
+            Destined::Disk {
+                mut entering,
+                mut leaving,
+            } => {
+                entering.flush()?;
+                leaving.flush()?;
+                if drop_leaving {
+                    leaving.drop_all(ChunkKind::Leaving)?;
+                }
+                Ok(None)
+            }
+            Destined::Nowhere {
+                mut entering,
+                leaving,
+                ..
+            } => {
+                if !drop_leaving {
+                    entering.lines += leaving.lines;
+                    entering.bytes += leaving.bytes;
+                    entering.billed_bytes += leaving.billed_bytes;
+                }
+                entering.chunks = entering.lines.div_ceil(MAX_CHUNK_ENTRIES);
+                Ok(Some(entering))
+            }
+        }
+    }
+}
+
+/// Fills chunks of one kind and inserts each as it is full.
+struct ChunkWriter<'c> {
+    connection: &'c Connection,
+    insert: CachedStatement<'c>,
+    run: i64,
+    next_seq: i64,
+    step: i64,
+    kind: ChunkKind,
+    entries: Vec<u8>,
+    count: u64,
+    bytes: usize,
+    first: Option<MemberBuf>,
+    last: Option<MemberBuf>,
+}
+
+impl<'c> ChunkWriter<'c> {
+    fn new(
+        connection: &'c Connection,
+        run: i64,
+        first_seq: i64,
+        step: i64,
+    ) -> Result<Self, SnapshotError> {
+        let insert = connection.prepare_cached(
+            "INSERT INTO chunk (run, seq, kind, count, first_user, last_user, entries) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        Ok(Self {
+            connection,
+            insert,
+            run,
+            next_seq: first_seq,
+            step,
+            kind: ChunkKind::Entering,
+            entries: Vec::new(),
+            count: 0,
+            bytes: 0,
+            first: None,
+            last: None,
+        })
+    }
+
+    fn after_last(connection: &'c Connection, run: i64) -> Result<Self, SnapshotError> {
+        let next: i64 = connection.query_row(
+            "SELECT coalesce(max(seq) + 1, 0) FROM chunk WHERE run = ?1",
+            [run],
+            |row| row.get(0),
+        )?;
+        Self::new(connection, run, next, 1)
+    }
+
+    /// Adds an entry whose line takes at most `bytes`.
+    fn push(
+        &mut self,
+        kind: ChunkKind,
+        change: Option<&Change<'_>>,
+        bytes: usize,
+        append: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), SnapshotError> {
+        if self.count == MAX_CHUNK_ENTRIES || self.count > 0 && self.bytes + bytes > MAX_CHUNK_BYTES
+        {
+            self.flush()?;
+        }
+        self.kind = kind;
+        append(&mut self.entries);
+        self.count += 1;
+        self.bytes += bytes;
+        if let Some(change) = change {
+            if self.count == 1 {
+                keep(&mut self.first, change);
+            }
+            keep(&mut self.last, change);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), SnapshotError> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        let user = |member: &Option<MemberBuf>| member.as_ref().map(|member| member.kind);
+        debug_assert_eq!(user(&self.first).is_some(), user(&self.last).is_some());
+        self.insert.execute(params![
+            self.run,
+            self.next_seq,
+            self.kind.as_str(),
+            self.count as i64,
+            self.first.as_ref().map(|member| SqlUser(member.user())),
+            self.last.as_ref().map(|member| SqlUser(member.user())),
+            self.entries
+        ])?;
+        self.next_seq += self.step;
+        self.entries.clear();
+        self.count = 0;
+        self.bytes = 0;
+        Ok(())
+    }
+
+    fn drop_all(&self, kind: ChunkKind) -> Result<(), SnapshotError> {
+        self.connection.execute(
+            "DELETE FROM chunk WHERE run = ?1 AND kind = ?2",
+            params![self.run, kind.as_str()],
+        )?;
+        Ok(())
+    }
+}
+
+fn keep(place: &mut Option<MemberBuf>, change: &Change<'_>) {
+    let member = place.get_or_insert_default();
+    member.kind = change.member.user.kind;
+    member.id.clear();
+    member.id.push_str(change.member.user.id);
+}
+
+/// The next chunks of a run that are not delivered, in order.
+fn take(
+    connection: &Connection,
+    run: &JournaledRun,
+    after: i64,
+    want: usize,
+) -> Result<Vec<Chunk>, SnapshotError> {
+    let mut chunks = Vec::with_capacity(want);
+    if want == 0 {
+        return Ok(chunks);
+    }
+    let mut statement = connection.prepare_cached(
+        "SELECT seq, count, entries FROM chunk
+         WHERE run = ?1 AND seq > ?2
+           AND NOT EXISTS (SELECT 1 FROM delivered WHERE delivered.run = chunk.run AND delivered.seq = chunk.seq)
+         ORDER BY seq LIMIT ?3",
+    )?;
+    let mut rows = statement.query(params![run.number, after, want as i64])?;
+    while let Some(row) = rows.next()? {
+        let seq = row.get(0)?;
+        let count = row.get::<_, i64>(1)? as usize;
+        let accepted = accepted(connection, run, seq, Some(count))?;
+        chunks.push(Chunk {
+            seq,
+            count,
+            entries: row.get(2)?,
+            accepted,
+        });
+    }
+    Ok(chunks)
+}
+
+/// For each stream, which entries it accepted before an attempt at the chunk ended. Empty where there was none.
+pub(super) fn accepted(
+    connection: &Connection,
+    run: &JournaledRun,
+    seq: i64,
+    count: Option<usize>,
+) -> Result<Vec<Vec<bool>>, SnapshotError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT stream, accepted FROM partly_delivered WHERE run = ?1 AND seq = ?2",
+    )?;
+    let mut rows = statement.query(params![run.number, seq])?;
+    let mut accepted = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (stream, entries): (usize, Vec<u8>) = (row.get::<_, i64>(0)? as usize, row.get(1)?);
+        if stream >= run.streams.len() || count.is_some_and(|count| count != entries.len()) {
+            return Err(SnapshotError::UnreadableChunk {
+                run: run.number,
+                seq,
+            });
+        }
+        accepted.resize(run.streams.len(), vec![false; entries.len()]);
+        accepted[stream] = entries.iter().map(|entry| *entry != 0).collect();
+    }
+    Ok(accepted)
+}
+
+/// Applies what is newly accepted by every stream; returns how many entries that is, and how many are newly dead.
+fn remember(
+    connection: &Connection,
+    run: &JournaledRun,
+    settled: &Settled,
+    now: i64,
+) -> Result<(i64, i64), SnapshotError> {
+    let Settled {
+        chunk,
+        accepted,
+        dead,
+    } = settled;
+    let before = Settled::in_every_stream(chunk.count, &chunk.accepted);
+    let after = Settled::in_every_stream(chunk.count, accepted);
+    let dead_positions: BTreeSet<usize> = dead.iter().map(|dead| dead.position).collect();
+    let is_new = |entry: usize| after[entry] && !before[entry];
+
+    if let Some(audience) = run.audience {
+        let mut apply = Apply::new(connection, audience, run.number)?;
+        for (entry, change) in chunk::changes(&chunk.entries).enumerate() {
+            let change = change.map_err(|_| SnapshotError::UnreadableChunk {
+                run: run.number,
+                seq: chunk.seq,
+            })?;
+            if is_new(entry) {
+                apply.apply(&change)?;
+            }
+        }
+    }
+    let mut newly_dead = 0;
+    for Dead { position, reason } in dead {
+        newly_dead += connection
+            .prepare_cached(
+                "INSERT OR IGNORE INTO dead (run, seq, position, reason) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![run.number, chunk.seq, *position as i64, reason])?
+            as i64;
+    }
+    connection
+        .prepare_cached("DELETE FROM partly_delivered WHERE run = ?1 AND seq = ?2")?
+        .execute(params![run.number, chunk.seq])?;
+    if (0..chunk.count).all(|entry| after[entry] || dead_positions.contains(&entry)) {
+        connection
+            .prepare_cached("INSERT INTO delivered (run, seq, at) VALUES (?1, ?2, ?3)")?
+            .execute(params![run.number, chunk.seq, now])?;
+    } else {
+        let mut insert = connection.prepare_cached(
+            "INSERT INTO partly_delivered (run, seq, stream, accepted) VALUES (?1, ?2, ?3, ?4)",
+        )?;
+        for (stream, entries) in accepted.iter().enumerate() {
+            let entries: Vec<u8> = entries.iter().map(|entry| u8::from(*entry)).collect();
+            insert.execute(params![run.number, chunk.seq, stream as i64, entries])?;
+        }
+    }
+    let newly_delivered = (0..chunk.count).filter(|entry| is_new(*entry)).count();
+    Ok((newly_delivered as i64, newly_dead))
+}
+
+/// Applies every waiting change of a run, inside a transaction that will not be committed.
+fn deliver_all(connection: &Connection, run: &JournaledRun) -> Result<(), SnapshotError> {
+    let Some(audience) = run.audience else {
+        return Ok(());
+    };
+    let mut apply = Apply::new(connection, audience, run.number)?;
+    let mut after = -1;
+    while let Some(chunk) = take(connection, run, after, 1)?.pop() {
+        for change in chunk::changes(&chunk.entries) {
+            let change = change.map_err(|_| SnapshotError::UnreadableChunk {
+                run: run.number,
+                seq: chunk.seq,
+            })?;
+            apply.apply(&change)?;
+        }
+        after = chunk.seq;
+    }
+    Ok(())
+}

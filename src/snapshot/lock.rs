@@ -1,0 +1,92 @@
+//! One run at a time for a snapshot, across processes.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use crate::run::Timestamp;
+
+/// The right to run, held until it is dropped. The kernel drops it too, at a `kill -9`: there are no stale locks.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+/// Why there is no right to run.
+#[derive(Debug, thiserror::Error)]
+pub enum Busy {
+    /// Somebody else runs; `holder` is what they wrote about themselves.
+    #[error("another run holds the snapshot: {holder}\n\nhint: wait for it to end, or use --wait")]
+    Held { holder: String },
+    #[error("cannot lock {}", path.display())]
+    Unusable { path: PathBuf, source: io::Error },
+}
+
+impl RunLock {
+    /// Takes the lock beside a snapshot, or says who holds it.
+    pub fn take(snapshot: &Path, command: &str) -> Result<Self, Busy> {
+        let path = beside(snapshot);
+        let unusable = |source| Busy::Unusable {
+            path: path.clone(),
+            source,
+        };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&path).map_err(unusable)?;
+        match file.try_lock() {
+            Ok(()) => {
+                introduce(&mut file, command).map_err(unusable)?;
+                Ok(Self { _file: file })
+            }
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                file.read_to_string(&mut holder).map_err(unusable)?;
+                let holder = match holder.trim() {
+                    "" => "it has not said who it is".to_owned(),
+                    text => text.to_owned(),
+                };
+                Err(Busy::Held { holder })
+            }
+            Err(TryLockError::Error(source)) => Err(unusable(source)),
+        }
+    }
+}
+
+fn beside(snapshot: &Path) -> PathBuf {
+    let mut name = snapshot.file_name().unwrap_or_default().to_owned();
+    name.push(".lock");
+    snapshot.with_file_name(name)
+}
+
+/// Says who holds the lock and since when, for the one who finds it held.
+fn introduce(file: &mut File, command: &str) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(
+        file,
+        "`audience-sync {command}`, process {}, since {}",
+        std::process::id(),
+        Timestamp::now()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_told_who_the_first_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = folder.path().join("snapshot.sqlite");
+        let first = RunLock::take(&snapshot, "sync").unwrap();
+        let refused = RunLock::take(&snapshot, "resync").unwrap_err().to_string();
+        assert!(
+            refused.contains("`audience-sync sync`, process "),
+            "{refused}"
+        );
+        drop(first);
+        RunLock::take(&snapshot, "resync").unwrap();
+    }
+}

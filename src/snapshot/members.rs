@@ -1,0 +1,145 @@
+//! The members that Firehose has accepted: read in order for a merge, changed as chunks are delivered.
+
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
+use rusqlite::{CachedStatement, Connection, Rows, ToSql, params};
+
+use super::SnapshotError;
+use crate::audience::{Action, Change, Member, MemberBuf, User, UserKind, Value, ValueBuf};
+use crate::diff::Members;
+
+/// The members of one audience at one destination, in the order of users.
+pub struct Delivered<'s> {
+    rows: Rows<'s>,
+    current: MemberBuf,
+}
+
+pub(super) const ORDERED: &str =
+    "SELECT user, anonymous_id, value FROM member WHERE audience = ?1 ORDER BY user";
+
+impl<'s> Delivered<'s> {
+    pub(super) fn new(rows: Rows<'s>) -> Self {
+        Self {
+            rows,
+            current: MemberBuf::default(),
+        }
+    }
+}
+
+impl Members for Delivered<'_> {
+    type Error = SnapshotError;
+
+    fn advance(&mut self) -> Result<bool, SnapshotError> {
+        let Some(row) = self.rows.next()? else {
+            return Ok(false);
+        };
+        let (kind, id) = user(row.get_ref(0)?)?;
+        self.current.kind = kind;
+        self.current.id.clear();
+        self.current.id.push_str(id);
+        self.current.anonymous_id = row.get(1)?;
+        self.current.value = row.get::<_, SqlValueBuf>(2)?.0;
+        Ok(true)
+    }
+
+    fn current(&self) -> Member<'_> {
+        self.current.as_member()
+    }
+}
+
+/// Changes members as Firehose accepts what was decided about them. Applying a change twice is applying it once.
+pub(super) struct Apply<'c> {
+    put: CachedStatement<'c>,
+    remove: CachedStatement<'c>,
+    audience: i64,
+    run: i64,
+}
+
+impl<'c> Apply<'c> {
+    pub(super) fn new(
+        connection: &'c Connection,
+        audience: i64,
+        run: i64,
+    ) -> Result<Self, SnapshotError> {
+        Ok(Self {
+            put: connection.prepare_cached(
+                "INSERT OR REPLACE INTO member (audience, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)",
+            )?,
+            remove: connection.prepare_cached("DELETE FROM member WHERE audience = ?1 AND user = ?2")?,
+            audience,
+            run,
+        })
+    }
+
+    pub(super) fn apply(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {
+        let Change { action, member } = change;
+        let user = SqlUser(member.user);
+        match action {
+            Action::Enter | Action::Change => {
+                let value = SqlValue(member.value);
+                self.put.execute(params![
+                    self.audience,
+                    user,
+                    member.anonymous_id,
+                    value,
+                    self.run
+                ])?;
+            }
+            // They are members with this value already, since an earlier run.
+            Action::Repeat => {}
+            Action::Leave => {
+                self.remove.execute(params![self.audience, user])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A user as a column: TEXT for a user id, a BLOB for an anonymous id. SQLite sorts them as [`User`] does.
+pub(super) struct SqlUser<'a>(pub(super) User<'a>);
+
+impl ToSql for SqlUser<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let bytes = self.0.id.as_bytes();
+        Ok(ToSqlOutput::Borrowed(match self.0.kind {
+            UserKind::UserId => ValueRef::Text(bytes),
+            UserKind::AnonymousId => ValueRef::Blob(bytes),
+        }))
+    }
+}
+
+pub(super) fn user(column: ValueRef<'_>) -> Result<(UserKind, &str), SnapshotError> {
+    let (kind, bytes) = match column {
+        ValueRef::Text(bytes) => (UserKind::UserId, bytes),
+        ValueRef::Blob(bytes) => (UserKind::AnonymousId, bytes),
+        _ => return Err(SnapshotError::Unknown("kind of user")),
+    };
+    let id = std::str::from_utf8(bytes).map_err(|_| SnapshotError::Unknown("kind of user"))?;
+    Ok((kind, id))
+}
+
+struct SqlValue<'a>(Value<'a>);
+
+impl ToSql for SqlValue<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(match self.0 {
+            Value::True => ValueRef::Null,
+            Value::Text(text) => ValueRef::Text(text.as_bytes()),
+            Value::Integer(integer) => ValueRef::Integer(integer),
+            Value::Real(real) => ValueRef::Real(real),
+        }))
+    }
+}
+
+pub(super) struct SqlValueBuf(pub(super) ValueBuf);
+
+impl FromSql for SqlValueBuf {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        Ok(Self(match value {
+            ValueRef::Null => ValueBuf::True,
+            ValueRef::Text(_) => ValueBuf::Text(value.as_str()?.to_owned()),
+            ValueRef::Integer(integer) => ValueBuf::Integer(integer),
+            ValueRef::Real(real) => ValueBuf::Real(real),
+            ValueRef::Blob(_) => return Err(FromSqlError::InvalidType),
+        }))
+    }
+}

@@ -1,0 +1,139 @@
+//! The tables of the snapshot file, as a list of migrations. One that has shipped is never edited.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::SnapshotError;
+
+/// "ASyn": tells a snapshot from any other SQLite file.
+const APPLICATION_ID: i32 = 0x4153_796e;
+
+/// `user_version` is how many of these a file has seen.
+const MIGRATIONS: &[&str] = &[
+    // A chunk is never updated: its BLOB would be written twice. What became of it stands beside it.
+    "
+    CREATE TABLE audience (
+        number      INTEGER PRIMARY KEY,
+        id          TEXT NOT NULL,
+        destination TEXT NOT NULL,
+        key         TEXT NOT NULL,
+        class       TEXT NOT NULL,
+        name        TEXT NOT NULL,
+        UNIQUE (id, destination)
+    ) STRICT;
+
+    -- What Firehose has accepted. `user` is TEXT for a user id and a BLOB for an anonymous id; `value` is NULL for
+    -- an audience; `since` is the number of the run that the member entered by, or that changed the value.
+    CREATE TABLE member (
+        audience     INTEGER NOT NULL,
+        user         ANY NOT NULL,
+        anonymous_id TEXT,
+        value        ANY,
+        since        INTEGER NOT NULL,
+        PRIMARY KEY (audience, user)
+    ) WITHOUT ROWID, STRICT;
+
+    -- `audience` is NULL for a run of `send`. `planned` changes are in the chunks: some of them `delivered`, some
+    -- `dead`, the rest still in the journal. Times are milliseconds since 1970, `streams` is a JSON array.
+    CREATE TABLE run (
+        number       INTEGER PRIMARY KEY,
+        id           TEXT NOT NULL UNIQUE,
+        audience     INTEGER REFERENCES audience (number),
+        audience_id  TEXT,
+        destination  TEXT NOT NULL,
+        kind         TEXT NOT NULL,
+        started_at   INTEGER NOT NULL,
+        finished_at  INTEGER,
+        outcome      TEXT,
+        error        TEXT,
+        space_id     TEXT,
+        streams      TEXT NOT NULL,
+        members      INTEGER NOT NULL DEFAULT 0,
+        added        INTEGER NOT NULL DEFAULT 0,
+        removed      INTEGER NOT NULL DEFAULT 0,
+        changed      INTEGER NOT NULL DEFAULT 0,
+        held         INTEGER NOT NULL DEFAULT 0,
+        skipped_rows INTEGER NOT NULL DEFAULT 0,
+        planned      INTEGER NOT NULL DEFAULT 0,
+        delivered    INTEGER NOT NULL DEFAULT 0,
+        dead         INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE INDEX run_by_audience ON run (audience_id, destination, number);
+    CREATE INDEX run_in_journal ON run (number) WHERE planned > delivered + dead;
+
+    -- Journal and history: as many changes as one Put call carries, in the order of users within a run and kind.
+    CREATE TABLE chunk (
+        run        INTEGER NOT NULL REFERENCES run (number),
+        seq        INTEGER NOT NULL,
+        kind       TEXT NOT NULL CHECK (kind IN ('entering', 'leaving', 'calls')),
+        count      INTEGER NOT NULL,
+        first_user ANY,
+        last_user  ANY,
+        entries    BLOB NOT NULL,
+        PRIMARY KEY (run, seq)
+    ) STRICT;
+
+    -- A chunk leaves the journal by a row here.
+    CREATE TABLE delivered (
+        run INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        at  INTEGER NOT NULL,
+        PRIMARY KEY (run, seq)
+    ) WITHOUT ROWID, STRICT;
+
+    -- Which entries of a chunk a stream has accepted, where a run ended before it had accepted all: one byte an entry.
+    CREATE TABLE partly_delivered (
+        run      INTEGER NOT NULL,
+        seq      INTEGER NOT NULL,
+        stream   INTEGER NOT NULL,
+        accepted BLOB NOT NULL,
+        PRIMARY KEY (run, seq, stream)
+    ) WITHOUT ROWID, STRICT;
+
+    -- Entries that can never be delivered.
+    CREATE TABLE dead (
+        run      INTEGER NOT NULL,
+        seq      INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        reason   TEXT NOT NULL,
+        PRIMARY KEY (run, seq, position)
+    ) WITHOUT ROWID, STRICT;
+    ",
+];
+
+/// Brings a file up to this version, or says why it cannot be used.
+pub(super) fn migrate(connection: &mut Connection) -> Result<(), SnapshotError> {
+    let found = version(connection)?;
+    if found == MIGRATIONS.len() {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have been first.
+    for migration in MIGRATIONS.iter().skip(version(&transaction)?) {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    transaction.commit()?;
+    Ok(())
+}
+
+/// How many migrations the file has seen: 0 for an empty one.
+pub(super) fn version(connection: &Connection) -> Result<usize, SnapshotError> {
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let version = pragma("user_version")?;
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if tables == 0 && version == 0 {
+        return Ok(0);
+    }
+    if pragma("application_id")? != i64::from(APPLICATION_ID) {
+        return Err(SnapshotError::NotASnapshot);
+    }
+    usize::try_from(version)
+        .ok()
+        .filter(|version| (1..=MIGRATIONS.len()).contains(version))
+        .ok_or(SnapshotError::Newer {
+            found: version,
+            known: MIGRATIONS.len(),
+        })
+}

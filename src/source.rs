@@ -1,0 +1,140 @@
+//! Where members come from. A source gives them in strictly ascending order, once each, and in constant memory.
+//!
+//! Order is verified, never trusted, and the end is only reached when everything was read without an error: a source
+//! that fails, ends early or comes out of order decides nothing.
+
+mod sqlite;
+
+use std::path::PathBuf;
+
+use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
+
+pub use sqlite::{Sqlite, SqliteMembers, check_syntax};
+
+/// Why a source gave no members.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The query can never work as it is written: a mistake in the configuration.
+    #[error("the query of {audience:?} cannot run on source `{source_name}`: {reason}")]
+    Query {
+        audience: String,
+        source_name: SourceName,
+        reason: String,
+    },
+    /// There is no such file.
+    #[error("source `{source_name}`: there is no database at {}", path.display())]
+    Missing {
+        source_name: SourceName,
+        path: PathBuf,
+    },
+    /// Locked, damaged, or a query that failed while it ran.
+    #[error("source `{source_name}` ({}) could not be read", path.display())]
+    Unreadable {
+        source_name: SourceName,
+        path: PathBuf,
+        #[source]
+        cause: rusqlite::Error,
+    },
+    /// A column holds what can never be an id or a value.
+    #[error("the query of {audience:?} gives {found} in column `{column}`, which takes {expected}")]
+    WrongType {
+        audience: String,
+        column: String,
+        found: &'static str,
+        expected: &'static str,
+    },
+    /// The order that was asked for is not the one that came: the database is damaged, or sorts in its own way.
+    #[error("source `{source_name}` gave members out of order")]
+    OutOfOrder { source_name: SourceName },
+}
+
+impl SourceError {
+    /// Whether the configuration is wrong, and not the source.
+    pub const fn is_configuration(&self) -> bool {
+        matches!(self, Self::Query { .. })
+    }
+}
+
+/// Rows that are left out, by reason. They never stop an audience.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Skipped {
+    pub null: u64,
+    pub empty: u64,
+    pub not_utf8: u64,
+    pub too_long: u64,
+    pub nul: u64,
+    pub infinite: u64,
+}
+
+impl Skipped {
+    pub const fn total(&self) -> u64 {
+        self.null + self.empty + self.not_utf8 + self.too_long + self.nul + self.infinite
+    }
+
+    /// Such as `2 with a NULL id, 1 with an empty id`.
+    pub fn explain(&self) -> String {
+        let too_long = format!("with an id over {MAX_ID_BYTES} bytes");
+        let reasons = [
+            (self.null, "with a NULL id"),
+            (self.empty, "with an empty id"),
+            (self.not_utf8, "with text that is not UTF-8"),
+            (self.too_long, too_long.as_str()),
+            (self.nul, "with a NUL in the id"),
+            (self.infinite, "with an infinite number"),
+        ];
+        let named = reasons.iter().filter(|(count, _)| *count > 0);
+        named
+            .map(|(count, reason)| format!("{count} {reason}"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+}
+
+/// A source as the configuration names it.
+#[derive(Debug, Clone)]
+pub enum Source {
+    Sqlite(Sqlite),
+}
+
+impl Source {
+    /// Sees whether the query of an audience can run, without running it.
+    pub fn check(&self, audience: &Audience) -> Result<(), SourceError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.check(audience),
+        }
+    }
+
+    /// Opens the source and hands its members to `read`, in order.
+    pub fn read<T, E: From<SourceError>>(
+        &self,
+        audience: &Audience,
+        read: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.read(audience, read),
+        }
+    }
+}
+
+/// Whether `next` replaces `current`, where both are the same user: the greater row wins, so that the choice does not
+/// depend on the order in which a database gives them.
+fn is_greater(next: &MemberBuf, current: &MemberBuf) -> bool {
+    use crate::audience::ValueBuf::{Integer, Real, Text, True};
+    use std::cmp::Ordering;
+
+    let by_value = match (&next.value, &current.value) {
+        (Text(a), Text(b)) => a.cmp(b),
+        (Integer(a), Integer(b)) => a.cmp(b),
+        (Real(a), Real(b)) => a.total_cmp(b),
+        // As SQLite sorts: numbers before text.
+        (Text(_), _) => Ordering::Greater,
+        (_, Text(_)) => Ordering::Less,
+        (Integer(a), Real(b)) => (*a as f64).total_cmp(b).then(Ordering::Less),
+        (Real(a), Integer(b)) => a.total_cmp(&(*b as f64)).then(Ordering::Greater),
+        (True, _) | (_, True) => Ordering::Equal,
+    };
+    by_value
+        .then_with(|| next.anonymous_id.cmp(&current.anonymous_id))
+        .then_with(|| next.traits.cmp(&current.traits))
+        .is_gt()
+}
