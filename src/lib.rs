@@ -1,5 +1,6 @@
 //! audience-sync
 pub mod audience;
+pub mod config;
 pub mod diff;
 pub mod event;
 pub mod mapping;
