@@ -84,7 +84,7 @@ pub struct Destination {
 
 #[derive(Debug)]
 enum Kind {
-    Firehose(Aws),
+    Firehose(Box<Aws>),
     Directory(Directory),
 }
 
@@ -93,7 +93,7 @@ impl Destination {
         Self {
             name,
             pack,
-            kind: Kind::Firehose(aws),
+            kind: Kind::Firehose(Box::new(aws)),
         }
     }
 

@@ -1,6 +1,8 @@
 //! audience-sync
 pub mod audience;
 pub mod batch;
+pub mod cli;
+pub mod config;
 pub mod deliver;
 pub mod diff;
 pub mod event;

@@ -146,15 +146,15 @@ impl Outcome {
 /// What a run sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Counts {
+    /// Firehose records that were accepted.
+    pub records: u64,
     /// Put calls, failed ones too. A directory counts files.
     pub requests: u64,
     /// Put calls made again for records that were not delivered.
     pub retries: u64,
-    /// Firehose records that were accepted,
-    pub records: u64,
-    /// their bytes,
+    /// Of the accepted records, newlines included.
     pub bytes: u64,
-    /// and the bytes that Firehose charges for them.
+    /// What Firehose charges for the accepted records.
     pub billed_bytes: u64,
 }
 

@@ -91,7 +91,7 @@ impl Skipped {
 }
 
 /// A source as the configuration names it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     Sqlite(Sqlite),
 }

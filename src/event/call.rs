@@ -114,7 +114,7 @@ impl Call {
         set(
             &mut fields,
             "originalTimestamp",
-            &original.unwrap_or_else(|| timestamp.clone()),
+            original.unwrap_or_else(|| timestamp.clone()),
         );
         set(&mut fields, "timestamp", &timestamp);
         for field in ["receivedAt", "sentAt"] {

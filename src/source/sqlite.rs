@@ -15,7 +15,7 @@ use crate::audience::{
 use crate::diff::Members;
 
 /// A SQLite file, only ever read.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sqlite {
     pub name: SourceName,
     pub path: PathBuf,
@@ -24,11 +24,11 @@ pub struct Sqlite {
 /// Sees what can be seen of a query without its database: the reason why it can never be one.
 pub fn check_syntax(query: &str) -> Option<String> {
     let connection = Connection::open_in_memory().ok()?;
-    let reason = match connection.prepare(query) {
+    let prepared = connection.prepare(query);
+    match prepared {
         Ok(statement) => not_a_query(&statement).map(str::to_owned),
         Err(error) => Some(message(&error)).filter(|reason| is_syntax(reason)),
-    };
-    reason
+    }
 }
 
 /// SQLite has one code for every mistake in a statement; only the text tells a mistyped word from a missing table.

@@ -1,0 +1,163 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Parser, Subcommand, ValueEnum};
+
+/// Keeps Amazon Data Firehose told who is in your audiences.
+///
+/// Reads the members of each audience, compares them with what Firehose has accepted, and delivers one
+/// Segment-compatible Identify call for each user who entered or left.
+#[derive(Debug, Parser)]
+#[command(name = "audience-sync", version, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 all delivered or nothing to do, 1 a run failed, 2 usage or configuration,
+3 something is not delivered, 4 removals are held by the guard, 5 another run holds the snapshot.
+
+New here? Type `audience-sync demo`."
+)]
+pub(super) struct Args {
+    /// The configuration file; its directory is the project.
+    #[arg(
+        long,
+        global = true,
+        value_name = "PATH",
+        env = "AUDIENCE_SYNC_CONFIG",
+        default_value = "audience-sync.toml"
+    )]
+    pub config: PathBuf,
+
+    /// Print one JSON object a line instead of tables.
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    /// How logs are written to standard error.
+    #[arg(long, global = true, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// Log more; twice for still more. No level prints secrets.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// A first sync, a day later a delta, on real orders, with no AWS account.
+    Demo {
+        /// The project to make; an existing demo moves on by another day.
+        #[arg(default_value = "audience-sync-demo")]
+        dir: PathBuf,
+    },
+    /// Write a commented configuration and a schedule to start from; overwrites nothing.
+    Init {
+        #[arg(default_value = ".")]
+        dir: PathBuf,
+    },
+    /// Run these audiences now, or all of them.
+    Sync(SyncArgs),
+    /// Send everyone again: true for every member, false for every user delivered earlier and gone since.
+    Resync(ResyncArgs),
+    /// Stay, and sync by the cron schedules.
+    Run,
+    /// Read everything and print what would run where; no network.
+    Check,
+    /// See what Firehose has accepted, and why.
+    Snapshot {
+        #[command(subcommand)]
+        command: SnapshotCommand,
+    },
+    /// Send Segment calls, one JSON object a line, through the same mapping and writer.
+    Send(SendArgs),
+    /// Print the IAM permission policy and trust policy for these settings, ready to paste.
+    Iam {
+        /// One destination; all of them without it.
+        destination: Option<String>,
+        /// Print the external IDs instead of YOUR_SECRET_ID.
+        #[arg(long)]
+        show_secrets: bool,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SyncArgs {
+    /// Keys, ids or names; all audiences without one.
+    #[arg(value_name = "AUDIENCE")]
+    pub audiences: Vec<String>,
+    #[command(flatten)]
+    pub options: RunOptions,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ResyncArgs {
+    /// Keys, ids or names.
+    #[arg(value_name = "AUDIENCE", required = true)]
+    pub audiences: Vec<String>,
+    #[command(flatten)]
+    pub options: RunOptions,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RunOptions {
+    /// Decide and print the plan; write and send nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Also deliver removals that the guard would hold.
+    #[arg(long)]
+    pub approve: bool,
+    /// Wait while another run holds the snapshot.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum SnapshotCommand {
+    /// Every audience: members, last sync, pending, held.
+    List,
+    /// The members that Firehose has accepted, and since when.
+    Show {
+        /// A key, id or name.
+        audience: String,
+    },
+    /// Every audience and trait of one user, and why: each change, its run, stream and messageId.
+    User {
+        /// A user id or an anonymous id.
+        user: String,
+    },
+    /// The history of runs, newest first.
+    Runs {
+        /// A key, id or name.
+        audience: Option<String>,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct SendArgs {
+    /// A file of JSON lines; standard input without it, or for `-`.
+    pub file: Option<PathBuf>,
+    /// Only to this destination; without it, to every one whose mapping fits.
+    #[arg(long, value_name = "NAME")]
+    pub destination: Option<String>,
+    /// Wait while another run holds the snapshot.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory as _;
+        Args::command().debug_assert();
+    }
+}

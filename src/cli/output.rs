@@ -1,0 +1,133 @@
+//! What people and programs read: tables or JSON lines on standard output, words on standard error.
+#![expect(
+    clippy::print_stderr,
+    reason = "this is where errors and hints are printed"
+)]
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use serde::Serialize;
+
+/// Where a command writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Output {
+    pub json: bool,
+}
+
+impl Output {
+    pub(super) fn new(json: bool) -> Self {
+        Self { json }
+    }
+
+    /// One object, on one line.
+    pub(super) fn line(&self, object: &impl Serialize) -> io::Result<()> {
+        let mut line = serde_json::to_vec(object)?;
+        line.push(b'\n');
+        io::stdout().lock().write_all(&line)
+    }
+
+    /// Text for people on standard output, with a newline.
+    pub(super) fn text(&self, text: impl std::fmt::Display) -> io::Result<()> {
+        writeln!(io::stdout().lock(), "{text}")
+    }
+
+    /// Something to know beside the data, on standard error.
+    pub(super) fn note(&self, text: impl std::fmt::Display) {
+        eprintln!("{text}");
+    }
+
+    /// An error and its causes: `error: what: why`, then the hint if there is one.
+    pub(super) fn error(&self, error: &anyhow::Error) {
+        let mut text = String::new();
+        for cause in error.chain() {
+            let cause = cause.to_string();
+            // Transparent errors repeat their cause.
+            if !text.ends_with(&cause) {
+                if !text.is_empty() {
+                    text.push_str(": ");
+                }
+                text.push_str(&cause);
+            }
+        }
+        eprintln!("error: {text}");
+    }
+}
+
+/// A table without lines, its columns apart. Those named in `right` hold numbers.
+pub(super) fn table(header: &[&str], right: &[&str], rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.iter().map(|name| name.to_uppercase()));
+    table.add_rows(rows);
+    for (index, name) in header.iter().enumerate() {
+        let column = table
+            .column_mut(index)
+            .expect("the header has as many columns as the table");
+        column.set_padding((0, 2));
+        if right.contains(name) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}
+
+/// A number with a separator between thousands: `1,204`.
+pub(super) fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (place, digit) in digits.chars().enumerate() {
+        if place > 0 && (digits.len() - place).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes in the largest unit that leaves a whole one: `5.9 MiB`.
+pub(super) fn bytes(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let mut size = bytes as f64;
+    let mut unit = "B";
+    for larger in units {
+        if size < 1024.0 {
+            break;
+        }
+        size /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" {
+        format!("{bytes} B")
+    } else {
+        format!("{size:.1} {unit}")
+    }
+}
+
+/// Whether a person watches standard error.
+pub(super) fn is_watched() -> bool {
+    io::stderr().is_terminal()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped() {
+        assert_eq!(
+            [0, 999, 1_000, 1_234_567].map(count),
+            ["0", "999", "1,000", "1,234,567"]
+        );
+    }
+
+    #[test]
+    fn sizes_have_one_decimal() {
+        assert_eq!(
+            [12, 1_024, 6_164_480].map(bytes),
+            ["12 B", "1.0 KiB", "5.9 MiB"]
+        );
+    }
+}

@@ -1,0 +1,236 @@
+//! From the configuration to what runs work with: secrets read, queries checked, destinations made.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::args::Args;
+use super::{Exit, Refusal};
+use crate::audience::keys::{self, Known};
+use crate::audience::{Audience, DestinationName};
+use crate::config::{
+    Config, ConfigError, Configured, Destination as Configuration, DestinationKind,
+};
+use crate::firehose::{Aws, AwsSettings, Destination, Directory, Role};
+use crate::snapshot::{Busy, RunLock, Snapshot};
+use crate::source::check_syntax;
+use crate::sync::{Keyed, Outlet, Project};
+
+/// Loads the configuration that the command line names.
+pub(super) fn load(args: &Args) -> anyhow::Result<Config> {
+    let config = Config::load(&args.config)?;
+    for configured in config.audiences() {
+        if let Some(reason) = check_syntax(&configured.audience.query) {
+            return Err(query_error(configured, &reason).into());
+        }
+    }
+    Ok(config)
+}
+
+fn query_error(configured: &Configured, reason: &str) -> ConfigError {
+    ConfigError {
+        message: format!(
+            "the query of {:?} is not one that SQLite understands: {reason}",
+            configured.audience.name
+        ),
+        at: Some(configured.query_at.clone()),
+        hint: Some("a query is one SELECT with a column `user_id` or `anonymous_id`".to_owned()),
+    }
+}
+
+/// Makes everything that runs need. Nothing is connected to, and no file is written.
+pub(super) fn open(config: &Config) -> Result<Project, ConfigError> {
+    let outlets = config
+        .destinations
+        .iter()
+        .map(|(name, destination)| Ok((name.clone(), outlet(name, destination)?)));
+    Ok(Project {
+        sources: config.sources.clone(),
+        destinations: outlets.collect::<Result<BTreeMap<_, _>, _>>()?,
+        space_id: config.space_id.clone(),
+    })
+}
+
+fn outlet(name: &DestinationName, configured: &Configuration) -> Result<Outlet, ConfigError> {
+    let Configuration {
+        mapping,
+        pack,
+        kind,
+        ..
+    } = configured;
+    let destination = match kind {
+        DestinationKind::Directory(path) => {
+            Destination::directory(name.clone(), *pack, Directory::new(path.clone()))
+        }
+        DestinationKind::Firehose(aws) => {
+            let external_id = aws
+                .secret
+                .as_ref()
+                .map(|secret| secret.resolve())
+                .transpose()?;
+            let role = aws.role.as_ref().zip(external_id);
+            let settings = AwsSettings {
+                region: aws.region.as_str().to_owned(),
+                role: role.map(|(arn, external_id)| Role {
+                    arn: arn.as_str().to_owned(),
+                    external_id,
+                }),
+                endpoint_url: aws.endpoint_url.clone(),
+                sts_endpoint_url: aws.sts_endpoint_url.clone(),
+                api: aws.api,
+            };
+            Destination::firehose(name.clone(), *pack, Aws::new(settings))
+        }
+    };
+    Ok(Outlet::new(destination, mapping.clone()))
+}
+
+/// The audiences that words of the command line mean, or all of them without a word; each with its key.
+pub(super) fn select(
+    config: &Config,
+    words: &[String],
+    known: &[Known],
+) -> anyhow::Result<Vec<Keyed>> {
+    let all: Vec<&Audience> = config
+        .audiences()
+        .map(|configured| &configured.audience)
+        .collect();
+    let frozen = keys::freeze(all.iter().copied(), known)
+        .map_err(|error| Refusal::usage(error.to_string()))?;
+    let keyed: Vec<Keyed> = all
+        .iter()
+        .zip(frozen)
+        .map(|(audience, frozen)| {
+            if let Some(before) = &frozen.renamed_from {
+                tracing::info!(
+                    "{before:?} is {:?} now, and keeps the key `{}`",
+                    audience.name,
+                    frozen.key
+                );
+            }
+            Keyed {
+                audience: (*audience).clone(),
+                key: frozen.key,
+            }
+        })
+        .collect();
+    if words.is_empty() {
+        return Ok(keyed);
+    }
+    let is_called =
+        |keyed: &Keyed, word: &String| keyed.audience.is_called(word) || keyed.key.as_str() == word;
+    if let Some(stranger) = words
+        .iter()
+        .find(|word| !keyed.iter().any(|keyed| is_called(keyed, word)))
+    {
+        let known: Vec<_> = keyed.iter().map(|keyed| keyed.key.as_str()).collect();
+        let message = format!(
+            "no audience is called {stranger:?}\n\nhint: the schedules name {}",
+            if known.is_empty() {
+                "none".to_owned()
+            } else {
+                known.join(", ")
+            }
+        );
+        return Err(Refusal::usage(message).into());
+    }
+    Ok(keyed
+        .into_iter()
+        .filter(|keyed| words.iter().any(|word| is_called(keyed, word)))
+        .collect())
+}
+
+/// Says which audiences the snapshot knows and no schedule names any more.
+pub(super) fn report_forgotten(config: &Config, known: &[Known]) {
+    let named: Vec<&Audience> = config
+        .audiences()
+        .map(|configured| &configured.audience)
+        .collect();
+    for forgotten in keys::forgotten(&named, known) {
+        tracing::warn!(
+            "no schedule names {:?} (id `{}`) any more; its members keep their last value downstream. \
+             hint: if it was renamed, set `id = \"{}\"` on the new one",
+            forgotten.name,
+            forgotten.id,
+            forgotten.id
+        );
+    }
+}
+
+/// Sees whether the query of each audience can run, where its source can be reached at all. Returns those that can,
+/// and why the others cannot.
+pub(super) fn check_queries(
+    config: &Config,
+    keyed: Vec<Keyed>,
+    project: &Project,
+) -> (Vec<Keyed>, Vec<(Keyed, ConfigError)>) {
+    let mut refused = Vec::new();
+    let mut usable = Vec::new();
+    for keyed in keyed {
+        let source = &project.sources[&keyed.audience.source];
+        match source.check(&keyed.audience) {
+            Err(error) if error.is_configuration() => {
+                let configured = config
+                    .audiences()
+                    .find(|configured| configured.audience.id == keyed.audience.id);
+                let (message, hint) = split_hint(&error.to_string());
+                let at = configured.map(|configured| configured.query_at.clone());
+                refused.push((keyed, ConfigError { message, at, hint }));
+            }
+            // A source that cannot be read is for the run to report.
+            _ => usable.push(keyed),
+        }
+    }
+    (usable, refused)
+}
+
+/// Takes the hint off a message that ends with one.
+fn split_hint(text: &str) -> (String, Option<String>) {
+    match text.split_once("\n\nhint: ") {
+        Some((message, hint)) => (message.to_owned(), Some(hint.to_owned())),
+        None => (text.to_owned(), None),
+    }
+}
+
+/// Opens the snapshot to look at it, if there is one.
+pub(super) fn inspect(config: &Config) -> anyhow::Result<Option<Snapshot>> {
+    Snapshot::inspect(&config.snapshot).with_context(|| unusable(&config.snapshot))
+}
+
+/// What is known of audiences, by a snapshot that may not exist yet.
+pub(super) fn known(config: &Config) -> anyhow::Result<Vec<Known>> {
+    match inspect(config)? {
+        Some(snapshot) => snapshot.known().with_context(|| unusable(&config.snapshot)),
+        None => Ok(Vec::new()),
+    }
+}
+
+/// Opens the snapshot to write to it.
+pub(super) fn open_snapshot(config: &Config) -> anyhow::Result<Snapshot> {
+    Snapshot::open(&config.snapshot).with_context(|| unusable(&config.snapshot))
+}
+
+pub(super) fn unusable(snapshot: &Path) -> String {
+    format!("the snapshot {} cannot be used", snapshot.display())
+}
+
+/// Takes the lock, at once or after waiting for whoever holds it.
+pub(super) fn lock(config: &Config, command: &str, wait: bool) -> anyhow::Result<RunLock> {
+    loop {
+        match RunLock::take(&config.snapshot, command) {
+            Ok(lock) => return Ok(lock),
+            Err(Busy::Held { .. }) if wait => {
+                std::thread::sleep(std::time::Duration::from_millis(200))
+            }
+            Err(busy @ Busy::Held { .. }) => {
+                return Err(Refusal {
+                    exit: Exit::Busy,
+                    message: busy.to_string(),
+                }
+                .into());
+            }
+            Err(error @ Busy::Unusable { .. }) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The configuration: `audience-sync.toml` and the schedules beside it, as typed values that can be relied on.
+//!
+//! Everything is checked here, once, so that whatever is wrong is said before anything is read or sent, with the file
+//! and the line it stands on. No database is opened and no secret is read: a [`Config`] can be printed. What is not in
+//! the contract is an unknown key, never ignored.
+
+mod aws;
+mod cron;
+mod destination;
+mod document;
+mod error;
+mod schedule;
+mod secret;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+pub use aws::{Aws, Quota, Region, RoleArn};
+pub use cron::{Cron, CronError};
+pub use destination::{Destination, DestinationKind};
+pub use error::{ConfigError, Location};
+pub use schedule::{Configured, Schedule};
+pub use secret::{SecretRef, SecretSource};
+
+use crate::audience::{DestinationName, SourceName};
+use crate::source::{Source, Sqlite};
+use document::{Document, Item, Table, shown};
+use schedule::Known;
+
+/// A project: everything that its files say.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `audience-sync.toml`, as given.
+    pub path: PathBuf,
+    /// Its directory. Every other path here is joined to it already.
+    pub root: PathBuf,
+    pub snapshot: PathBuf,
+    pub space_id: Option<String>,
+    pub sources: BTreeMap<SourceName, Source>,
+    /// At least one.
+    pub destinations: BTreeMap<DestinationName, Destination>,
+    /// By name of the file.
+    pub schedules: Vec<Schedule>,
+}
+
+impl Config {
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let document = Document::read(path).map_err(|error| {
+            let hint = "`audience-sync init` makes one, and `--config PATH` names another";
+            if error.hint.is_none() {
+                error.hint(hint)
+            } else {
+                error
+            }
+        })?;
+        let tree = document.parse()?;
+        let table = document.root(&tree);
+        table.only(&["snapshot", "schedules", "space_id", "source", "destination"])?;
+
+        let root = Root::of(path);
+        let snapshot = table
+            .get("snapshot")
+            .map_or(Ok(Path::new("snapshot.sqlite")), |item| item.path())?;
+        let space_id = table
+            .get("space_id")
+            .map(|item| item.some_text())
+            .transpose()?;
+        let sources = named(&table, "source")?
+            .into_iter()
+            .map(|(name, item)| Ok((SourceName::new(name), read_source(name, &item, &root)?)))
+            .collect::<Result<_, _>>()?;
+        let destinations: BTreeMap<_, _> = named(&table, "destination")?
+            .into_iter()
+            .map(|(name, item)| {
+                Ok((
+                    DestinationName::new(name),
+                    Destination::read(name, &item, &root)?,
+                ))
+            })
+            .collect::<Result<_, _>>()?;
+        if destinations.is_empty() {
+            return Err(table
+                .error(format!("{} has no destination", path.display()))
+                .hint("add [destination.main] and [destination.main.mapping]; `audience-sync init` shows how"));
+        }
+        let known = Known {
+            sources: &sources,
+            destinations: &destinations,
+        };
+        let schedules = load_schedules(&table, &root, known)?;
+        Ok(Self {
+            path: path.to_owned(),
+            snapshot: root.join(snapshot),
+            space_id: space_id.map(str::to_owned),
+            root: root.0,
+            sources,
+            destinations,
+            schedules,
+        })
+    }
+
+    /// Every audience and computed trait of every schedule.
+    pub fn audiences(&self) -> impl Iterator<Item = &Configured> {
+        self.schedules
+            .iter()
+            .flat_map(|schedule| &schedule.audiences)
+    }
+}
+
+fn read_source(name: &str, item: &Item<'_>, root: &Root) -> Result<Source, ConfigError> {
+    let table = item.table(table_name("source", name))?;
+    table.only(&["sqlite"])?;
+    let path = table.require("sqlite")?;
+    Ok(Source::Sqlite(Sqlite {
+        name: SourceName::new(name),
+        path: root.join(path.path()?),
+    }))
+}
+
+/// The directory that relative paths start from.
+struct Root(PathBuf);
+
+impl Root {
+    fn of(file: &Path) -> Self {
+        let parent = file
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        Self(parent.unwrap_or(Path::new(".")).to_owned())
+    }
+
+    /// Paths in the working directory stay as they are written, since people read them.
+    fn join(&self, path: &Path) -> PathBuf {
+        if self.0 == Path::new(".") {
+            path.to_owned()
+        } else {
+            self.0.join(path)
+        }
+    }
+}
+
+/// The tables under `[kind.NAME]`, by name.
+fn named<'a>(table: &Table<'a>, kind: &str) -> Result<Vec<(&'a str, Item<'a>)>, ConfigError> {
+    let Some(item) = table.get(kind) else {
+        return Ok(Vec::new());
+    };
+    let named = item.table(format!("[{kind}]"))?.items();
+    for (name, item) in &named {
+        if name.trim().is_empty() {
+            let nameless = ConfigError::new(format!("a {kind} has an empty name"));
+            return Err(nameless
+                .at(item.location())
+                .hint(format!("write [{kind}.NAME]")));
+        }
+        if !item.value().is_table() {
+            let problem = item.must_be("a table");
+            return Err(problem.hint(format!(
+                "settings stand under [{kind}.NAME], where the name is yours"
+            )));
+        }
+    }
+    Ok(named)
+}
+
+/// `[kind.name]`, as it would be written.
+fn table_name(kind: &str, name: &str) -> String {
+    let is_bare = name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(&byte));
+    if is_bare {
+        format!("[{kind}.{name}]")
+    } else {
+        format!("[{kind}.{name:?}]")
+    }
+}
+
+fn load_schedules(
+    table: &Table<'_>,
+    root: &Root,
+    known: Known<'_>,
+) -> Result<Vec<Schedule>, ConfigError> {
+    let item = table.get("schedules");
+    let directory = match &item {
+        Some(item) => item.path()?,
+        None => Path::new("schedules"),
+    };
+    let directory = root.join(directory);
+    let files = schedule::files(&directory).map_err(|error| {
+        let shown = directory.display();
+        let problem = ConfigError::new(match error.kind() {
+            ErrorKind::NotFound => format!("there is no directory {shown} for the schedules"),
+            ErrorKind::NotADirectory => format!("{shown} is not a directory, as the schedules need"),
+            _ => format!("failed to read the directory {shown}: {error}"),
+        })
+        .hint("make the directory and put a file for each schedule there, or set schedules = \"PATH\"");
+        item.as_ref().map(Item::location).into_iter().fold(problem, ConfigError::at)
+    })?;
+    let schedules = files
+        .into_iter()
+        .map(|path| Schedule::load(path, known))
+        .collect::<Result<Vec<_>, _>>()?;
+    must_differ(schedules.iter().flat_map(|schedule| &schedule.audiences))?;
+    Ok(schedules)
+}
+
+/// Refuses two audiences with one key or one id: downstream, or in the snapshot, they would be the same.
+fn must_differ<'a>(audiences: impl Iterator<Item = &'a Configured>) -> Result<(), ConfigError> {
+    let mut seen = HashMap::new();
+    for second in audiences {
+        let audience = &second.audience;
+        for (word, value) in [("key", audience.key.as_str()), ("id", audience.id.as_str())] {
+            let Some(first) = seen.insert((word, value), second) else {
+                continue;
+            };
+            let name = |configured: &Configured| shown(&configured.audience.name).to_string();
+            return Err(ConfigError::new(format!(
+                "`{}` has the same {word} as `{}`: `{}`, which stands at {}",
+                name(second),
+                name(first),
+                shown(value),
+                first.at
+            ))
+            .at(second.at.clone())
+            .hint(format!("give one of them another `{word}`")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,328 @@
+//! `schedules/*.toml`: when to run, and the audiences and computed traits to run.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use chrono_tz::{TZ_VARIANTS, Tz};
+
+use super::Source;
+use super::cron::{self, Cron};
+use super::destination::Destination;
+use super::document::{Document, Item, Table, shown};
+use super::error::{ConfigError, Location};
+use crate::audience::{Audience, AudienceId, Class, DestinationName, Guard, Key, SourceName};
+
+/// One file of the schedules directory.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    /// The name of the file without `.toml`.
+    pub name: String,
+    pub path: PathBuf,
+    /// `None` runs by command only.
+    pub cron: Option<Cron>,
+    pub timezone: Tz,
+    /// In the order of the file.
+    pub audiences: Vec<Configured>,
+}
+
+/// An audience or computed trait, and where it is written down.
+#[derive(Debug, Clone)]
+pub struct Configured {
+    pub audience: Audience,
+    pub schedule: String,
+    /// The `query` key.
+    pub query_at: Location,
+    /// The `name` key.
+    pub at: Location,
+}
+
+/// What a schedule may refer to.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub(super) sources: &'a BTreeMap<SourceName, Source>,
+    pub(super) destinations: &'a BTreeMap<DestinationName, Destination>,
+}
+
+/// The `*.toml` of a directory, sorted by name; hidden ones are left out, as editors leave their copies there.
+pub(super) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        let is_hidden = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        if !is_hidden && path.extension().is_some_and(|ending| ending == "toml") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+impl Schedule {
+    pub(super) fn load(path: PathBuf, known: Known<'_>) -> Result<Self, ConfigError> {
+        let name = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .map(str::to_owned);
+        let Some(name) = name else {
+            return Err(ConfigError::new(format!(
+                "the name of {} is not UTF-8",
+                path.display()
+            )));
+        };
+        let document = Document::read(&path)?;
+        let tree = document.parse()?;
+        let table = document.root(&tree);
+        table.only(&["cron", "timezone", "audience", "computed_trait"])?;
+        let cron = table.get("cron").map(|item| read_cron(&item)).transpose()?;
+        let timezone = table
+            .get("timezone")
+            .map_or(Ok(Tz::UTC), |item| read_timezone(&item))?;
+        let mut audiences = Vec::new();
+        for (key, class) in [
+            ("audience", Class::Audience),
+            ("computed_trait", Class::Trait),
+        ] {
+            let Some(item) = table.get(key) else { continue };
+            for table in tables(key, &item)? {
+                audiences.push(Configured::read(&table, class, &name, known)?);
+            }
+        }
+        if audiences.is_empty() {
+            let empty = table.error(format!(
+                "{} has no audience and no computed trait",
+                path.display()
+            ));
+            return Err(empty.hint(
+                "add an [[audience]] with a name, a source and a query, or remove the file",
+            ));
+        }
+        audiences.sort_by_key(|configured| (configured.at.line, configured.at.column));
+        Ok(Self {
+            name,
+            path,
+            cron,
+            timezone,
+            audiences,
+        })
+    }
+}
+
+/// The tables under `[[key]]`.
+fn tables<'a>(key: &str, item: &Item<'a>) -> Result<Vec<Table<'a>>, ConfigError> {
+    let name = format!("[[{key}]]");
+    let hint = format!("each one begins with a line {name}, in two brackets");
+    let elements = item
+        .elements()
+        .ok_or_else(|| item.must_be("a list of tables").hint(hint.as_str()))?;
+    let table = |element: &Item<'a>| element.table(name.as_str());
+    let tables: Result<Vec<_>, _> = elements.iter().map(table).collect();
+    tables.map_err(|error| error.hint(hint))
+}
+
+fn read_cron(item: &Item<'_>) -> Result<Cron, ConfigError> {
+    Cron::parse(item.text()?).map_err(|error| item.error(error).hint(cron::FORM))
+}
+
+fn read_timezone(item: &Item<'_>) -> Result<Tz, ConfigError> {
+    let text = item.text()?;
+    text.parse().map_err(|_| {
+        let unknown = item.error(format!("is not a time zone: `{}`", shown(text)));
+        match super::error::nearest(text, TZ_VARIANTS.iter().map(|zone| zone.name())) {
+            Some(near) => unknown.hint(format!("did you mean `{near}`?")),
+            None => unknown.hint("a time zone has an IANA name, such as Europe/Berlin"),
+        }
+    })
+}
+
+impl Configured {
+    fn read(
+        table: &Table<'_>,
+        class: Class,
+        schedule: &str,
+        known: Known<'_>,
+    ) -> Result<Self, ConfigError> {
+        table.only(&[
+            "name",
+            "source",
+            "query",
+            "id",
+            "key",
+            "destinations",
+            "guard",
+            "traits",
+        ])?;
+        let name_item = table.require("name")?;
+        let name = name_item.some_text()?;
+        let query = table.require("query")?;
+        let explicit = table.get("key").map(|item| read_key(&item)).transpose()?;
+        let key_is_explicit = explicit.is_some();
+        let key = explicit.or_else(|| Key::from_name(name)).ok_or_else(|| {
+            name_item
+                .error("has no letter or digit to make a key of")
+                .hint("add a key = \"...\", the trait that carries the membership")
+        })?;
+        let id = match table.get("id") {
+            Some(item) => read_id(&item)?,
+            None => AudienceId::new(key.as_str()),
+        };
+        let destinations = read_destinations(table, known)?;
+        for destination in destinations
+            .iter()
+            .filter_map(|name| known.destinations.get(name))
+        {
+            destination.must_take_identifies(name)?;
+        }
+        let audience = Audience {
+            id,
+            key_is_explicit,
+            name: name.to_owned(),
+            class,
+            source: read_source(table, known)?,
+            query: query.some_text()?.to_owned(),
+            destinations,
+            guard: table
+                .get("guard")
+                .map_or(Ok(Some(Guard::default())), |item| read_guard(&item))?,
+            traits: table
+                .get("traits")
+                .map_or(Ok(Vec::new()), |item| read_traits(&item, &key))?,
+            key,
+        };
+        Ok(Self {
+            audience,
+            schedule: schedule.to_owned(),
+            query_at: query.location(),
+            at: name_item.location(),
+        })
+    }
+}
+
+fn read_key(item: &Item<'_>) -> Result<Key, ConfigError> {
+    let text = item.some_text()?;
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(item
+            .error("must not hold spaces or control characters")
+            .hint("a key is written like order_completed_last_30days"));
+    }
+    Ok(Key::new(text))
+}
+
+fn read_id(item: &Item<'_>) -> Result<AudienceId, ConfigError> {
+    let text = item.some_text()?;
+    if text.chars().any(char::is_control) {
+        return Err(item.error("must not hold control characters"));
+    }
+    Ok(AudienceId::new(text))
+}
+
+fn read_source(table: &Table<'_>, known: Known<'_>) -> Result<SourceName, ConfigError> {
+    let item = table.require("source")?;
+    let name = SourceName::new(item.some_text()?);
+    if known.sources.contains_key(&name) {
+        return Ok(name);
+    }
+    if known.sources.is_empty() {
+        return Err(item
+            .error("names a source, but none is configured")
+            .hint("add [source.NAME] with sqlite = \"PATH\" to audience-sync.toml"));
+    }
+    let names = known.sources.keys().map(SourceName::as_str);
+    Err(item
+        .error(format!(
+            "names an unknown source: `{}`",
+            shown(name.as_str())
+        ))
+        .hint_nearest(name.as_str(), names))
+}
+
+fn read_destinations(
+    table: &Table<'_>,
+    known: Known<'_>,
+) -> Result<Vec<DestinationName>, ConfigError> {
+    let names = known.destinations.keys().map(DestinationName::as_str);
+    let Some(item) = table.get("destinations") else {
+        let mut all = known.destinations.keys();
+        return match (all.next(), all.next()) {
+            (Some(only), None) => Ok(vec![only.clone()]),
+            _ => {
+                let all: Vec<_> = names.map(|name| format!("{name:?}")).collect();
+                let missing =
+                    table.error("`destinations` is missing, and there are several to choose from");
+                Err(missing.hint(format!(
+                    "add destinations = [{}], or some of them",
+                    all.join(", ")
+                )))
+            }
+        };
+    };
+    let listed = item.texts()?;
+    if listed.is_empty() {
+        return Err(item
+            .error("must name a destination")
+            .hint_nearest("", names));
+    }
+    let known_name = |(text, item): &(&str, Item<'_>)| {
+        let name = DestinationName::new(*text);
+        if known.destinations.contains_key(&name) {
+            return Ok(name);
+        }
+        Err(item
+            .error(format!("names an unknown destination: `{}`", shown(text)))
+            .hint_nearest(text, names.clone()))
+    };
+    listed.iter().map(known_name).collect()
+}
+
+fn read_guard(item: &Item<'_>) -> Result<Option<Guard>, ConfigError> {
+    if let Some(switch) = item.value().as_bool() {
+        return if switch {
+            Err(item
+                .error("must be false or a table, not true")
+                .hint("leave it out for the default guard"))
+        } else {
+            Ok(None)
+        };
+    }
+    if !item.value().is_table() {
+        return Err(item.must_be("false or a table"));
+    }
+    let table = item.table(item.what())?;
+    table.only(&["max_removed_percent", "min_removed", "allow_empty"])?;
+    let mut guard = Guard::default();
+    if let Some(item) = table.get("max_removed_percent") {
+        guard.max_removed_percent = item.number()?;
+        if !(0.0..=100.0).contains(&guard.max_removed_percent) {
+            return Err(item.error("must be from 0 to 100"));
+        }
+    }
+    if let Some(item) = table.get("min_removed") {
+        let count = item.integer()?;
+        guard.min_removed = count.ok_or_else(|| item.error("must be a whole number, 0 or more"))?;
+    }
+    if let Some(item) = table.get("allow_empty") {
+        guard.allow_empty = item.boolean()?;
+    }
+    Ok(Some(guard))
+}
+
+fn read_traits(item: &Item<'_>, key: &Key) -> Result<Vec<String>, ConfigError> {
+    let mut traits = Vec::new();
+    for (name, item) in item.texts()? {
+        if name == key.as_str() {
+            return Err(item.error(format!(
+                "lists `{}`, which is the key and sent anyway",
+                shown(name)
+            )));
+        }
+        if ["user_id", "anonymous_id", "value"].contains(&name) {
+            return Err(item.error(format!(
+                "lists `{name}`, which means something else in a result"
+            )));
+        }
+        traits.push(name.to_owned());
+    }
+    Ok(traits)
+}

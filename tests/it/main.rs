@@ -1,0 +1,4 @@
+//! The binary as people and programs use it: a directory, a command line, what it prints, and what arrives.
+
+mod support;
+mod sync;

@@ -1,0 +1,186 @@
+//! A project in a temporary directory, and what arrived from it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// The real orders that the demo uses too.
+pub(crate) const ORDERS: &str = include_str!("../../src/cli/demo/cdnow-orders.csv");
+
+/// A project with one source `shop`, and unless it is told otherwise a directory for a destination.
+pub(crate) struct Project {
+    folder: TempDir,
+    /// Set in the environment of every command, which is otherwise empty.
+    pub variables: BTreeMap<String, String>,
+}
+
+/// How a command ended and what it printed.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+pub(crate) const CONFIG: &str = r#"
+[source.shop]
+sqlite = "shop.sqlite"
+
+[destination.main]
+directory = "delivered"
+
+[destination.main.mapping]
+identify = "members"
+"#;
+
+impl Project {
+    /// Nothing but the directory.
+    pub(crate) fn empty() -> Self {
+        Self {
+            folder: tempfile::tempdir().unwrap(),
+            variables: BTreeMap::new(),
+        }
+    }
+
+    /// With [`CONFIG`] and one schedule.
+    pub(crate) fn new(schedule: &str) -> Self {
+        let project = Self::empty();
+        project.write("audience-sync.toml", CONFIG);
+        project.write("schedules/main.toml", schedule);
+        project
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    /// Runs statements on the source.
+    pub(crate) fn shop(&self, sql: &str) {
+        self.shop_connection().execute_batch(sql).unwrap();
+    }
+
+    pub(crate) fn shop_connection(&self) -> rusqlite::Connection {
+        rusqlite::Connection::open(self.path("shop.sqlite")).unwrap()
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_audience-sync"));
+        command
+            .args(arguments)
+            .current_dir(self.folder.path())
+            .env_clear()
+            .envs(&self.variables);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
+        ended(self.command(arguments).spawn().unwrap())
+    }
+
+    /// Runs a command that must end with 0.
+    #[track_caller]
+    pub(crate) fn succeed(&self, arguments: &[&str]) -> Ran {
+        let ran = self.run(arguments);
+        assert_eq!(ran.code, 0, "{arguments:?}: {ran:?}");
+        ran
+    }
+
+    /// Runs `sync --json` and returns its only line.
+    #[track_caller]
+    pub(crate) fn sync(&self) -> Value {
+        let lines = self.succeed(&["sync", "--json"]).lines();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        lines[0].clone()
+    }
+
+    /// Every record in the directory destination, in the order of its timestamps.
+    pub(crate) fn delivered(&self) -> Vec<Value> {
+        records(&self.path("delivered"))
+    }
+}
+
+/// Waits for a command to end.
+pub(crate) fn ended(child: Child) -> Ran {
+    let output = child.wait_with_output().unwrap();
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+impl Ran {
+    /// Standard output as JSON lines.
+    pub(crate) fn lines(&self) -> Vec<Value> {
+        self.stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+}
+
+/// Every record in the files below a folder, in the order of timestamps.
+pub(crate) fn records(folder: &Path) -> Vec<Value> {
+    let mut records: Vec<Value> = files(folder)
+        .iter()
+        .flat_map(|file| {
+            let text = fs::read_to_string(file).unwrap();
+            assert!(
+                text.ends_with('\n'),
+                "{} ends inside a line",
+                file.display()
+            );
+            text.lines()
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect::<Vec<Value>>()
+        })
+        .collect();
+    records.sort_by_key(|record| record["timestamp"].as_str().unwrap().to_owned());
+    records
+}
+
+/// Every file below a folder.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .flat_map(|path| {
+            if path.is_dir() {
+                files(&path)
+            } else {
+                vec![path]
+            }
+        })
+        .collect()
+}
+
+/// What a consumer knows: the latest value by user and key.
+pub(crate) fn truth(records: &[Value]) -> BTreeMap<(String, String), Value> {
+    let mut truth = BTreeMap::new();
+    for record in records {
+        let user = record["userId"]
+            .as_str()
+            .or(record["anonymousId"].as_str())
+            .unwrap();
+        for (key, value) in record["traits"].as_object().unwrap() {
+            truth.insert((user.to_owned(), key.clone()), value.clone());
+        }
+    }
+    truth
+}
