@@ -56,7 +56,7 @@ pub async fn deliver(
     let mut outcome = Sent::default();
     let mut under_way = JoinSet::new();
     let mut settled = Vec::new();
-    let mut after = -1;
+    let mut after = run.after;
     loop {
         let credit = if courier.goes_on() {
             CHUNKS_UNDER_WAY - under_way.len()

@@ -189,6 +189,13 @@ impl Runner<'_> {
         self.resume(left, dry_run).await
     }
 
+    /// Delivers what `send` left in the journal.
+    pub async fn resume_calls(&self) -> Result<Vec<Report>, SnapshotError> {
+        let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
+        left.retain(|run| run.computation.is_none());
+        self.resume(left, false).await
+    }
+
     async fn left_by_audience(
         &self,
         audience: &AudienceId,

@@ -1,7 +1,163 @@
 //! `send`
-use super::Exit;
+
+use std::fs::File;
+use std::io::{BufReader, stdin};
+use std::path::Path;
+
+use anyhow::Context as _;
+
 use super::args::{Args, SendArgs};
-use super::output::Output;
-pub(super) fn run(_: &Args, _: &Output, _: &SendArgs) -> anyhow::Result<Exit> {
-    Ok(Exit::Success)
+use super::output::{Output, bytes, count, table};
+use super::{Exit, Refusal, progress, project, signals};
+use crate::audience::DestinationName;
+use crate::config::Config;
+use crate::firehose::Stop;
+use crate::progress::Progress;
+use crate::run::Outcome;
+use crate::send::{Line, LineError, Refused, SendReport, Sender, read_lines};
+use crate::snapshot::Handle;
+use crate::sync::Runner;
+
+pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Result<Exit> {
+    let config = project::load(args)?;
+    let destinations = destinations(&config, send.destination.as_deref())?;
+    let project = project::open(&config)?;
+    let lines = open(send.file.as_deref())?;
+    let _lock = project::lock(&config, "send", send.wait)?;
+    let snapshot = project::open_snapshot(&config)?;
+
+    let mut exit = Exit::Success;
+    let reports = super::runtime()?.block_on(async {
+        let stop = Stop::new();
+        signals::listen(stop.clone())?;
+        let handle = Handle::new(snapshot);
+        let shown = Progress::default();
+        let _bar = progress::show(shown.clone());
+        let runner = Runner {
+            project: &project,
+            snapshot: &handle,
+            stop,
+            progress: shown,
+        };
+        // What an earlier `send` left goes first.
+        for left in runner.resume_calls().await? {
+            if left.outcome == Outcome::Undelivered {
+                exit = exit.or_worse(Exit::Undelivered);
+            }
+            output.note(format_args!(
+                "delivered {} of {} lines that an earlier send left in the journal of {}{}",
+                count(left.delivered),
+                count(left.delivered + left.undelivered),
+                left.destination,
+                left.error
+                    .map(|error| format!(": {error}"))
+                    .unwrap_or_default()
+            ));
+        }
+        let refuse = |number: u64, reason: &Refused| {
+            if matches!(reason, Refused::Line(LineError::Io(_))) {
+                exit = exit.or_worse(Exit::Failed);
+            }
+            output.note(format_args!("line {number}: {reason}"));
+        };
+        Sender::new(&runner, destinations)
+            .send(lines, refuse)
+            .await
+            .with_context(|| project::unusable(&config.snapshot))
+    })?;
+    for report in &reports {
+        if report.refused > 0 || report.outcome == Outcome::Undelivered {
+            exit = exit.or_worse(Exit::Undelivered);
+        }
+        if output.json {
+            output.line(report)?;
+        }
+    }
+    if !output.json {
+        output.text(table(
+            &HEADER,
+            &HEADER[2..],
+            reports.iter().map(row).collect(),
+        ))?;
+    }
+    reports.iter().for_each(|report| explain(output, report));
+    Ok(exit)
+}
+
+fn destinations(config: &Config, word: Option<&str>) -> anyhow::Result<Vec<DestinationName>> {
+    let all: Vec<DestinationName> = config.destinations.keys().cloned().collect();
+    let Some(word) = word else { return Ok(all) };
+    let named: Vec<_> = all
+        .iter()
+        .filter(|name| name.as_str() == word)
+        .cloned()
+        .collect();
+    if named.is_empty() {
+        let known: Vec<_> = all.iter().map(DestinationName::as_str).collect();
+        let message = format!(
+            "no destination is called {word:?}\n\nhint: there are {}",
+            known.join(", ")
+        );
+        return Err(Refusal::usage(message).into());
+    }
+    Ok(named)
+}
+
+fn open(file: Option<&Path>) -> anyhow::Result<tokio::sync::mpsc::Receiver<Line>> {
+    match file.filter(|file| *file != Path::new("-")) {
+        None => Ok(read_lines(BufReader::new(stdin()))),
+        Some(path) => {
+            let opened = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
+                true => Err(std::io::Error::from(std::io::ErrorKind::IsADirectory)),
+                false => Ok(file),
+            });
+            let file = opened.map_err(|error| {
+                Refusal::usage(format!("cannot read {}: {error}", path.display()))
+            })?;
+            Ok(read_lines(BufReader::new(file)))
+        }
+    }
+}
+
+fn explain(output: &Output, report: &SendReport) {
+    let name = &report.destination;
+    if report.unmapped > 0 {
+        output.note(format_args!(
+            "\n{name}: {} lines fit no row of the mapping and were not sent\n\nhint: add a row for their event or type, or `\"*\"`",
+            count(report.unmapped)
+        ));
+    }
+    if let Some(error) = &report.error {
+        output.note(format_args!("\n{name}: {error}"));
+    }
+    if report.undelivered > 0 {
+        output.note(format_args!(
+            "\n{name}: {} lines are not delivered; they stay in the journal\n\nhint: the next send or sync sends them first",
+            count(report.undelivered)
+        ));
+    }
+}
+
+const HEADER: [&str; 8] = [
+    "destination",
+    "outcome",
+    "lines",
+    "refused",
+    "unmapped",
+    "delivered",
+    "undelivered",
+    "sent",
+];
+
+fn row(report: &SendReport) -> Vec<String> {
+    vec![
+        report.destination.to_string(),
+        report.outcome.as_str().to_owned(),
+        count(report.lines),
+        count(report.refused),
+        count(report.unmapped),
+        count(report.delivered),
+        count(report.undelivered),
+        bytes(report.counts.bytes),
+    ]
 }

@@ -212,6 +212,11 @@ impl Reports {
         Ok(self.exit)
     }
 
+    /// The reports, for whoever shows them in another way.
+    pub(super) fn into_rows(self) -> Vec<Report> {
+        self.rows
+    }
+
     fn explain(&self, report: &Report) {
         let name = report.audience.as_ref().map_or("send", |key| key.as_str());
         if let Some(error) = &report.error {

@@ -67,6 +67,8 @@ pub struct JournaledRun {
     pub held: u64,
     /// Changes that are still to be delivered.
     pub waiting: u64,
+    /// Chunks up to this number are not handed out: -1 for none.
+    pub after: i64,
 }
 
 impl JournaledRun {
@@ -229,27 +231,34 @@ impl Snapshot {
         self.run(self.connection.last_insert_rowid())
     }
 
-    /// Writes a batch of calls to the journal: their lines, each with its newline.
+    /// Writes a batch of calls to the journal: their lines, each with its newline. The run then hands out that batch.
     pub fn journal_calls(
         &mut self,
-        run: &JournaledRun,
+        run: &mut JournaledRun,
         lines: &[Vec<u8>],
     ) -> Result<(), SnapshotError> {
         let transaction = self.begin()?;
-        {
-            let mut writer = ChunkWriter::after_last(&transaction, run.number)?;
-            for line in lines {
-                writer.push(ChunkKind::Calls, None, line.len(), |entries| {
-                    chunk::push_call(entries, line)
-                })?;
-            }
-            writer.flush()?;
+        let last: Option<i64> = transaction.query_row(
+            "SELECT max(seq) FROM chunk WHERE run = ?1",
+            [run.number],
+            |row| row.get(0),
+        )?;
+        run.after = last.unwrap_or(-1);
+        let mut writer = ChunkWriter::new(&transaction, run.number, run.after + 1, 1)?;
+        for line in lines {
+            writer.push(ChunkKind::Calls, None, line.len(), |entries| {
+                chunk::push_call(entries, line)
+            })?;
         }
+        writer.flush()?;
+        drop(writer);
         transaction.execute(
             "UPDATE run SET planned = planned + ?2 WHERE number = ?1",
             params![run.number, lines.len() as i64],
         )?;
-        Ok(transaction.commit()?)
+        transaction.commit()?;
+        run.waiting = lines.len() as u64;
+        Ok(())
     }
 
     /// Every run that has something left in the journal, oldest first.
@@ -479,6 +488,7 @@ fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
         members: row.get::<_, i64>(7)? as u64,
         held: row.get::<_, i64>(8)? as u64,
         waiting: row.get::<_, i64>(9)? as u64,
+        after: -1,
     })
 }
 
@@ -634,15 +644,6 @@ impl<'c> ChunkWriter<'c> {
             first: None,
             last: None,
         })
-    }
-
-    fn after_last(connection: &'c Connection, run: i64) -> Result<Self, SnapshotError> {
-        let next: i64 = connection.query_row(
-            "SELECT coalesce(max(seq) + 1, 0) FROM chunk WHERE run = ?1",
-            [run],
-            |row| row.get(0),
-        )?;
-        Self::new(connection, run, next, 1)
     }
 
     /// Adds an entry whose line takes at most `bytes`.

@@ -1,0 +1,373 @@
+//! Segment calls that people give us, through the same mapping, journal and writer as the identifies.
+//!
+//! Lines go in batches: written to the journal, then delivered. What a destination does not accept stays there, and
+//! later lines for it are journalled too, so that a pipe never loses its end.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::mpsc;
+use uuid::Uuid;
+
+use crate::audience::DestinationName;
+use crate::batch::MAX_RECORD_BYTES;
+use crate::deliver::{Route, deliver};
+use crate::event::{Call, CallError};
+use crate::firehose::Meter;
+use crate::mapping::StreamName;
+use crate::run::{Counts, Outcome, RunId, Timestamp};
+use crate::snapshot::{JournaledRun, SnapshotError};
+use crate::sync::{Outlet, Runner};
+
+/// A batch is this many lines,
+const BATCH_LINES: usize = 8_000;
+/// or this many bytes,
+const BATCH_BYTES: usize = 8 << 20;
+/// or what has come in for so long.
+const BATCH_AGE: Duration = Duration::from_secs(1);
+
+/// What came of the lines at one destination. The fields of `send --json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct SendReport {
+    pub destination: DestinationName,
+    pub outcome: Outcome,
+    /// Valid lines that were read.
+    pub lines: u64,
+    /// Lines that were not valid calls, at any destination.
+    pub refused: u64,
+    /// Valid lines that fit no row of this destination's mapping.
+    pub unmapped: u64,
+    pub delivered: u64,
+    /// Lines in the journal, or dead.
+    pub undelivered: u64,
+    #[serde(flatten)]
+    pub counts: Counts,
+    pub seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// A line that was read, or why it could not be.
+pub type Line = Result<String, LineError>;
+
+/// Why a line is no line.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    #[error("longer than a record may be ({MAX_RECORD_BYTES} bytes)")]
+    TooLong,
+    #[error("not UTF-8")]
+    NotUtf8,
+    #[error("cannot be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Why a line was not sent.
+#[derive(Debug, thiserror::Error)]
+pub enum Refused {
+    #[error(transparent)]
+    Line(#[from] LineError),
+    #[error(transparent)]
+    Call(#[from] CallError),
+}
+
+/// Reads lines on a thread of its own, since standard input cannot be asked nicely. An I/O error is the last.
+pub fn read_lines(mut input: impl BufRead + Send + 'static) -> mpsc::Receiver<Line> {
+    let (lines, read) = mpsc::channel(BATCH_LINES);
+    std::thread::spawn(move || {
+        while let Some(line) = next_line(&mut input) {
+            let is_last = matches!(line, Err(LineError::Io(_)));
+            if lines.blocking_send(line).is_err() || is_last {
+                break;
+            }
+        }
+    });
+    read
+}
+
+/// The next line without its end; one that is too long is read to its end and not kept.
+fn next_line(input: &mut impl BufRead) -> Option<Line> {
+    let mut line = Vec::new();
+    let mut is_too_long = false;
+    loop {
+        let available = match input.fill_buf() {
+            Ok(available) => available,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Some(Err(error.into())),
+        };
+        if available.is_empty() {
+            if line.is_empty() && !is_too_long {
+                return None;
+            }
+            break;
+        }
+        let end = available.iter().position(|byte| *byte == b'\n');
+        let part = &available[..end.unwrap_or(available.len())];
+        is_too_long |= line.len() + part.len() > MAX_RECORD_BYTES;
+        if !is_too_long {
+            line.extend(part);
+        }
+        let used = part.len() + usize::from(end.is_some());
+        input.consume(used);
+        if end.is_some() {
+            break;
+        }
+    }
+    Some(if is_too_long {
+        Err(LineError::TooLong)
+    } else {
+        String::from_utf8(line).map_err(|_| LineError::NotUtf8)
+    })
+}
+
+/// Sends lines until there are no more, or until asked to stop.
+pub struct Sender<'a> {
+    runner: &'a Runner<'a>,
+    /// By destination and streams: a run each, opened with its first line.
+    runs: BTreeMap<(DestinationName, Vec<StreamName>), JournaledRun>,
+    batch: BTreeMap<(DestinationName, Vec<StreamName>), Vec<Vec<u8>>>,
+    batch_lines: usize,
+    batch_bytes: usize,
+    tallies: BTreeMap<DestinationName, Tally>,
+    lines: u64,
+    refused: u64,
+}
+
+#[derive(Default)]
+struct Tally {
+    unmapped: u64,
+    journaled: u64,
+    delivered: u64,
+    meter: Arc<Meter>,
+    problem: Option<String>,
+}
+
+impl<'a> Sender<'a> {
+    /// To these destinations, which the project has.
+    pub fn new(
+        runner: &'a Runner<'a>,
+        destinations: impl IntoIterator<Item = DestinationName>,
+    ) -> Self {
+        Self {
+            runner,
+            runs: BTreeMap::new(),
+            batch: BTreeMap::new(),
+            batch_lines: 0,
+            batch_bytes: 0,
+            tallies: destinations
+                .into_iter()
+                .map(|name| (name, Tally::default()))
+                .collect(),
+            lines: 0,
+            refused: 0,
+        }
+    }
+
+    /// Sends all lines. `refuse` is told the number of a line that is not a call, and the reason.
+    pub async fn send(
+        mut self,
+        mut lines: mpsc::Receiver<Line>,
+        mut refuse: impl FnMut(u64, &Refused),
+    ) -> Result<Vec<SendReport>, SnapshotError> {
+        let started = Instant::now();
+        let mut number = 0;
+        let mut flush_at = None;
+        loop {
+            let next = async {
+                match flush_at {
+                    Some(at) => tokio::time::timeout_at(at, lines.recv()).await,
+                    None => Ok(lines.recv().await),
+                }
+            };
+            let next = tokio::select! {
+                next = next => next,
+                () = self.runner.stop.requested() => Ok(None),
+            };
+            match next {
+                Ok(Some(line)) => {
+                    number += 1;
+                    if let Err(reason) = self.take(line) {
+                        self.refused += 1;
+                        refuse(number, &reason);
+                    }
+                    let age = || tokio::time::Instant::now() + BATCH_AGE;
+                    flush_at = flush_at.or_else(|| Some(age()));
+                    if self.batch_lines >= BATCH_LINES || self.batch_bytes >= BATCH_BYTES {
+                        self.flush().await?;
+                        flush_at = None;
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    self.flush().await?;
+                    flush_at = None;
+                }
+            }
+        }
+        self.flush().await?;
+        self.close(started).await
+    }
+
+    /// Adds a line to the batch of each destination that it fits.
+    fn take(&mut self, line: Line) -> Result<(), Refused> {
+        let line = line?;
+        if line.trim().is_empty() {
+            return Ok(());
+        }
+        let call = Call::parse(&line, Timestamp::now(), || Uuid::new_v4().to_string())?;
+        if call.line.len() > MAX_RECORD_BYTES {
+            return Err(LineError::TooLong.into());
+        }
+        self.lines += 1;
+        for (name, tally) in &mut self.tallies {
+            let Outlet { mapping, .. } = &self.runner.project.destinations[name];
+            let streams = mapping.streams(call.call, call.event.as_deref());
+            if streams.is_empty() {
+                tally.unmapped += 1;
+                continue;
+            }
+            self.batch_lines += 1;
+            self.batch_bytes += call.line.len();
+            self.batch
+                .entry((name.clone(), streams))
+                .or_default()
+                .push(call.line.clone());
+        }
+        Ok(())
+    }
+
+    /// Journals the batch, then delivers it.
+    async fn flush(&mut self) -> Result<(), SnapshotError> {
+        (self.batch_lines, self.batch_bytes) = (0, 0);
+        for (to, lines) in std::mem::take(&mut self.batch) {
+            let run = self.runs.remove(&to);
+            let (destination, streams) = to.clone();
+            let count = lines.len() as u64;
+            let run = self
+                .runner
+                .snapshot
+                .with(move |snapshot| {
+                    let mut run = match run {
+                        Some(run) => run,
+                        None => {
+                            let started_at =
+                                Timestamp::after(Timestamp::now(), snapshot.last_started_at()?);
+                            snapshot.open_send(
+                                RunId::at(started_at),
+                                started_at,
+                                &destination,
+                                &streams,
+                            )?
+                        }
+                    };
+                    snapshot.journal_calls(&mut run, &lines)?;
+                    Ok::<_, SnapshotError>(run)
+                })
+                .await?;
+            let tally = self
+                .tallies
+                .get_mut(&to.0)
+                .expect("batches are for known destinations");
+            tally.journaled += count;
+            if tally.problem.is_none() && !self.runner.stop.is_requested() {
+                let outlet = &self.runner.project.destinations[&to.0];
+                let route = Route {
+                    destination: Arc::clone(&outlet.destination),
+                    pulse: Arc::clone(&outlet.pulse),
+                    stop: self.runner.stop.clone(),
+                };
+                self.runner.progress.deliver("send", run.waiting);
+                let sent = deliver(
+                    self.runner.snapshot,
+                    &run,
+                    &route,
+                    &tally.meter,
+                    &self.runner.progress,
+                )
+                .await?;
+                tally.delivered += sent.delivered;
+                tally.problem = sent.problem;
+            }
+            self.runs.insert(to, run);
+        }
+        Ok(())
+    }
+
+    async fn close(self, started: Instant) -> Result<Vec<SendReport>, SnapshotError> {
+        let (lines, refused) = (self.lines, self.refused);
+        let report = |(destination, tally): (DestinationName, Tally)| {
+            let undelivered = tally.journaled - tally.delivered;
+            SendReport {
+                destination,
+                outcome: match (undelivered, tally.delivered) {
+                    (0, 0) => Outcome::Unchanged,
+                    (0, _) => Outcome::Delivered,
+                    _ => Outcome::Undelivered,
+                },
+                lines,
+                refused,
+                unmapped: tally.unmapped,
+                delivered: tally.delivered,
+                undelivered,
+                counts: tally.meter.counts(),
+                seconds: (started.elapsed().as_secs_f64() * 100.0).round() / 100.0,
+                error: tally.problem,
+            }
+        };
+        let reports: Vec<SendReport> = self.tallies.into_iter().map(report).collect();
+        for ((destination, _), run) in self.runs {
+            let outcome = reports
+                .iter()
+                .find(|report| report.destination == destination)
+                .map(|report| report.outcome);
+            let outcome = outcome.unwrap_or(Outcome::Delivered);
+            self.runner
+                .snapshot
+                .with(move |snapshot| snapshot.finish(&run, outcome))
+                .await?;
+        }
+        Ok(reports)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::BufReader;
+
+    use super::*;
+
+    fn check(input: &[u8], expected: &[Result<&str, &str>]) {
+        // A small buffer, so that lines come in parts.
+        let mut input = BufReader::with_capacity(3, input);
+        let lines: Vec<_> = std::iter::from_fn(|| next_line(&mut input)).collect();
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|line| line.as_deref().map_err(|error| error.to_string()))
+            .collect();
+        let expected: Vec<_> = expected
+            .iter()
+            .map(|line| line.map_err(str::to_owned))
+            .collect();
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn lines_are_read_whole_or_refused_by_name() {
+        check(b"", &[]);
+        check(b"one\n\ntwo", &[Ok("one"), Ok(""), Ok("two")]);
+        check(b"\xff\nok\n", &[Err("not UTF-8"), Ok("ok")]);
+        let mut long = vec![b'x'; MAX_RECORD_BYTES];
+        let fits = String::from_utf8(long.clone()).unwrap();
+        check(&long, &[Ok(&fits)]);
+        long.extend(b"x\nnext");
+        check(
+            &long,
+            &[
+                Err("longer than a record may be (1024000 bytes)"),
+                Ok("next"),
+            ],
+        );
+    }
+}
