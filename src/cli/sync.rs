@@ -8,9 +8,9 @@ use super::{Exit, Refusal, progress, project, signals};
 use crate::config::Config;
 use crate::firehose::Stop;
 use crate::progress::Progress;
-use crate::run::{Outcome, RunKind};
+use crate::run::{Outcome, RunId, RunKind};
 use crate::snapshot::{Handle, Snapshot};
-use crate::sync::{Keyed, Report, Request, Runner};
+use crate::sync::{Keyed, Project, Report, Request, Runner};
 
 pub(super) fn sync(args: &Args, output: &Output, sync: &SyncArgs) -> anyhow::Result<Exit> {
     let request = Request {
@@ -69,6 +69,27 @@ fn run(
         everything: words.is_empty(),
         keyed,
     };
+    deliver_selection(
+        &config,
+        &project,
+        snapshot,
+        &selection,
+        request,
+        &mut reports,
+    )?;
+    drop(lock);
+    reports.close()
+}
+
+/// Runs a selection on a runtime of its own, with a bar and an ear for signals.
+pub(super) fn deliver_selection(
+    config: &Config,
+    project: &Project,
+    snapshot: Snapshot,
+    selection: &Selection,
+    request: Request,
+    reports: &mut Reports,
+) -> anyhow::Result<()> {
     super::runtime()?.block_on(async {
         let stop = Stop::new();
         signals::listen(stop.clone())?;
@@ -76,18 +97,14 @@ fn run(
         let shown = Progress::default();
         let _bar = progress::show(shown.clone());
         let runner = Runner {
-            project: &project,
+            project,
             snapshot: &handle,
             stop,
             progress: shown,
         };
-        selection
-            .run(&runner, request, &mut reports)
-            .await
-            .with_context(|| project::unusable(&config.snapshot))
-    })?;
-    drop(lock);
-    reports.close()
+        let ran = selection.run(&runner, request, reports).await;
+        ran.with_context(|| project::unusable(&config.snapshot))
+    })
 }
 
 fn open(config: &Config, request: Request) -> anyhow::Result<Snapshot> {
@@ -210,6 +227,17 @@ impl Reports {
             self.explain(report);
         }
         Ok(self.exit)
+    }
+
+    /// The last run of an audience.
+    pub(super) fn run_of(&self, key: &str) -> Option<RunId> {
+        let is_of = |report: &&Report| {
+            report
+                .audience
+                .as_ref()
+                .is_some_and(|audience| audience.as_str() == key)
+        };
+        self.rows.iter().rfind(is_of).and_then(|report| report.run)
     }
 
     /// The reports, for whoever shows them in another way.
