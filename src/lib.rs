@@ -1,4 +1,76 @@
-//! audience-sync
+//! audience-sync keeps Amazon Data Firehose told who is in your audiences. This page is for whoever changes it; the
+//! README is for whoever runs it.
+//!
+//! # How a run flows
+//!
+//! ```text
+//! source ───ordered members──┐
+//!                            ├─ diff ── plan ──> journal ──> deliver ──> Firehose
+//! snapshot ─ordered members──┘     (one transaction)  │         │
+//!                                                     └ remember <─ record IDs
+//! ```
+//!
+//! **Plan, deliver, remember**, and each phase ends in a durable fact. [`sync`] tells it as a story:
+//!
+//! 1. What an earlier run left in the journal is delivered first.
+//! 2. [`diff::merge`] walks the source and the snapshot side by side, both in byte order, in constant memory. Each
+//!    [`Change`](audience::Change) goes to the journal, in chunks, in one transaction with the run itself. The guard
+//!    then sees exact numbers, and a dry run is the same code rolled back.
+//! 3. [`deliver`](mod@deliver) takes chunks from the journal, renders them to lines and sends them. A chunk is as many
+//!    records as one call carries.
+//! 4. When all of a chunk's records have their record IDs, the chunk leaves the journal and its changes reach the
+//!    members, in one transaction.
+//!
+//! Why the journal comes first, and not only a snapshot moved on afterwards: a run sends `true` for a user and dies
+//! before it remembers that. Then the user leaves. The next run sees the user neither in the source nor in the
+//! snapshot, decides nothing, and downstream says `true` for ever. From the journal it repeats the `true`, and then
+//! decides the `false`.
+//!
+//! # Where things are, in reading order
+//!
+//! The core is plain data and pure rules: no I/O, no `async`, no clock, no configuration.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`audience`] | members, users, values, changes, the guard; [`audience::keys`] freezes keys |
+//! | [`diff`] | what has changed between two ordered lists |
+//! | [`event`] | the Identify of a change, its message id, and calls that people send |
+//! | [`mapping`] | which streams an event goes to |
+//! | [`batch`] | lines as records, records as calls, within AWS's limits |
+//! | [`run`](mod@run) | a run's id, time, kind, outcome and counts |
+//!
+//! The edges do not know each other.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`source`] | reads members in order; the only one beside the snapshot that knows SQL |
+//! | [`snapshot`] | members, journal and history in one SQLite file, behind its own thread |
+//! | [`firehose`] | delivers records, tries again, renews credentials; the only one that knows AWS |
+//! | [`secret`] | a text that nobody may see |
+//!
+//! Then what ties them together, and the shells.
+//!
+//! | module | what it is for |
+//! |---|---|
+//! | [`deliver`](mod@deliver) | carries chunks from the journal to a destination, and the receipts back |
+//! | [`sync`] | one run |
+//! | [`send`] | Segment calls from a file or a pipe |
+//! | [`progress`] | how far a run is |
+//! | [`config`] | the project's files as typed values, checked as a whole |
+//! | [`schedule`] | calls at the times that crontab lines name |
+//! | [`cli`] | a file a command; the only one that prints |
+//!
+//! # What must stay true
+//!
+//! - Nothing is sent that is not in the journal on disk, and nothing leaves the journal without a record ID.
+//! - A source's end is only reached when everything was read: a merge that fails leaves no trace.
+//! - Order is verified, never trusted. Users compare as bytes, in SQLite and here.
+//! - The same change is the same bytes for ever: what a record says is frozen with its run, and the encoding of a chunk
+//!   has a number. Tests freeze both.
+//! - Memory does not grow with an audience.
+//! - Retries have one owner, [`firehose::Destination::deliver`].
+//! - A secret is a [`secret::Secret`] from the first byte read, and logs come from our own modules only.
+
 pub mod audience;
 pub mod batch;
 pub mod cli;

@@ -244,7 +244,7 @@ mod tests {
                 r#""computation_id":"order_completed_last_30days","computation_key":"order_completed_last_30days","#,
                 r#""computation_run_id":"0195f3c2-0000-7000-8000-000000000000","namespace":"spa_x","space_id":"spa_x"}},"#,
                 r#""integrations":{"All":false,"Amazon Kinesis Firehose":true},"#,
-                r#""messageId":"personas_3MVFoBWOpXw2qaEOOOY0WsldIrB","timestamp":"2026-11-23T10:00:00.000Z","#,
+                r#""messageId":"personas_3MVFoD9Lg5Er1358ZvERRsSH7rO","timestamp":"2026-11-23T10:00:00.000Z","#,
                 r#""originalTimestamp":"2026-11-23T10:00:00.000Z","receivedAt":"2026-11-23T10:00:00.000Z","sentAt":null}"#,
                 "\n"
             )

@@ -36,8 +36,13 @@ impl Members for Delivered<'_> {
         self.current.kind = kind;
         self.current.id.clear();
         self.current.id.push_str(id);
-        self.current.anonymous_id = row.get(1)?;
-        self.current.value = row.get::<_, SqlValueBuf>(2)?.0;
+        // Most members have neither, and this is done for each of them.
+        if row.get_ref(1)? != ValueRef::Null || self.current.anonymous_id.is_some() {
+            self.current.anonymous_id = row.get(1)?;
+        }
+        if row.get_ref(2)? != ValueRef::Null || self.current.value != ValueBuf::True {
+            self.current.value = row.get::<_, SqlValueBuf>(2)?.0;
+        }
         Ok(true)
     }
 
