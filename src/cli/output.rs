@@ -41,16 +41,17 @@ impl Output {
 
     /// An error and its causes: `error: what: why`, then the hint if there is one.
     pub(super) fn error(&self, error: &anyhow::Error) {
-        let mut text = String::new();
+        let (mut text, mut previous) = (String::new(), String::new());
         for cause in error.chain() {
             let cause = cause.to_string();
-            // Transparent errors repeat their cause.
-            if !text.ends_with(&cause) {
+            // Transparent errors repeat their cause, and causes what they caused.
+            if !text.ends_with(&cause) && (previous.is_empty() || !cause.ends_with(&previous)) {
                 if !text.is_empty() {
                     text.push_str(": ");
                 }
                 text.push_str(&cause);
             }
+            previous = cause;
         }
         eprintln!("error: {text}");
     }
@@ -140,7 +141,7 @@ impl Column {
     pub(super) const fn number(name: &'static str) -> Self {
         Self {
             name,
-            width: 10,
+            width: "1,000,000".len(),
             is_number: true,
         }
     }
