@@ -118,8 +118,7 @@ impl View<'_> {
         let deeds = snapshot.deeds(user)?;
         if memberships.is_empty() && deeds.is_empty() {
             self.output.note(format_args!(
-                "nothing was ever decided about a user {:?}\n\nhint: ids are compared byte by byte",
-                printable(user)
+                "nothing was ever decided about a user {user:?}\n\nhint: ids are compared byte by byte"
             ));
         } else if self.output.json {
             for deed in &deeds {
@@ -474,10 +473,11 @@ fn state(deed: &Deed) -> (&'static str, Option<Timestamp>, Option<&str>) {
     }
 }
 
-const HISTORY: [&str; 9] = [
+const HISTORY: [&str; 10] = [
     "decided at",
     "audience",
     "destination",
+    "known by",
     "value",
     "run kind",
     "state",
@@ -493,6 +493,7 @@ fn deed_row(deed: &Deed) -> Vec<String> {
         deed.decided_at.to_string(),
         printable(deed.key.as_str()).into_owned(),
         printable(deed.destination.as_str()).into_owned(),
+        kind_of_user(deed.user).to_owned(),
         printable(&deed.value).into_owned(),
         deed.kind.as_str().to_owned(),
         match reason {
