@@ -474,10 +474,16 @@ impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
 /// An error and its causes, in one line.
 pub fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
+    let mut previous = text.clone();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let reason = error.to_string();
+        // SQLite's errors have one below them that says the same again, with a number.
+        if !reason.ends_with(&previous) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        previous = reason;
         cause = error.source();
     }
     text

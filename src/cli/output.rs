@@ -4,7 +4,9 @@
     reason = "this is where errors and hints are printed"
 )]
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
@@ -39,16 +41,17 @@ impl Output {
 
     /// An error and its causes: `error: what: why`, then the hint if there is one.
     pub(super) fn error(&self, error: &anyhow::Error) {
-        let mut text = String::new();
+        let (mut text, mut previous) = (String::new(), String::new());
         for cause in error.chain() {
             let cause = cause.to_string();
-            // Transparent errors repeat their cause.
-            if !text.ends_with(&cause) {
+            // Transparent errors repeat their cause, and causes what they caused.
+            if !text.ends_with(&cause) && (previous.is_empty() || !cause.ends_with(&previous)) {
                 if !text.is_empty() {
                     text.push_str(": ");
                 }
                 text.push_str(&cause);
             }
+            previous = cause;
         }
         eprintln!("error: {text}");
     }
@@ -72,6 +75,88 @@ pub(super) fn table(header: &[&str], right: &[&str], rows: Vec<Vec<String>>) -> 
         }
     }
     table.trim_fmt()
+}
+
+/// Lines on standard output of which there may be millions: written as they come, many at a time.
+pub(super) struct Lines(BufWriter<StdoutLock<'static>>);
+
+impl Lines {
+    pub(super) fn new() -> Self {
+        Self(BufWriter::with_capacity(1 << 16, io::stdout().lock()))
+    }
+
+    /// One object, on one line.
+    pub(super) fn object(&mut self, object: &impl Serialize) -> io::Result<()> {
+        serde_json::to_writer(&mut self.0, object)?;
+        self.0.write_all(b"\n")
+    }
+
+    /// The names of the columns above them.
+    pub(super) fn header(&mut self, columns: &[Column]) -> io::Result<()> {
+        let names: Vec<String> = columns
+            .iter()
+            .map(|column| column.name.to_uppercase())
+            .collect();
+        self.row(columns, &names)
+    }
+
+    /// One row of a table whose widths are set beforehand: a longer cell only shifts what follows it.
+    pub(super) fn row(&mut self, columns: &[Column], cells: &[String]) -> io::Result<()> {
+        let mut line = String::new();
+        for (column, cell) in columns.iter().zip(cells) {
+            let width = column.width.max(column.name.len());
+            let padded = if column.is_number {
+                write!(line, "{cell:>width$}  ")
+            } else {
+                write!(line, "{cell:<width$}  ")
+            };
+            padded.expect("a String takes any text");
+        }
+        writeln!(self.0, "{}", line.trim_end())
+    }
+
+    /// Writes what is left. Dropped without it, an error would be lost.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+/// A column of a table that is printed row by row.
+pub(super) struct Column {
+    pub name: &'static str,
+    /// In characters; the name is never cut off.
+    pub width: usize,
+    pub is_number: bool,
+}
+
+impl Column {
+    pub(super) const fn text(name: &'static str, width: usize) -> Self {
+        Self {
+            name,
+            width,
+            is_number: false,
+        }
+    }
+
+    pub(super) const fn number(name: &'static str) -> Self {
+        Self {
+            name,
+            width: "1,000,000".len(),
+            is_number: true,
+        }
+    }
+}
+
+/// Text of other people's that is safe on a terminal: no control character reaches it, and no line is broken.
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    Cow::Owned(text.chars().map(escaped).collect())
 }
 
 /// A number with a separator between thousands: `1,204`.
@@ -121,6 +206,14 @@ mod tests {
             [0, 999, 1_000, 1_234_567].map(count),
             ["0", "999", "1,000", "1,234,567"]
         );
+    }
+
+    #[test]
+    fn nothing_that_steers_a_terminal_is_printed() {
+        let check = |text: &str, expected: &str| assert_eq!(printable(text), expected);
+        check("grüße \u{1f600}", "grüße \u{1f600}");
+        check("a\nb\u{1b}[31m", "a\\nb\\u{1b}[31m");
+        check("", "");
     }
 
     #[test]

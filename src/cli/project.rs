@@ -14,7 +14,7 @@ use crate::config::{
 };
 use crate::firehose::{Aws, AwsSettings, Destination, Directory, Role};
 use crate::snapshot::{Busy, RunLock, Snapshot};
-use crate::source::check_syntax;
+use crate::source::{SourceError, check_syntax};
 use crate::sync::{Keyed, Outlet, Project};
 
 /// Loads the configuration that the command line names.
@@ -168,21 +168,40 @@ pub(super) fn check_queries(
     let mut refused = Vec::new();
     let mut usable = Vec::new();
     for keyed in keyed {
-        let source = &project.sources[&keyed.audience.source];
-        match source.check(&keyed.audience) {
-            Err(error) if error.is_configuration() => {
-                let configured = config
-                    .audiences()
-                    .find(|configured| configured.audience.id == keyed.audience.id);
-                let (message, hint) = split_hint(&error.to_string());
-                let at = configured.map(|configured| configured.query_at.clone());
-                refused.push((keyed, ConfigError { message, at, hint }));
-            }
+        match check_query(config, &keyed, project) {
+            Err(QueryFault::Misconfigured(error)) => refused.push((keyed, error)),
             // A source that cannot be read is for the run to report.
-            _ => usable.push(keyed),
+            Ok(()) | Err(QueryFault::Unreadable(_)) => usable.push(keyed),
         }
     }
     (usable, refused)
+}
+
+/// Why the query of an audience would not run now.
+pub(super) enum QueryFault {
+    Misconfigured(ConfigError),
+    /// The source is to blame, for every audience alike.
+    Unreadable(SourceError),
+}
+
+/// Sees whether the query of an audience can run on its source.
+pub(super) fn check_query(
+    config: &Config,
+    keyed: &Keyed,
+    project: &Project,
+) -> Result<(), QueryFault> {
+    let source = &project.sources[&keyed.audience.source];
+    source.check(&keyed.audience).map_err(|error| {
+        if !error.is_configuration() {
+            return QueryFault::Unreadable(error);
+        }
+        let configured = config
+            .audiences()
+            .find(|configured| configured.audience.id == keyed.audience.id);
+        let (message, hint) = split_hint(&error.to_string());
+        let at = configured.map(|configured| configured.query_at.clone());
+        QueryFault::Misconfigured(ConfigError { message, at, hint })
+    })
 }
 
 /// Takes the hint off a message that ends with one.

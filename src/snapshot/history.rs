@@ -29,9 +29,10 @@ pub struct AudienceSummary {
 }
 
 /// A member that Firehose has accepted.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct MemberSummary<'a> {
     pub user: User<'a>,
+    pub value: ValueBuf,
     pub since: Timestamp,
     pub run: RunId,
 }
@@ -42,6 +43,8 @@ pub struct RunSummary {
     pub id: RunId,
     /// `None` for `send`.
     pub audience: Option<AudienceId>,
+    /// `None` for `send`, and before the first run of the audience that planned.
+    pub key: Option<Key>,
     pub destination: DestinationName,
     pub kind: RunKind,
     pub started_at: Timestamp,
@@ -67,8 +70,12 @@ pub struct Membership {
     pub key: Key,
     pub destination: DestinationName,
     pub class: Class,
+    /// Whether the user is known by user id or by anonymous id.
+    pub user: UserKind,
     pub value: ValueBuf,
     pub since: Timestamp,
+    /// The run that the user entered by, or that changed the value.
+    pub run: RunId,
 }
 
 /// One change that a run decided about a user.
@@ -78,6 +85,8 @@ pub struct Deed {
     pub key: Key,
     pub class: Class,
     pub destination: DestinationName,
+    /// Whether the user is known by user id or by anonymous id.
+    pub user: UserKind,
     pub run: RunId,
     pub kind: RunKind,
     /// The timestamp of the record.
@@ -146,7 +155,7 @@ impl Snapshot {
         let mut statement = self
             .connection
             .prepare(
-                "SELECT user, run.started_at, run.id FROM member JOIN run ON run.number = since
+                "SELECT user, value, run.started_at, run.id FROM member JOIN run ON run.number = since
                  WHERE member.audience = (SELECT number FROM audience WHERE id = ?1 AND destination = ?2) ORDER BY user",
             )
             .map_err(sql)?;
@@ -155,10 +164,11 @@ impl Snapshot {
             .map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let (kind, id) = user(row.get_ref(0).map_err(sql)?)?;
-            let run: String = row.get(2).map_err(sql)?;
+            let run: String = row.get(3).map_err(sql)?;
             each(MemberSummary {
                 user: User { kind, id },
-                since: Timestamp::from_millis(row.get(1).map_err(sql)?),
+                value: row.get::<_, SqlValueBuf>(1).map_err(sql)?.0,
+                since: Timestamp::from_millis(row.get(2).map_err(sql)?),
                 run: RunId::parse(&run).ok_or(SnapshotError::Unknown("run id"))?,
             })?;
         }
@@ -176,7 +186,8 @@ impl Snapshot {
             .connection
             .prepare(
                 "SELECT id, audience_id, destination, kind, started_at, finished_at, outcome, error, members, added,
-                        removed, changed, held, skipped_rows, delivered, dead, planned - delivered - dead
+                        removed, changed, held, skipped_rows, delivered, dead, planned - delivered - dead,
+                        (SELECT key FROM audience WHERE audience.id = audience_id LIMIT 1)
                  FROM run WHERE ?1 IS NULL OR audience_id = ?1 ORDER BY number DESC",
             )
             .map_err(sql)?;
@@ -192,20 +203,23 @@ impl Snapshot {
     /// What is accepted about a user now, by user id or by anonymous id.
     pub fn memberships(&self, id: &str) -> Result<Vec<Membership>, SnapshotError> {
         let mut statement = self.connection.prepare(
-            "SELECT audience.id, key, audience.destination, class, value, run.started_at
+            "SELECT audience.id, key, audience.destination, class, value, run.started_at, run.id, user
              FROM audience JOIN member ON member.audience = audience.number JOIN run ON run.number = since
              WHERE user IN (?1, ?2) ORDER BY key, audience.destination",
         )?;
         let mut rows = statement.query(by_any_kind(id))?;
         let mut memberships = Vec::new();
         while let Some(row) = rows.next()? {
+            let run: String = row.get(6)?;
             memberships.push(Membership {
                 audience: AudienceId::new(row.get::<_, String>(0)?),
                 key: Key::new(row.get::<_, String>(1)?),
                 destination: DestinationName::new(row.get::<_, String>(2)?),
                 class: class(&row.get::<_, String>(3)?)?,
+                user: user(row.get_ref(7)?)?.0,
                 value: row.get::<_, SqlValueBuf>(4)?.0,
                 since: Timestamp::from_millis(row.get(5)?),
+                run: RunId::parse(&run).ok_or(SnapshotError::Unknown("run id"))?,
             });
         }
         Ok(memberships)
@@ -241,6 +255,7 @@ impl Snapshot {
                     key: computation.key.clone(),
                     class: computation.class,
                     destination: computation.destination.clone(),
+                    user: change.member.user.kind,
                     run: run.id,
                     kind: run.kind,
                     decided_at: computation.started_at,
@@ -299,6 +314,7 @@ fn run_summary(row: &rusqlite::Row<'_>) -> Result<RunSummary, SnapshotError> {
     Ok(RunSummary {
         id: RunId::parse(&row.get::<_, String>(0)?).ok_or(SnapshotError::Unknown("run id"))?,
         audience: row.get::<_, Option<String>>(1)?.map(AudienceId::new),
+        key: row.get::<_, Option<String>>(17)?.map(Key::new),
         destination: DestinationName::new(row.get::<_, String>(2)?),
         kind: RunKind::parse(&row.get::<_, String>(3)?)
             .ok_or(SnapshotError::Unknown("kind of run"))?,

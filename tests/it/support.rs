@@ -107,6 +107,15 @@ impl Project {
         lines[0].clone()
     }
 
+    /// Every file of the project with its bytes: the same before and after a command that writes nothing.
+    pub(crate) fn contents(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = files(self.folder.path());
+        files
+            .into_iter()
+            .map(|path| (path.clone(), fs::read(path).unwrap()))
+            .collect()
+    }
+
     /// Every record in the directory destination, in the order of its timestamps.
     pub(crate) fn delivered(&self) -> Vec<Value> {
         records(&self.path("delivered"))
@@ -131,6 +140,16 @@ impl Ran {
             .map(|line| serde_json::from_str(line).unwrap())
             .collect()
     }
+}
+
+/// A line has these fields and no others: programs rely on them.
+#[track_caller]
+pub(crate) fn assert_fields(line: &Value, expected: &[&str]) {
+    let mut expected = expected.to_vec();
+    expected.sort_unstable();
+    let mut found: Vec<_> = line.as_object().unwrap().keys().collect();
+    found.sort_unstable();
+    assert_eq!(found, expected);
 }
 
 /// Every record in the files below a folder, in the order of timestamps.
