@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use audience_sync::audience::{Audience, AudienceId, Class, DestinationName, Key, SourceName};
-use audience_sync::firehose::{Api, Aws, AwsSettings, Destination, Stop};
+use audience_sync::firehose::{Api, Aws, AwsSettings, Destination, Quota, Stop};
 use audience_sync::mapping::{Mapping, Match, Pattern, StreamName};
 use audience_sync::progress::Progress;
 use audience_sync::snapshot::{Handle, Snapshot};
@@ -283,6 +283,7 @@ async fn sync(folder: &Path, url: &str, request: Request) -> Vec<Report> {
         endpoint_url: Some(url.to_owned()),
         sts_endpoint_url: None,
         api: Api::Auto,
+        quota: Quota::NONE,
     });
     let (main, shop) = (DestinationName::new("main"), SourceName::new("shop"));
     let source = Source::Sqlite(Sqlite {

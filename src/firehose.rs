@@ -8,6 +8,7 @@ mod aws;
 mod credentials;
 mod deliver;
 mod directory;
+mod pacing;
 
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ pub use aws::{Api, Aws, AwsSettings};
 pub use credentials::Role;
 pub use deliver::{Delivery, Ended, Meter, Pulse, Stop};
 pub use directory::Directory;
+pub use pacing::Quota;
 
 /// What one call delivered, and why it did not deliver the rest.
 #[must_use]

@@ -85,6 +85,9 @@ pub struct Report {
     pub counts: Counts,
     #[serde(serialize_with = "hundredths")]
     pub seconds: f64,
+    /// Of the undelivered, those that can never be delivered.
+    #[serde(skip)]
+    pub dead: u64,
     /// Why it failed, or why something is not delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -121,6 +124,7 @@ impl Report {
             skipped_rows: 0,
             counts: Counts::default(),
             seconds: 0.0,
+            dead: 0,
             error: None,
             misconfigured: false,
         }
@@ -390,6 +394,7 @@ impl Runner<'_> {
         report.delivered = sent.delivered;
         report.undelivered = run.waiting - sent.delivered;
         report.counts = meter.counts();
+        report.dead = sent.dead;
         report.error = sent.problem;
         report.outcome = if report.undelivered > 0 {
             Outcome::Undelivered

@@ -10,9 +10,10 @@ use super::{Exit, Refusal};
 use crate::audience::keys::{self, Known};
 use crate::audience::{Audience, DestinationName};
 use crate::config::{
-    Config, ConfigError, Configured, Destination as Configuration, DestinationKind,
+    Aws as AwsConfiguration, Config, ConfigError, Configured, Destination as Configuration,
+    DestinationKind,
 };
-use crate::firehose::{Aws, AwsSettings, Destination, Directory, Role};
+use crate::firehose::{Aws, AwsSettings, Destination, Directory, Quota, Role};
 use crate::snapshot::{Busy, RunLock, Snapshot};
 use crate::source::{SourceError, check_syntax};
 use crate::sync::{Keyed, Outlet, Project};
@@ -79,11 +80,35 @@ fn outlet(name: &DestinationName, configured: &Configuration) -> Result<Outlet, 
                 endpoint_url: aws.endpoint_url.clone(),
                 sts_endpoint_url: aws.sts_endpoint_url.clone(),
                 api: aws.api,
+                quota: quota(aws),
             };
             Destination::firehose(name.clone(), *pack, Aws::new(settings))
         }
     };
     Ok(Outlet::new(destination, mapping.clone()))
+}
+
+/// The region's quota, with what the configuration says in its place. A loopback endpoint has none of its own.
+fn quota(aws: &AwsConfiguration) -> Quota {
+    let default = if aws.is_loopback() {
+        Quota::NONE
+    } else {
+        Quota::of_region(aws.region.as_str())
+    };
+    let Some(configured) = &aws.quota else {
+        return default;
+    };
+    Quota {
+        bytes: configured
+            .mib_per_second
+            .map_or(default.bytes, |mib| mib * f64::from(1 << 20)),
+        records: configured
+            .records_per_second
+            .map_or(default.records, |records| records as f64),
+        requests: configured
+            .requests_per_second
+            .map_or(default.requests, |requests| requests as f64),
+    }
 }
 
 /// The audiences that words of the command line mean, or all of them without a word; each with its key.

@@ -49,6 +49,9 @@ fn run(
     }
     // Where nothing can run, nothing is written: not even an empty snapshot.
     if keyed.is_empty() {
+        if config.audiences().next().is_none() {
+            output.note("nothing to sync: no schedule has an audience or a computed trait");
+        }
         return reports.close();
     }
     let command = if request.resync { "resync" } else { "sync" };
@@ -251,9 +254,9 @@ impl Reports {
             self.output.note(format_args!("\n{name}: {error}"));
         }
         match report.outcome {
-            Outcome::Undelivered if report.undelivered > 0 => self.output.note(format_args!(
+            Outcome::Undelivered if report.undelivered > report.dead => self.output.note(format_args!(
                 "\n{name}: {} changes are not delivered; they stay in the journal\n\nhint: the next sync sends them first",
-                count(report.undelivered)
+                count(report.undelivered - report.dead)
             )),
             Outcome::Held => self.hint_held(report, name),
             Outcome::Planned if report.held > 0 => self.hint_held(report, name),

@@ -20,6 +20,7 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
 use super::credentials::{KeptCredentials, Role, chain};
+use super::pacing::{Pacing, Quota};
 use super::{CALL_TIMEOUT, Meter, Parked, Receipt, Refusal};
 use crate::batch::Record;
 use crate::mapping::StreamName;
@@ -47,6 +48,8 @@ pub struct AwsSettings {
     pub endpoint_url: Option<String>,
     pub sts_endpoint_url: Option<String>,
     pub api: Api,
+    /// Of each stream.
+    pub quota: Quota,
 }
 
 /// A connection to Firehose in one region, as one role. Nothing is sent before the first record.
@@ -56,14 +59,16 @@ pub struct Aws {
     client: OnceCell<(aws_sdk_firehose::Client, Arc<KeptCredentials>)>,
     /// Streams whose role may not PutRecordBatch.
     singly: Mutex<HashSet<StreamName>>,
+    pacing: Pacing,
 }
 
 impl Aws {
     pub fn new(settings: AwsSettings) -> Self {
         Self {
-            settings,
             client: OnceCell::new(),
             singly: Mutex::default(),
+            pacing: Pacing::new(settings.quota),
+            settings,
         }
     }
 
@@ -103,8 +108,12 @@ impl Aws {
 
     async fn put_by_either(&self, call: &Call<'_>) -> Receipt {
         if self.settings.api == Api::PutRecord || self.is_sent_singly(call.stream) {
+            self.pacing
+                .wait(call.stream, call.records, call.records.len())
+                .await;
             return call.put_singly().await;
         }
+        self.pacing.wait(call.stream, call.records, 1).await;
         let (receipt, denied) = call.put_batch().await;
         if !denied || self.settings.api == Api::PutRecordBatch {
             return receipt;

@@ -84,7 +84,7 @@ fn write(
     create_folder(&incoming)?;
 
     let temporary = incoming.join(&name);
-    let mut file = File::create_new(&temporary)?;
+    let mut file = create_file(&temporary)?;
     let all: Vec<u8> = records
         .iter()
         .flat_map(|record| record.data.iter().copied())
@@ -99,6 +99,15 @@ fn write(
         drop(fs::remove_file(&temporary));
     }
     placed
+}
+
+/// Makes a file that only its owner may read: it holds people's ids.
+fn create_file(path: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
 }
 
 /// Makes a folder and those above it, each entry on disk.
