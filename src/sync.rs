@@ -80,6 +80,9 @@ pub struct Report {
     pub delivered: u64,
     /// Changes that are still in the journal, or dead.
     pub undelivered: u64,
+    /// Those of them that are dead: the next run decides them anew.
+    #[serde(skip)]
+    pub dead: u64,
     pub skipped_rows: u64,
     #[serde(flatten)]
     pub counts: Counts,
@@ -118,6 +121,7 @@ impl Report {
             held: 0,
             delivered: 0,
             undelivered: 0,
+            dead: 0,
             skipped_rows: 0,
             counts: Counts::default(),
             seconds: 0.0,
@@ -382,11 +386,13 @@ impl Runner<'_> {
         }
         report.delivered = sent.delivered;
         report.undelivered = run.waiting - sent.delivered;
+        report.dead = sent.dead;
         report.counts = meter.counts();
         report.error = sent.problem;
         report.outcome = if report.undelivered > 0 {
             Outcome::Undelivered
-        } else if run.held > 0 {
+        // What an earlier run held is decided anew by the one that follows.
+        } else if report.held > 0 {
             Outcome::Held
         } else if report.delivered > 0 {
             Outcome::Delivered
