@@ -197,11 +197,7 @@ impl Sqlite {
         if let Some(reason) = not_a_query(&statement) {
             return Err(self.query_error(audience, reason));
         }
-        let names: Vec<String> = statement
-            .column_names()
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
+        let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let layout =
             Layout::of(&names, audience).map_err(|reason| self.query_error(audience, reason))?;
         let id = layout.id_columns()[0];
