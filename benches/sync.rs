@@ -295,6 +295,7 @@ async fn sync(folder: &Path, url: &str, request: Request) -> Vec<Report> {
         sources: BTreeMap::from([(shop.clone(), source)]),
         destinations: BTreeMap::from([(main.clone(), Outlet::new(destination, mapping))]),
         space_id: None,
+        history: std::time::Duration::MAX,
     };
     let audience = Audience {
         id: AudienceId::new("members"),

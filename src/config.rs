@@ -17,6 +17,7 @@ mod tests;
 use std::collections::{BTreeMap, HashMap};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use aws::{Aws, Quota, Region, RoleArn};
 pub use cron::{Cron, CronError};
@@ -39,6 +40,8 @@ pub struct Config {
     pub root: PathBuf,
     pub snapshot: PathBuf,
     pub space_id: Option<String>,
+    /// How long delivered changes are kept to be explained.
+    pub history: Duration,
     pub sources: BTreeMap<SourceName, Source>,
     /// At least one.
     pub destinations: BTreeMap<DestinationName, Destination>,
@@ -58,7 +61,14 @@ impl Config {
         })?;
         let tree = document.parse()?;
         let table = document.root(&tree);
-        table.only(&["snapshot", "schedules", "space_id", "source", "destination"])?;
+        table.only(&[
+            "snapshot",
+            "schedules",
+            "space_id",
+            "history",
+            "source",
+            "destination",
+        ])?;
 
         let root = Root::of(path);
         let snapshot = table
@@ -68,6 +78,9 @@ impl Config {
             .get("space_id")
             .map(|item| item.some_text())
             .transpose()?;
+        let history = table
+            .get("history")
+            .map_or(Ok(DEFAULT_HISTORY), |item| read_history(&item))?;
         let sources = named(&table, "source")?
             .into_iter()
             .map(|(name, item)| Ok((SourceName::new(name), read_source(name, &item, &root)?)))
@@ -95,6 +108,7 @@ impl Config {
             path: path.to_owned(),
             snapshot: root.join(snapshot),
             space_id: space_id.map(str::to_owned),
+            history,
             root: root.0,
             sources,
             destinations,
@@ -108,6 +122,16 @@ impl Config {
             .iter()
             .flat_map(|schedule| &schedule.audiences)
     }
+}
+
+const DEFAULT_HISTORY: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+fn read_history(item: &Item<'_>) -> Result<Duration, ConfigError> {
+    let text = item.text()?;
+    humantime::parse_duration(text).map_err(|_| {
+        item.error(format!("is not a length of time: `{}`", shown(text)))
+            .hint("write it like \"90d\" or \"12h\"")
+    })
 }
 
 fn read_source(name: &str, item: &Item<'_>, root: &Root) -> Result<Source, ConfigError> {

@@ -27,6 +27,12 @@ pub enum SourceError {
         source_name: SourceName,
         path: PathBuf,
     },
+    /// A file of no bytes is a database without tables: an export that broke off, and no mistake in the query.
+    #[error("source `{source_name}`: the file {} is empty", path.display())]
+    Empty {
+        source_name: SourceName,
+        path: PathBuf,
+    },
     /// Locked, damaged, or a query that failed while it ran.
     #[error("source `{source_name}` ({}) could not be read", path.display())]
     Unreadable {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
@@ -22,6 +22,8 @@ pub struct Project {
     pub sources: BTreeMap<SourceName, Source>,
     pub destinations: BTreeMap<DestinationName, Outlet>,
     pub space_id: Option<String>,
+    /// How long delivered changes are kept.
+    pub history: Duration,
 }
 
 /// A destination and what goes to which of its streams.
@@ -80,14 +82,14 @@ pub struct Report {
     pub delivered: u64,
     /// Changes that are still in the journal, or dead.
     pub undelivered: u64,
+    /// Those of them that are dead: the next run decides them anew.
+    #[serde(skip)]
+    pub dead: u64,
     pub skipped_rows: u64,
     #[serde(flatten)]
     pub counts: Counts,
     #[serde(serialize_with = "hundredths")]
     pub seconds: f64,
-    /// Of the undelivered, those that can never be delivered.
-    #[serde(skip)]
-    pub dead: u64,
     /// Why it failed, or why something is not delivered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -121,10 +123,10 @@ impl Report {
             held: 0,
             delivered: 0,
             undelivered: 0,
+            dead: 0,
             skipped_rows: 0,
             counts: Counts::default(),
             seconds: 0.0,
-            dead: 0,
             error: None,
             misconfigured: false,
         }
@@ -191,6 +193,15 @@ impl Runner<'_> {
             })
         });
         self.resume(left, dry_run).await
+    }
+
+    /// Drops delivered changes that are older than the project keeps them.
+    pub async fn prune(&self) -> Result<(), SnapshotError> {
+        let kept = i64::try_from(self.project.history.as_millis()).unwrap_or(i64::MAX);
+        let before = Timestamp::from_millis(Timestamp::now().millis().saturating_sub(kept));
+        self.snapshot
+            .with(move |snapshot| snapshot.prune(before))
+            .await
     }
 
     /// Delivers what `send` left in the journal.
@@ -393,12 +404,13 @@ impl Runner<'_> {
         }
         report.delivered = sent.delivered;
         report.undelivered = run.waiting - sent.delivered;
-        report.counts = meter.counts();
         report.dead = sent.dead;
+        report.counts = meter.counts();
         report.error = sent.problem;
         report.outcome = if report.undelivered > 0 {
             Outcome::Undelivered
-        } else if run.held > 0 {
+        // What an earlier run held is decided anew by the one that follows.
+        } else if report.held > 0 {
             Outcome::Held
         } else if report.delivered > 0 {
             Outcome::Delivered

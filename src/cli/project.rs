@@ -50,6 +50,7 @@ pub(super) fn open(config: &Config) -> Result<Project, ConfigError> {
         sources: config.sources.clone(),
         destinations: outlets.collect::<Result<BTreeMap<_, _>, _>>()?,
         space_id: config.space_id.clone(),
+        history: config.history,
     })
 }
 

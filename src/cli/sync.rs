@@ -145,6 +145,9 @@ impl Selection {
                 reports.add(report)?;
             }
         }
+        if !request.dry_run {
+            runner.prune().await?;
+        }
         Ok(())
     }
 }
@@ -253,10 +256,11 @@ impl Reports {
         if let Some(error) = &report.error {
             self.output.note(format_args!("\n{name}: {error}"));
         }
+        let waiting = report.undelivered.saturating_sub(report.dead);
         match report.outcome {
-            Outcome::Undelivered if report.undelivered > report.dead => self.output.note(format_args!(
+            Outcome::Undelivered if waiting > 0 => self.output.note(format_args!(
                 "\n{name}: {} changes are not delivered; they stay in the journal\n\nhint: the next sync sends them first",
-                count(report.undelivered - report.dead)
+                count(waiting)
             )),
             Outcome::Held => self.hint_held(report, name),
             Outcome::Planned if report.held > 0 => self.hint_held(report, name),

@@ -304,6 +304,30 @@ impl Snapshot {
     }
 }
 
+impl Snapshot {
+    /// Drops the chunks of runs that began before a time and have nothing left to deliver. The runs stay, and so does
+    /// what they did to the members.
+    pub fn prune(&mut self, before: Timestamp) -> Result<(), SnapshotError> {
+        let last: Option<i64> = self.connection.query_row(
+            "SELECT max(number) FROM run WHERE started_at < ?1",
+            [before.millis()],
+            |row| row.get(0),
+        )?;
+        let Some(last) = last else { return Ok(()) };
+        let transaction = self.connection.transaction()?;
+        for table in ["chunk", "delivered", "dead"] {
+            transaction.execute(
+                &format!(
+                    "DELETE FROM {table} WHERE run <= ?1
+                     AND run NOT IN (SELECT number FROM run WHERE planned > delivered + dead)"
+                ),
+                [last],
+            )?;
+        }
+        Ok(transaction.commit()?)
+    }
+}
+
 /// The two columns that an id may stand for.
 fn by_any_kind(id: &str) -> [SqlUser<'_>; 2] {
     [UserKind::UserId, UserKind::AnonymousId].map(|kind| SqlUser(User { kind, id }))

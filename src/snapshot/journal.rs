@@ -501,8 +501,8 @@ pub struct Journal<'c> {
 enum Destined<'c> {
     /// Entering and leaving users are both in order, each in chunks of their own.
     Disk {
-        entering: ChunkWriter<'c>,
-        leaving: ChunkWriter<'c>,
+        entering: Box<ChunkWriter<'c>>,
+        leaving: Box<ChunkWriter<'c>>,
     },
     Nowhere {
         entering: Rehearsed,
@@ -518,7 +518,7 @@ impl<'c> Journal<'c> {
         computation: &Computation,
     ) -> Result<Self, SnapshotError> {
         // Even numbers for one, odd ones for the other: neither needs to know how many the other wrote.
-        let writer = |first| ChunkWriter::new(connection, run, first, 2);
+        let writer = |first| ChunkWriter::new(connection, run, first, 2).map(Box::new);
         let to = Destined::Disk {
             entering: writer(0)?,
             leaving: writer(1)?,

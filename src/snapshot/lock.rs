@@ -1,6 +1,6 @@
 //! One run at a time for a snapshot, across processes.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -30,8 +30,9 @@ impl RunLock {
             path: path.clone(),
             source,
         };
+        // The snapshot may be in a folder that its first run has yet to make.
         if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).map_err(unusable)?;
+            fs::create_dir_all(folder).map_err(unusable)?;
         }
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
@@ -82,7 +83,7 @@ mod tests {
     #[test]
     fn the_second_is_told_who_the_first_is() {
         let folder = tempfile::tempdir().unwrap();
-        let snapshot = folder.path().join("snapshot.sqlite");
+        let snapshot = folder.path().join("state/snapshot.sqlite");
         let first = RunLock::take(&snapshot, "sync").unwrap();
         let refused = RunLock::take(&snapshot, "resync").unwrap_err().to_string();
         assert!(

@@ -66,8 +66,10 @@ impl<'c> Apply<'c> {
         run: i64,
     ) -> Result<Self, SnapshotError> {
         Ok(Self {
+            // Who is a member already stays known by the identifiers that they entered with: those leave with them.
             put: connection.prepare_cached(
-                "INSERT OR REPLACE INTO member (audience, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)",
+                "INSERT INTO member (audience, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (audience, user) DO UPDATE SET value = excluded.value, since = excluded.since",
             )?,
             remove: connection.prepare_cached("DELETE FROM member WHERE audience = ?1 AND user = ?2")?,
             audience,

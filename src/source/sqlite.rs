@@ -3,7 +3,11 @@
 //! The query is wrapped, so that the engine sorts: from an index where there is one, else on disk. Ids compare as
 //! bytes. Text sorts so by itself; integers become decimal text and are then sorted as that, which costs a sort.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Row, Rows, Statement};
@@ -13,6 +17,12 @@ use crate::audience::{
     Audience, Class, MAX_ID_BYTES, Member, MemberBuf, SourceName, UserKind, ValueBuf,
 };
 use crate::diff::Members;
+
+/// SQLite's own collation: the bytes of the file's encoding.
+const BINARY: &str = "BINARY";
+
+/// How long another process may keep the file locked.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5_000 });
 
 /// A SQLite file, only ever read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,9 +79,7 @@ impl Sqlite {
     pub(super) fn check(&self, audience: &Audience) -> Result<(), SourceError> {
         let connection = self.open()?;
         let layout = self.layout(&connection, audience)?;
-        connection
-            .prepare(&layout.sql(&audience.query))
-            .map_err(|error| self.prepare_error(audience, error))?;
+        self.prepare(&connection, audience, &layout)?;
         Ok(())
     }
 
@@ -86,20 +94,42 @@ impl Sqlite {
             .execute_batch("BEGIN")
             .map_err(|error| self.unreadable(error))?;
         let mut layout = self.layout(&connection, audience)?;
-        let mut statement = self.prepare(&connection, audience, &layout)?;
-        if !layout.as_text && self.starts_with_a_number(&mut statement)? {
-            layout.as_text = true;
-            statement = self.prepare(&connection, audience, &layout)?;
+        if !layout.as_text {
+            let mut statement = self.prepare(&connection, audience, &layout)?;
+            let mut members = self.members(&mut statement, audience, &layout)?;
+            if !members.has_numbers {
+                return read(&mut members);
+            }
         }
+        layout.as_text = true;
+        let mut statement = self.prepare(&connection, audience, &layout)?;
+        read(&mut self.members(&mut statement, audience, &layout)?)
+    }
+
+    /// Asks the query, up to its first member.
+    fn members<'s>(
+        &'s self,
+        statement: &'s mut Statement<'_>,
+        audience: &'s Audience,
+        layout: &'s Layout,
+    ) -> Result<SqliteMembers<'s>, SourceError> {
         let rows = statement
             .query([])
             .map_err(|error| self.unreadable(error))?;
-        read(&mut SqliteMembers::new(self, audience, layout, rows))
+        let mut members = SqliteMembers::new(self, audience, layout, rows);
+        members.has_next = members.read_next()?;
+        Ok(members)
     }
 
     fn open(&self) -> Result<Connection, SourceError> {
-        if !self.path.exists() {
+        if !self.path.is_file() {
             return Err(SourceError::Missing {
+                source_name: self.name.clone(),
+                path: self.path.clone(),
+            });
+        }
+        if self.path.metadata().is_ok_and(|file| file.len() == 0) {
+            return Err(SourceError::Empty {
                 source_name: self.name.clone(),
                 path: self.path.clone(),
             });
@@ -108,7 +138,7 @@ impl Sqlite {
         let connection = Connection::open_with_flags(&self.path, flags)
             .map_err(|error| self.unreadable(error))?;
         connection
-            .busy_timeout(std::time::Duration::from_secs(5))
+            .busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| connection.pragma_update(None, "query_only", true))
             .map_err(|error| self.unreadable(error))?;
         Ok(connection)
@@ -144,26 +174,20 @@ impl Sqlite {
         audience: &Audience,
         layout: &Layout,
     ) -> Result<Statement<'c>, SourceError> {
-        connection
-            .prepare(&layout.sql(&audience.query))
-            .map_err(|error| self.prepare_error(audience, error))
+        let sorted = connection
+            .prepare(&layout.sorted())
+            .map_err(|error| self.prepare_error(audience, error))?;
+        if layout.as_text || !self.compares_bytes(connection, layout) {
+            return Ok(sorted);
+        }
+        // This is no SQL where the query ends with an ORDER BY or LIMIT of its own.
+        let by_itself = connection.prepare(&layout.sorted_by_itself());
+        Ok(by_itself.unwrap_or(sorted))
     }
 
-    /// Numbers sort before text, so the first id that is not NULL tells whether there are any.
-    fn starts_with_a_number(&self, statement: &mut Statement<'_>) -> Result<bool, SourceError> {
-        let mut rows = statement
-            .query([])
-            .map_err(|error| self.unreadable(error))?;
-        while let Some(row) = rows.next().map_err(|error| self.unreadable(error))? {
-            let id = row
-                .get_ref(0)
-                .map_err(|error| self.unreadable(error))?
-                .data_type();
-            if id != Type::Null {
-                return Ok(matches!(id, Type::Integer | Type::Real));
-            }
-        }
-        Ok(false)
+    fn compares_bytes(&self, connection: &Connection, layout: &Layout) -> bool {
+        let texts = connection.query_row(&layout.collation_probe(), [], |row| row.get(0));
+        layout.collation == BINARY && texts == Ok(3_i64)
     }
 
     fn layout(&self, connection: &Connection, audience: &Audience) -> Result<Layout, SourceError> {
@@ -173,11 +197,7 @@ impl Sqlite {
         if let Some(reason) = not_a_query(&statement) {
             return Err(self.query_error(audience, reason));
         }
-        let names: Vec<String> = statement
-            .column_names()
-            .into_iter()
-            .map(str::to_owned)
-            .collect();
+        let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
         let layout =
             Layout::of(&names, audience).map_err(|reason| self.query_error(audience, reason))?;
         let id = layout.id_columns()[0];
@@ -188,12 +208,40 @@ impl Sqlite {
             .and_then(|column| column.decl_type().map(str::to_ascii_lowercase))
             .unwrap_or_default();
         let as_text = layout.both_ids() || declared.contains("int");
-        Ok(Layout { as_text, ..layout })
+        // SQLite's own words for the statement end where it does: no comment follows its semicolon.
+        let query = statement
+            .expanded_sql()
+            .unwrap_or_else(|| audience.query.clone());
+        let query = query.trim_end_matches(';').to_owned();
+        let collation = self.collation(connection)?;
+        Ok(Layout {
+            query,
+            as_text,
+            collation,
+            ..layout
+        })
+    }
+
+    /// The collation by which text sorts as its bytes in UTF-8 do. A file may be in
+    /// UTF-16.
+    fn collation(&self, connection: &Connection) -> Result<&'static str, SourceError> {
+        let encoding: String = connection
+            .pragma_query_value(None, "encoding", |row| row.get(0))
+            .map_err(|error| self.unreadable(error))?;
+        if encoding == "UTF-8" {
+            return Ok(BINARY);
+        }
+        connection
+            .create_collation("utf_8", |a: &str, b: &str| a.cmp(b))
+            .map_err(|error| self.unreadable(error))?;
+        Ok("utf_8")
     }
 }
 
 /// Which column of the result is what.
 struct Layout {
+    /// One statement, without a semicolon.
+    query: String,
     columns: usize,
     user_id: Option<usize>,
     anonymous_id: Option<usize>,
@@ -201,6 +249,7 @@ struct Layout {
     traits: Vec<(String, usize)>,
     /// Sort ids by their decimal text instead of as they are.
     as_text: bool,
+    collation: &'static str,
 }
 
 impl Layout {
@@ -239,12 +288,14 @@ impl Layout {
         // Extra traits go out in the order of the query's columns.
         traits.sort_by_key(|(_, place)| *place);
         Ok(Self {
+            query: String::new(),
             columns: names.len(),
             user_id,
             anonymous_id,
             value,
             traits,
             as_text: false,
+            collation: BINARY,
         })
     }
 
@@ -256,33 +307,53 @@ impl Layout {
         self.user_id.into_iter().chain(self.anonymous_id).collect()
     }
 
-    /// The query, sorted: ids first, then the value, then the traits.
-    fn sql(&self, query: &str) -> String {
-        let ids = self.id_columns();
-        let wanted = ids
-            .iter()
-            .copied()
+    /// The query as a table `audience` with columns `c0`, `c1` and so on.
+    fn named(&self, query: &str) -> String {
+        let names: Vec<String> = (0..self.columns).map(|place| format!("c{place}")).collect();
+        // A line of its own: the query may end with a comment.
+        format!("WITH audience ({}) AS (\n{query}\n)", names.join(", "))
+    }
+
+    /// The query with its columns in our order: ids first, then the value, then the traits.
+    fn wrap(&self, query: &str) -> String {
+        let wanted = self
+            .id_columns()
+            .into_iter()
             .chain(self.value)
             .chain(self.traits.iter().map(|(_, place)| *place));
         let wanted: Vec<String> = wanted.map(|place| format!("c{place}")).collect();
-        let names: Vec<String> = (0..self.columns).map(|place| format!("c{place}")).collect();
+        let (audience, wanted) = (self.named(query), wanted.join(", "));
+        format!("{audience} SELECT {wanted} FROM audience")
+    }
+
+    /// The query, its result sorted.
+    fn sorted(&self) -> String {
+        let ids = self.id_columns();
         let by_bytes = |place: &usize| match self.as_text {
-            true => format!("CAST(c{place} AS TEXT) COLLATE BINARY"),
-            false => format!("c{place} COLLATE BINARY"),
+            true => format!("CAST(c{place} AS TEXT) COLLATE {}", self.collation),
+            false => format!("c{place} COLLATE {}", self.collation),
         };
         let mut order: Vec<String> = ids.iter().map(by_bytes).collect();
         if self.both_ids() {
             // Users before those who have only an anonymous id.
             order.insert(0, format!("c{} IS NULL", ids[0]));
         }
-        let query = query
-            .trim_end()
-            .trim_end_matches(|end: char| end == ';' || end.is_whitespace());
+        format!("{} ORDER BY {}", self.wrap(&self.query), order.join(", "))
+    }
+
+    /// The query, told to sort: with DISTINCT and GROUP BY only this takes the order of an index, and does not sort
+    /// what comes ordered. For one column that compares as its bytes.
+    fn sorted_by_itself(&self) -> String {
+        let id = self.id_columns()[0] + 1;
+        self.wrap(&format!("{}\nORDER BY {id}", self.query))
+    }
+
+    /// Counts to 3 where ids compare as bytes: a UNION takes its collation from its first SELECT, which gives no row.
+    fn collation_probe(&self) -> String {
+        let (audience, id) = (self.named(&self.query), self.id_columns()[0]);
         format!(
-            "WITH audience ({}) AS (\n{query}\n) SELECT {} FROM audience ORDER BY {}",
-            names.join(", "),
-            wanted.join(", "),
-            order.join(", ")
+            "SELECT count(*) FROM ({audience} SELECT c{id} FROM audience WHERE false
+             UNION VALUES ('a'), ('A'), ('a '))"
         )
     }
 }
@@ -291,12 +362,14 @@ impl Layout {
 pub struct SqliteMembers<'s> {
     source: &'s Sqlite,
     audience: &'s Audience,
-    layout: Layout,
+    layout: &'s Layout,
     rows: Rows<'s>,
     current: MemberBuf,
     /// One row ahead, to see whether it is the same user again.
     next: MemberBuf,
     has_next: bool,
+    /// Some ids are integers. They sort before text, so the first member tells.
+    has_numbers: bool,
     pub skipped: Skipped,
 }
 
@@ -309,7 +382,7 @@ enum Id {
 }
 
 impl<'s> SqliteMembers<'s> {
-    fn new(source: &'s Sqlite, audience: &'s Audience, layout: Layout, rows: Rows<'s>) -> Self {
+    fn new(source: &'s Sqlite, audience: &'s Audience, layout: &'s Layout, rows: Rows<'s>) -> Self {
         Self {
             source,
             audience,
@@ -318,6 +391,7 @@ impl<'s> SqliteMembers<'s> {
             current: MemberBuf::default(),
             next: MemberBuf::default(),
             has_next: false,
+            has_numbers: false,
             skipped: Skipped::default(),
         }
     }
@@ -330,9 +404,10 @@ impl<'s> SqliteMembers<'s> {
             .map_err(|error| self.source.unreadable(error))?
         {
             let mut reader = RowReader {
-                layout: &self.layout,
+                layout: self.layout,
                 audience: self.audience,
                 skipped: &mut self.skipped,
+                has_numbers: &mut self.has_numbers,
                 row,
             };
             if reader.read(&mut self.next)? {
@@ -347,7 +422,7 @@ impl Members for SqliteMembers<'_> {
     type Error = SourceError;
 
     fn advance(&mut self) -> Result<bool, SourceError> {
-        if !self.has_next && !self.read_next()? {
+        if !self.has_next {
             return Ok(false);
         }
         std::mem::swap(&mut self.current, &mut self.next);
@@ -375,6 +450,7 @@ struct RowReader<'r, 's> {
     layout: &'r Layout,
     audience: &'r Audience,
     skipped: &'r mut Skipped,
+    has_numbers: &'r mut bool,
     row: &'r Row<'s>,
 }
 
@@ -438,6 +514,7 @@ impl RowReader<'_, '_> {
         let reason = match self.row.get_ref_unwrap(column) {
             ValueRef::Null => return Ok(Id::Null),
             ValueRef::Integer(integer) => {
+                *self.has_numbers = true;
                 write!(id, "{integer}").expect("a String takes any text");
                 return Ok(Id::Present);
             }

@@ -1,7 +1,17 @@
 //! The binary as people and programs use it: a directory, a command line, what it prints, and what arrives.
 
 mod check;
+mod clock;
+mod dry_run;
+mod failing;
+mod guard;
+mod history;
+mod hostile;
 mod iam;
+mod keys;
+mod lock;
+mod replay;
+mod resync;
 mod snapshot;
 mod support;
 mod sync;

@@ -1,0 +1,517 @@
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+use super::*;
+use crate::audience::{AudienceId, DestinationName, Key, Value};
+
+/// A query with a column `value` is a computed trait; its column `email` or `age` is an extra trait.
+fn audience(query: &str) -> Audience {
+    let is_trait = query.contains("AS value");
+    let traits = ["email", "age"]
+        .into_iter()
+        .filter(|name| query.contains(name));
+    Audience {
+        id: AudienceId::new("members"),
+        key: Key::new("members"),
+        key_is_explicit: false,
+        name: "Members".to_owned(),
+        class: if is_trait {
+            Class::Trait
+        } else {
+            Class::Audience
+        },
+        source: SourceName::new("shop"),
+        query: query.to_owned(),
+        destinations: vec![DestinationName::new("main")],
+        guard: None,
+        // Not the order of the columns.
+        traits: traits.rev().map(str::to_owned).collect(),
+    }
+}
+
+struct Shop {
+    folder: TempDir,
+}
+
+impl Shop {
+    fn new(setup: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shop = Self { folder };
+        shop.connection().execute_batch(setup).unwrap();
+        // Without a table there is no file yet.
+        shop.connection()
+            .pragma_update(None, "user_version", 1)
+            .unwrap();
+        shop
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("shop.sqlite")
+    }
+
+    fn connection(&self) -> Connection {
+        Connection::open(self.path()).unwrap()
+    }
+
+    fn source(&self) -> Sqlite {
+        Sqlite {
+            name: SourceName::new("shop"),
+            path: self.path(),
+        }
+    }
+
+    /// The members as one line, such as `a b=5 ~anonymous c~anonymous,"age":3 (1 with an empty id)`.
+    fn read(&self, query: &str) -> Result<String, SourceError> {
+        self.source().read(&audience(query), |members| {
+            let mut line = Vec::new();
+            while members.advance()? {
+                line.push(text(&members.current()));
+            }
+            if members.skipped.total() > 0 {
+                line.push(format!("({})", members.skipped.explain()));
+            }
+            Ok(line.join(" "))
+        })
+    }
+
+    #[track_caller]
+    fn fails(&self, query: &str, words: &str) {
+        let error = self.read(query).expect_err(query);
+        let error = crate::sync::with_causes(&error);
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+fn text(member: &Member<'_>) -> String {
+    let mut text = match member.user.kind {
+        UserKind::UserId => member.user.id.to_owned(),
+        UserKind::AnonymousId => format!("~{}", member.user.id),
+    };
+    if let Some(id) = member.anonymous_id {
+        text.push('~');
+        text.push_str(id);
+    }
+    match member.value {
+        Value::True => {}
+        Value::Text(value) => text.push_str(&format!("={value:?}")),
+        Value::Integer(value) => text.push_str(&format!("={value}")),
+        Value::Real(value) => text.push_str(&format!("={value:?}")),
+    }
+    text + member.traits
+}
+
+#[track_caller]
+fn check(setup: &str, query: &str, expected: &str) {
+    assert_eq!(Shop::new(setup).read(query).unwrap(), expected, "{query}");
+}
+
+/// The query can never run: a mistake in the configuration.
+#[track_caller]
+fn check_refused(query: &str, reason: &str) {
+    let shop = Shop::new(USERS);
+    let error = shop.source().check(&audience(query)).expect_err(query);
+    assert!(error.is_configuration(), "{error}");
+    assert!(error.to_string().contains(reason), "{error}");
+    assert!(shop.read(query).is_err());
+}
+
+const USERS: &str = "
+    CREATE TABLE users (user_id TEXT, anonymous_id TEXT, email TEXT, age, total);
+    INSERT INTO users VALUES ('b', 'x', 'b@example.com', 30, 2), ('a', NULL, NULL, 1.5, 1);";
+
+#[test]
+fn ids_come_in_the_order_of_their_bytes() {
+    let table = |declaration: &str| {
+        format!(
+            "CREATE TABLE t (id {declaration});
+             INSERT INTO t VALUES ('b'), ('B'), ('a'), ('é'), ('z '), ('z'), ('{}'), ('A')",
+            '\u{10000}'
+        )
+    };
+    for declaration in ["TEXT", "TEXT COLLATE NOCASE", "TEXT COLLATE RTRIM", ""] {
+        check(
+            &table(declaration),
+            "SELECT id FROM t",
+            "A B a b z z  é \u{10000}",
+        );
+        check(
+            &table(declaration),
+            "SELECT id FROM t GROUP BY id, rowid HAVING id > 'y'",
+            "z z  é \u{10000}",
+        );
+    }
+    // By the bytes of UTF-16, U+10000 would stand before U+FFFD, and `é` before `z`.
+    for encoding in ["UTF-16le", "UTF-16be"] {
+        check(
+            &format!(
+                "PRAGMA encoding = '{encoding}'; {}; INSERT INTO t VALUES ('\u{fffd}')",
+                table("")
+            ),
+            "SELECT DISTINCT id FROM t",
+            "A B a b z z  é \u{fffd} \u{10000}",
+        );
+    }
+}
+
+#[test]
+fn integers_become_text_and_sort_as_it() {
+    for declaration in ["INTEGER", "INTEGER PRIMARY KEY", "", "BIGINT"] {
+        check(
+            &format!(
+                "CREATE TABLE t (id {declaration}); INSERT INTO t VALUES (9), (10), (-1), (100)"
+            ),
+            "SELECT id AS user_id FROM t",
+            "-1 10 100 9",
+        );
+    }
+    let mixed = "CREATE TABLE t (id, total); INSERT INTO t VALUES ('a', 1), (NULL, 1), (10, 1), ('9', 1), (9, 2), ('1', 1)";
+    check(mixed, "SELECT id FROM t", "1 10 9 a (1 with a NULL id)");
+    check(
+        mixed,
+        "SELECT id AS user_id, total AS value FROM t",
+        "1=1 10=1 9=2 a=1 (1 with a NULL id)",
+    );
+    check(
+        mixed,
+        "SELECT id AS anonymous_id FROM t WHERE total > 1 UNION ALL SELECT 5",
+        "~5 ~9",
+    );
+}
+
+/// What comes in order from an index is not sorted again: with ten million members that is most of the time.
+#[test]
+fn an_order_that_an_index_has_is_taken_from_it() {
+    let shop = Shop::new(
+        "CREATE TABLE orders (user_id TEXT, at TEXT, total REAL);
+         CREATE INDEX by_user ON orders (user_id, total); CREATE INDEX by_at ON orders (at, user_id);
+         CREATE TABLE members (user_id TEXT PRIMARY KEY) WITHOUT ROWID;
+         CREATE TABLE folded (user_id TEXT COLLATE NOCASE PRIMARY KEY);",
+    );
+    let sorts = |query: &str| {
+        let (source, audience) = (shop.source(), audience(query));
+        let connection = source.open().unwrap();
+        let layout = source.layout(&connection, &audience).unwrap();
+        let statement = source.prepare(&connection, &audience, &layout).unwrap();
+        let sql = statement.expanded_sql().unwrap();
+        let mut explain = connection
+            .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
+            .unwrap();
+        let steps = explain
+            .query_map([], |row| row.get::<_, String>(3))
+            .unwrap();
+        steps
+            .map(Result::unwrap)
+            .any(|step| step.contains("USE TEMP B-TREE FOR ORDER BY"))
+    };
+    for query in [
+        "SELECT user_id FROM members",
+        "SELECT user_id FROM orders",
+        "SELECT DISTINCT user_id FROM orders",
+        "SELECT DISTINCT user_id FROM orders; -- everyone",
+        "SELECT user_id FROM orders WHERE at = '1997-01-01'",
+        "SELECT user_id, sum(total) AS value FROM orders GROUP BY user_id",
+        "SELECT user_id FROM members UNION SELECT user_id FROM orders",
+    ] {
+        assert!(!sorts(query), "{query}");
+    }
+    for query in [
+        "SELECT DISTINCT user_id FROM orders WHERE at > '1997-01-01' ORDER BY at",
+        "SELECT user_id FROM folded",
+        "SELECT user_id, 1 AS value FROM folded GROUP BY user_id",
+        "VALUES ('a')",
+    ] {
+        assert!(sorts(query), "{query}");
+    }
+}
+
+#[test]
+fn ids_that_repeat_count_once() {
+    check(
+        "CREATE TABLE t (user_id); INSERT INTO t VALUES ('a'), (5), ('a'), ('5'), (5)",
+        "SELECT user_id FROM t",
+        "5 a",
+    );
+    check("", "VALUES ('b'), ('a'), ('b')", "a b");
+}
+
+#[test]
+fn a_query_may_give_either_id_or_both() {
+    let both = "CREATE TABLE t (anonymous_id, user_id);
+        INSERT INTO t VALUES ('x', 'b'), (NULL, 'a'), ('y', NULL), (NULL, NULL), ('a', NULL), (7, 10), (8, 9)";
+    check(
+        both,
+        "SELECT * FROM t",
+        "10~7 9~8 a b~x ~a ~y (1 with a NULL id)",
+    );
+    check(
+        both,
+        "SELECT anonymous_id FROM t",
+        "~7 ~8 ~a ~x ~y (2 with a NULL id)",
+    );
+    // Of several rows for one user, the greatest.
+    check(
+        "",
+        "SELECT 'a' AS USER_ID, 'x' AS anonymous_id UNION ALL VALUES ('a', 'z'), ('a', NULL), ('a', 'y')",
+        "a~z",
+    );
+}
+
+#[test]
+fn a_row_with_an_unusable_id_is_skipped_and_explained() {
+    let (longest, too_long) = ("x".repeat(1024), "x".repeat(1025));
+    check(
+        "",
+        &format!(
+            "VALUES ('b'), (NULL), (''), ('{longest}'), ('{too_long}'), (CAST(x'62ff' AS TEXT)),
+                    (CAST(x'620062' AS TEXT)), ('a'), (NULL)"
+        ),
+        &format!(
+            "a b {longest} (2 with a NULL id, 1 with an empty id, 1 with text that is not UTF-8, \
+             1 with an id over 1024 bytes, 1 with a NUL in the id)"
+        ),
+    );
+    check(
+        "",
+        "SELECT 'a' AS user_id, '' AS anonymous_id UNION ALL VALUES ('', 'x'), ('b', 'y')",
+        "b~y (2 with an empty id)",
+    );
+}
+
+#[test]
+fn a_column_of_blobs_or_reals_is_the_wrong_one() {
+    let shop = Shop::new(USERS);
+    let reals = "gives a real number in column `user_id`, which takes text or integers";
+    shop.fails("VALUES ('a'), (1.0)", reals);
+    shop.fails("SELECT 1.5 AS user_id, 'x' AS anonymous_id", reals);
+    shop.fails("VALUES ('a'), (x'61')", "gives a BLOB in column `user_id`");
+    shop.fails(
+        "SELECT 'a' AS user_id, 1.5 AS anonymous_id",
+        "gives a real number in column `anonymous_id`",
+    );
+    shop.fails(
+        "SELECT 'a' AS user_id, x'61' AS value",
+        "gives a BLOB in column `value`",
+    );
+}
+
+#[test]
+fn the_value_of_a_computed_trait_keeps_its_type() {
+    check(
+        "",
+        "SELECT 'a' AS user_id, 1 AS value UNION ALL VALUES
+           ('b', 1.0), ('c', 'one'), ('d', ''), ('e', NULL), ('f', 9e999), ('g', -9e999),
+           ('h', -9223372036854775808), ('i', 0.0 * -1)",
+        "a=1 b=1.0 c=\"one\" d=\"\" h=-9223372036854775808 i=-0.0 (2 with an infinite number)",
+    );
+}
+
+#[test]
+fn of_several_values_the_greatest_counts_in_whatever_order_they_come() {
+    let values = ["1", "2.5", "2", "'1'", "'x'", "'é'", "NULL"];
+    for first in 0..values.len() {
+        let mut rows: Vec<String> = values
+            .iter()
+            .map(|value| format!("('a', {value})"))
+            .collect();
+        rows.rotate_left(first);
+        let query = |rows: &[String]| {
+            format!(
+                "SELECT '' AS user_id, NULL AS value WHERE false UNION ALL VALUES {}",
+                rows.join(", ")
+            )
+        };
+        check("", &query(&rows), "a=\"é\"");
+        rows.retain(|row| !row.contains("'x'") && !row.contains("'é'") && !row.contains("'1'"));
+        check("", &query(&rows), "a=2.5");
+    }
+}
+
+#[test]
+fn extra_traits_follow_in_the_order_of_the_columns() {
+    check(
+        USERS,
+        "SELECT email, user_id, age FROM users",
+        r#"a,"email":null,"age":1.5 b,"email":"b@example.com","age":30"#,
+    );
+    check(
+        USERS,
+        "SELECT age, user_id, total AS value, email FROM users WHERE age > 2",
+        r#"b=2,"age":30,"email":"b@example.com""#,
+    );
+    check(
+        "",
+        "SELECT 'a' AS user_id, '\"\n' AS email UNION ALL VALUES ('b', 9e999)",
+        r#"a,"email":"\"\n" (1 with an infinite number)"#,
+    );
+    Shop::new("").fails(
+        "SELECT 'a' AS user_id, x'00' AS email",
+        "gives a BLOB in column `email`",
+    );
+}
+
+#[test]
+fn a_query_is_taken_as_people_write_it() {
+    for query in [
+        "SELECT user_id FROM users;",
+        "SELECT user_id FROM users ; \n ; ",
+        "SELECT user_id FROM users -- everyone",
+        "SELECT user_id FROM users; -- everyone",
+        "SELECT user_id FROM users; /* everyone */",
+        "-- everyone\nSELECT user_id FROM users",
+        "WITH c AS (SELECT user_id FROM users) SELECT user_id FROM c",
+        "SELECT user_id FROM users ORDER BY user_id DESC",
+        "SELECT user_id FROM users ORDER BY user_id DESC LIMIT 9 -- the last",
+        "SELECT user_id AS [;] FROM users WHERE user_id <> ';--'",
+        "SELECT user_id FROM users UNION SELECT user_id FROM users",
+        "SELECT user_id FROM users GROUP BY user_id HAVING count(*) = 1",
+        "SELECT user_id FROM users WINDOW w AS (PARTITION BY user_id)",
+    ] {
+        check(USERS, query, "a b");
+    }
+}
+
+#[test]
+fn what_can_never_be_a_query_is_a_mistake_in_the_configuration() {
+    check_refused(
+        "SELECT user_id FROM users; SELECT 1",
+        "more than one statement",
+    );
+    check_refused("SELECT user_id FROM users; nonsense", "syntax error");
+    check_refused(
+        "DELETE FROM users RETURNING user_id",
+        "it writes to the database",
+    );
+    check_refused("DELETE FROM users", "it is not a SELECT");
+    check_refused("ATTACH 'other.sqlite' AS other", "it is not a SELECT");
+    check_refused("PRAGMA table_info(users)", "");
+    check_refused("EXPLAIN SELECT user_id FROM users", "");
+    check_refused(
+        "SELECT user_id FROM users WHERE user_id = ?",
+        "it has a parameter",
+    );
+    check_refused(
+        "SELECT user_id FROM users WHERE user_id = :id",
+        "it has a parameter",
+    );
+    check_refused("", "it is not a SELECT");
+    check_refused("-- nothing", "it is not a SELECT");
+    check_refused("SELECT user_id FROM users /* everyone", "incomplete input");
+    check_refused("SELECT user_id FROM users) SELECT (1", "syntax error");
+    check_refused("SELECT user_id FROM customers", "no such table: customers");
+    check_refused("SELECT customer FROM users", "no such column: customer");
+    check_refused(
+        "SELECT email, age FROM users",
+        "it has no column `user_id` or `anonymous_id`, only `email`, `age`",
+    );
+    check_refused(
+        "SELECT user_id, user_id FROM users",
+        "it has two columns `user_id`",
+    );
+    check_refused(
+        "SELECT 1 AS value",
+        "a computed trait needs a column `value`",
+    );
+    check_refused(
+        "SELECT user_id, 'AS value' FROM users",
+        "a computed trait needs a column `value`",
+    );
+    check_refused(
+        "SELECT user_id, total FROM users WHERE email > ''",
+        "it has no column `email`, which `traits` names",
+    );
+}
+
+#[test]
+fn a_source_in_wal_mode_is_read_with_what_is_not_checkpointed() {
+    let shop = Shop::new(USERS);
+    let writer = shop.connection();
+    writer
+        .execute_batch("PRAGMA journal_mode = wal; INSERT INTO users (user_id) VALUES ('c')")
+        .unwrap();
+    assert_eq!(shop.read("SELECT user_id FROM users").unwrap(), "a b c");
+    // A transaction that is not committed is not there yet, and in nobody's way.
+    writer
+        .execute_batch("BEGIN IMMEDIATE; INSERT INTO users (user_id) VALUES ('d')")
+        .unwrap();
+    assert_eq!(shop.read("SELECT user_id FROM users").unwrap(), "a b c");
+}
+
+#[test]
+fn a_source_that_another_process_keeps_locked_fails() {
+    let shop = Shop::new(USERS);
+    let writer = shop.connection();
+    writer.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    shop.fails("SELECT user_id FROM users", "database is locked");
+    assert!(
+        !shop
+            .source()
+            .check(&audience("SELECT user_id FROM users"))
+            .unwrap_err()
+            .is_configuration()
+    );
+}
+
+#[test]
+fn what_is_no_database_fails() {
+    let shop = Shop::new("");
+    let query = "SELECT user_id FROM users";
+    fs::write(shop.path(), "").unwrap();
+    shop.fails(query, "shop.sqlite is empty");
+    fs::remove_file(shop.path()).unwrap();
+    shop.fails(query, "there is no database at");
+    assert!(!shop.path().exists());
+    fs::write(shop.path(), "user_id\n".repeat(1000)).unwrap();
+    shop.fails(query, "file is not a database");
+    fs::remove_file(shop.path()).unwrap();
+    fs::create_dir(shop.path()).unwrap();
+    shop.fails(query, "there is no database at");
+}
+
+#[test]
+fn a_source_that_is_damaged_half_way_fails() {
+    let users = "CREATE TABLE users (user_id TEXT PRIMARY KEY, total) WITHOUT ROWID;
+        WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 5000)
+        INSERT INTO users SELECT printf('user_%08d', n), n FROM n";
+    for query in [
+        "SELECT user_id FROM users",
+        "SELECT user_id, total AS value FROM users ORDER BY total",
+    ] {
+        let shop = Shop::new(users);
+        assert!(shop.read(query).is_ok());
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(shop.path())
+            .unwrap();
+        let middle = file.metadata().unwrap().len() / 2;
+        file.write_all_at(&[0; 8192], middle).unwrap();
+        shop.fails(query, "database disk image is malformed");
+
+        let shop = Shop::new(users);
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(shop.path())
+            .unwrap();
+        file.set_len(middle).unwrap();
+        shop.fails(query, "database disk image is malformed");
+    }
+}
+
+#[test]
+fn a_query_that_fails_half_way_fails() {
+    let shop = Shop::new(
+        "CREATE TABLE users (user_id TEXT PRIMARY KEY, json TEXT);
+         WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 5000)
+         INSERT INTO users SELECT printf('user_%08d', n), iif(n = 4000, '{', '{}') FROM n",
+    );
+    shop.fails(
+        "SELECT user_id FROM users WHERE json_type(json) = 'object'",
+        "malformed JSON",
+    );
+    shop.fails(
+        "SELECT user_id, iif(user_id LIKE '%4000', abs(-9223372036854775807 - 1), 1) AS value FROM users",
+        "integer overflow",
+    );
+}

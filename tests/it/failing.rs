@@ -1,0 +1,207 @@
+//! One failing audience does not stop the others, and the exit code tells the worst.
+
+use std::fs;
+
+use crate::support::{Project, truth};
+
+const CONFIG: &str = r#"
+[source.shop]
+sqlite = "shop.sqlite"
+
+[source.gone]
+sqlite = "gone.sqlite"
+
+[destination.main]
+directory = "delivered"
+mapping = { identify = "members" }
+"#;
+
+const GOOD: (&str, &str, &str) = ("Good", "shop", "SELECT user_id FROM members");
+const MISSING: (&str, &str, &str) = ("Missing", "gone", "SELECT user_id FROM members");
+const COLUMN: (&str, &str, &str) = ("Column", "shop", "SELECT nobody FROM members");
+const HALF_WAY: (&str, &str, &str) = (
+    "Half Way",
+    "shop",
+    "SELECT user_id, iif(user_id = 'b', abs(-9223372036854775807 - 1), 1) AS email FROM members",
+);
+const EMPTY: (&str, &str, &str) = ("Empty", "shop", "SELECT user_id FROM leaving");
+
+fn project(audiences: &[(&str, &str, &str)]) -> Project {
+    let project = Project::empty();
+    project.write("audience-sync.toml", CONFIG);
+    let audience = |(name, source, query): &(&str, &str, &str)| {
+        let traits = if query.contains("email") {
+            "traits = [\"email\"]"
+        } else {
+            ""
+        };
+        format!(
+            "[[audience]]\nname = \"{name}\"\nsource = \"{source}\"\nquery = \"{query}\"\n{traits}\n"
+        )
+    };
+    let schedule: String = audiences.iter().map(audience).collect();
+    project.write("schedules/main.toml", &schedule);
+    project.shop(
+        "CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a'), ('b');
+         CREATE TABLE leaving (user_id TEXT); INSERT INTO leaving VALUES ('a')",
+    );
+    project
+}
+
+#[track_caller]
+fn check(audiences: &[(&str, &str, &str)], code: i32, outcomes: &[&str], words: &str) {
+    let project = project(audiences);
+    if audiences.contains(&EMPTY) {
+        project.succeed(&["sync", "Empty"]);
+        project.shop("DELETE FROM leaving");
+    }
+    let ran = project.run(&["sync", "--json"]);
+    assert_eq!(ran.code, code, "{ran:?}");
+    let mut lines = ran.lines();
+    lines.sort_by_key(|line| line["audience"].as_str().unwrap().to_owned());
+    let found: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            assert_eq!(line["outcome"] == "failed", line["error"].is_string());
+            format!(
+                "{} {}",
+                line["audience"].as_str().unwrap(),
+                line["outcome"].as_str().unwrap()
+            )
+        })
+        .collect();
+    assert_eq!(found, outcomes);
+    assert!(ran.stderr.contains(words), "{ran:?}");
+    if audiences.contains(&GOOD) {
+        let records = project.delivered();
+        assert_eq!(
+            truth(&records)
+                .keys()
+                .filter(|(_, key)| key == "good")
+                .count(),
+            2
+        );
+    }
+}
+
+#[test]
+fn a_source_that_is_missing_fails_its_audience_only() {
+    check(
+        &[MISSING, GOOD],
+        1,
+        &["good delivered", "missing failed"],
+        "there is no database at",
+    );
+}
+
+#[test]
+fn a_query_that_can_never_run_is_a_mistake_in_the_configuration() {
+    check(
+        &[COLUMN, GOOD],
+        2,
+        &["column failed", "good delivered"],
+        "no such column: nobody",
+    );
+    check(&[COLUMN], 2, &["column failed"], "schedules/main.toml");
+}
+
+#[test]
+fn a_query_that_fails_half_way_decides_nothing() {
+    check(
+        &[HALF_WAY, GOOD],
+        1,
+        &["good delivered", "half_way failed"],
+        "integer overflow",
+    );
+    let project = project(&[HALF_WAY]);
+    assert_eq!(project.run(&["sync"]).code, 1);
+    assert_eq!(project.delivered().len(), 0);
+    // The source is repaired: its first sync is still to come.
+    project.shop("UPDATE members SET user_id = 'c' WHERE user_id = 'b'");
+    let line = project.sync();
+    assert_eq!(
+        (&line["kind"], &line["added"]),
+        (&"first".into(), &2.into())
+    );
+    // It breaks again: who is a member stays one.
+    project.shop("DELETE FROM members; INSERT INTO members VALUES ('b')");
+    assert_eq!(project.run(&["sync"]).code, 1);
+    assert_eq!(project.delivered().len(), 2);
+}
+
+#[test]
+fn the_worst_of_several_decides_the_exit_code() {
+    check(
+        &[MISSING, COLUMN, EMPTY, GOOD],
+        2,
+        &[
+            "column failed",
+            "empty held",
+            "good delivered",
+            "missing failed",
+        ],
+        "",
+    );
+    check(
+        &[MISSING, EMPTY, GOOD],
+        1,
+        &["empty held", "good delivered", "missing failed"],
+        "",
+    );
+    check(&[EMPTY, GOOD], 4, &["empty held", "good delivered"], "");
+    let project = project(&[EMPTY, GOOD]);
+    project.succeed(&["sync", "Empty"]);
+    project.shop("DELETE FROM leaving");
+    fs::remove_dir_all(project.path("delivered")).unwrap();
+    project.write("delivered", "in the way");
+    let ran = project.run(&["sync", "--json"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    let outcomes: Vec<_> = ran
+        .lines()
+        .iter()
+        .map(|line| line["outcome"].clone())
+        .collect();
+    assert_eq!(outcomes, ["held", "undelivered"]);
+    assert!(
+        ran.stderr.contains("2 changes are not delivered"),
+        "{ran:?}"
+    );
+}
+
+/// A damaged source is no empty one.
+#[test]
+fn a_source_that_is_damaged_half_way_removes_nobody() {
+    let project = project(&[GOOD]);
+    let values: Vec<String> = (0..5000).map(|n| format!("('user_{n:08}')")).collect();
+    project.shop(&format!("INSERT INTO members VALUES {}", values.join(", ")));
+    project.sync();
+    let whole = fs::read(project.path("shop.sqlite")).unwrap();
+    let mut damaged = whole.clone();
+    let middle = damaged.len() / 2;
+    damaged[middle..middle + 8192].fill(0);
+    let broken: [&[u8]; 3] = [&damaged, &whole[..middle], &[]];
+    for bytes in broken {
+        fs::write(project.path("shop.sqlite"), bytes).unwrap();
+        let ran = project.run(&["sync", "--json"]);
+        assert_eq!(
+            (ran.code, &ran.lines()[0]["outcome"]),
+            (1, &"failed".into()),
+            "{ran:?}"
+        );
+        assert_eq!(project.delivered().len(), 5002);
+    }
+    fs::write(project.path("shop.sqlite"), whole).unwrap();
+    assert_eq!(project.sync()["outcome"], "unchanged");
+}
+
+#[test]
+fn a_schedule_whose_identifies_fit_no_row_is_refused() {
+    let project = project(&[GOOD]);
+    project.write(
+        "audience-sync.toml",
+        &CONFIG.replace("identify = ", "page = "),
+    );
+    let ran = project.run(&["sync"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(!project.path("snapshot.sqlite").exists());
+}

@@ -1,0 +1,239 @@
+//! A year and a half of real orders, day by day: what is downstream is the truth after each of them.
+//!
+//! Through the library and not the binary, as 1,092 runs are too many processes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use audience_sync::audience::{Audience, AudienceId, Class, DestinationName, Key, SourceName};
+use audience_sync::event::CallType;
+use audience_sync::firehose::{Destination, Directory, Stop};
+use audience_sync::mapping::{Mapping, Pattern, StreamName};
+use audience_sync::progress::Progress;
+use audience_sync::run::Outcome;
+use audience_sync::snapshot::{Handle, Snapshot};
+use audience_sync::source::{Source, Sqlite};
+use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
+use chrono::{Days, NaiveDate};
+use serde_json::{Value, json};
+
+use crate::support::{ORDERS, records};
+
+const MEMBERS: &str = "SELECT DISTINCT user_id FROM orders, today WHERE on_day > date(day, '-30 days') AND on_day <= day";
+const REVENUE: &str = "SELECT user_id, sum(cents) AS value FROM orders, today
+    WHERE on_day > date(day, '-180 days') AND on_day <= day GROUP BY user_id";
+
+struct Order<'a> {
+    user: &'a str,
+    day: NaiveDate,
+    cents: i64,
+}
+
+fn orders() -> Vec<Order<'static>> {
+    let order = |line: &'static str| {
+        let mut fields = line.split(',');
+        Order {
+            user: fields.next().unwrap(),
+            day: fields.next().unwrap().parse().unwrap(),
+            cents: fields.nth(1).unwrap().replace('.', "").parse().unwrap(),
+        }
+    };
+    ORDERS.lines().skip(1).map(order).collect()
+}
+
+/// What each user is, by user and key. Who was something and is not any more has `false` or `null`.
+type Truth<'a> = BTreeMap<(&'a str, &'static str), Value>;
+
+/// Moves the truth on to a day, and counts what has changed.
+fn move_on<'a>(truth: &mut Truth<'a>, orders: &[Order<'a>], day: NaiveDate) -> usize {
+    let within = |order: &Order<'_>, days| order.day > day - Days::new(days) && order.day <= day;
+    let mut today = Truth::new();
+    for order in orders {
+        if within(order, 30) {
+            today.insert((order.user, "members"), json!(true));
+        }
+        if within(order, 180) {
+            let revenue = today.entry((order.user, "revenue")).or_insert(json!(0));
+            *revenue = json!(revenue.as_i64().unwrap() + order.cents);
+        }
+    }
+    for (user, key) in truth.keys() {
+        let gone = if *key == "members" {
+            json!(false)
+        } else {
+            json!(null)
+        };
+        today.entry((user, key)).or_insert(gone);
+    }
+    let changes = today
+        .iter()
+        .filter(|(user, value)| truth.get(*user) != Some(*value));
+    let changes = changes.count();
+    *truth = today;
+    changes
+}
+
+fn audience(key: &str, class: Class, query: &str) -> Keyed {
+    let audience = Audience {
+        id: AudienceId::new(key),
+        key: Key::new(key),
+        key_is_explicit: false,
+        name: key.to_owned(),
+        class,
+        source: SourceName::new("shop"),
+        query: query.to_owned(),
+        destinations: vec![DestinationName::new("main")],
+        guard: None,
+        traits: Vec::new(),
+    };
+    Keyed {
+        key: audience.key.clone(),
+        audience,
+    }
+}
+
+fn project(folder: &Path) -> Project {
+    let (shop, main) = (SourceName::new("shop"), DestinationName::new("main"));
+    let source = Sqlite {
+        name: shop.clone(),
+        path: folder.join("shop.sqlite"),
+    };
+    let mapping = Mapping {
+        rows: vec![(
+            Pattern::Type(CallType::Identify),
+            vec![StreamName::parse("members").unwrap()],
+        )],
+        ..Mapping::default()
+    };
+    let directory = Directory::new(folder.join("delivered"));
+    let outlet = Outlet::new(
+        Destination::directory(main.clone(), false, directory),
+        mapping,
+    );
+    Project {
+        sources: [(shop, Source::Sqlite(source))].into(),
+        destinations: [(main, outlet)].into(),
+        space_id: None,
+        history: std::time::Duration::MAX,
+    }
+}
+
+/// What a consumer knows: the latest value by user and key, in whatever order records arrive.
+#[derive(Default)]
+struct Downstream {
+    latest: BTreeMap<(String, String), (String, Value)>,
+    message_ids: BTreeSet<String>,
+}
+
+impl Downstream {
+    /// Takes the files that have arrived, and counts their records.
+    fn take(&mut self, delivered: &Path) -> usize {
+        let records = records(delivered);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        for record in &records {
+            assert!(
+                self.message_ids.insert(text(&record["messageId"])),
+                "{record}"
+            );
+            for (key, value) in record["traits"].as_object().unwrap() {
+                let said = (text(&record["timestamp"]), value.clone());
+                let place = (text(&record["userId"]), key.clone());
+                if let Some(before) = self.latest.insert(place, said.clone()) {
+                    assert!(before.0 < said.0, "{record}");
+                    assert_ne!(before.1, said.1, "{record}");
+                }
+            }
+        }
+        if !records.is_empty() {
+            fs::remove_dir_all(delivered).unwrap();
+        }
+        records.len()
+    }
+
+    #[track_caller]
+    fn is(&self, truth: &Truth<'_>, day: NaiveDate) {
+        assert_eq!(self.latest.len(), truth.len(), "{day}");
+        for ((user, key), value) in truth {
+            let found = self.latest.get(&((*user).to_owned(), (*key).to_owned()));
+            assert_eq!(
+                found.map(|(_, value)| value),
+                Some(value),
+                "{day}: {user} {key}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn real_orders_leave_the_truth_downstream_after_every_day() {
+    let folder = tempfile::tempdir().unwrap();
+    let (orders, delivered) = (orders(), folder.path().join("delivered"));
+    let mut shop = rusqlite::Connection::open(folder.path().join("shop.sqlite")).unwrap();
+    fill(&mut shop, &orders);
+
+    let (project, keyed) = (
+        project(folder.path()),
+        [
+            audience("members", Class::Audience, MEMBERS),
+            audience("revenue", Class::Trait, REVENUE),
+        ],
+    );
+    let snapshot = Handle::new(Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap());
+    let runner = Runner {
+        project: &project,
+        snapshot: &snapshot,
+        stop: Stop::new(),
+        progress: Progress::default(),
+    };
+    let sync = async || {
+        let mut records = 0;
+        for keyed in &keyed {
+            for report in runner.run(keyed, Request::default()).await.unwrap() {
+                assert!(
+                    matches!(report.outcome, Outcome::Delivered | Outcome::Unchanged),
+                    "{report:?}"
+                );
+                records += report.counts.records as usize;
+            }
+        }
+        records
+    };
+
+    let (mut truth, mut downstream, mut total) = (Truth::new(), Downstream::default(), 0);
+    let (first, last) = ("1997-01-01".parse().unwrap(), "1998-06-30".parse().unwrap());
+    for day in NaiveDate::iter_days(&first).take_while(|day| *day <= last) {
+        shop.execute("UPDATE today SET day = ?1", [day.to_string()])
+            .unwrap();
+        let changes = move_on(&mut truth, &orders, day);
+        assert_eq!(sync().await, changes, "{day}");
+        assert_eq!(downstream.take(&delivered), changes, "{day}");
+        downstream.is(&truth, day);
+        assert_eq!(sync().await, 0, "{day}");
+        assert_eq!(downstream.take(&delivered), 0, "{day}");
+        total += changes;
+    }
+    assert_eq!((orders.len(), total), (6_919, 21_322));
+}
+
+fn fill(shop: &mut rusqlite::Connection, orders: &[Order<'_>]) {
+    // Nothing here needs to outlive a power cut.
+    shop.pragma_update(None, "synchronous", "off").unwrap();
+    let transaction = shop.transaction().unwrap();
+    transaction
+        .execute_batch(
+            "CREATE TABLE today (day TEXT); INSERT INTO today VALUES ('');
+             CREATE TABLE orders (user_id TEXT, on_day TEXT, cents INTEGER);
+             CREATE INDEX by_user ON orders (user_id, on_day, cents)",
+        )
+        .unwrap();
+    for Order { user, day, cents } in orders {
+        transaction
+            .execute(
+                "INSERT INTO orders VALUES (?1, ?2, ?3)",
+                rusqlite::params![user, day.to_string(), cents],
+            )
+            .unwrap();
+    }
+    transaction.commit().unwrap();
+}
