@@ -12,7 +12,10 @@ mod history;
 mod journal;
 mod lock;
 mod members;
+mod rehearsal;
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, OpenOptions};
 use std::path::Path;

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, TransactionBehavior, params};
+use rusqlite::{
+    CachedStatement, Connection, OptionalExtension, Row, Rows, TransactionBehavior, params,
+};
 
 use super::members::{Apply, Delivered, ORDERED, SqlUser};
 use super::{Snapshot, SnapshotError, chunk, class};
@@ -61,7 +63,7 @@ pub struct JournaledRun {
     pub streams: Vec<StreamName>,
     /// `None` for a run of `send`: its chunks hold whole lines.
     pub computation: Option<Computation>,
-    audience: Option<i64>,
+    pub(super) audience: Option<i64>,
     /// In the source when the run was planned.
     pub members: u64,
     pub held: u64,
@@ -169,29 +171,9 @@ impl Snapshot {
         merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
     ) -> Result<Plan, E> {
         let transaction = self.begin()?;
-        let plan = plan(&transaction, planning, merge, Journal::write)?;
+        let plan = plan(&transaction, planning, merge)?;
         transaction.commit().map_err(SnapshotError::from)?;
         Ok(plan)
-    }
-
-    /// Decides a run as if all that waits in the journal had been delivered, and forgets it again.
-    pub fn rehearse<E: From<SnapshotError>>(
-        &mut self,
-        planning: &Planning,
-        merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
-    ) -> Result<Plan, E> {
-        let waiting = self.waiting_of(
-            &planning.computation.audience,
-            &planning.computation.destination,
-        )?;
-        self.connection
-            .pragma_update(None, "query_only", false)
-            .map_err(SnapshotError::from)?;
-        let transaction = self.begin()?;
-        for run in waiting {
-            deliver_all(&transaction, &run)?;
-        }
-        plan(&transaction, planning, merge, Journal::rehearse)
     }
 
     fn begin(&mut self) -> Result<rusqlite::Transaction<'_>, SnapshotError> {
@@ -329,28 +311,25 @@ impl Snapshot {
     }
 }
 
-fn plan<'c, E: From<SnapshotError>>(
-    transaction: &'c Connection,
+fn plan<E: From<SnapshotError>>(
+    transaction: &Connection,
     planning: &Planning,
     merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
-    open: impl FnOnce(&'c Connection, i64, &Computation) -> Result<Journal<'c>, SnapshotError>,
 ) -> Result<Plan, E> {
-    let sql = SnapshotError::from;
     let audience = audience(transaction, planning)?;
     let number = insert_run(transaction, planning, Some(audience))?;
-    let mut journal = open(transaction, number, &planning.computation)?;
-    let mut statement = transaction.prepare_cached(ORDERED).map_err(sql)?;
-    let mut delivered = Delivered::new(statement.query([audience]).map_err(sql)?);
-    let (tally, skipped_rows) = merge(&mut delivered, &mut journal)?;
-
-    let holds = |guard: Guard| guard.holds(tally.removed, tally.delivered, tally.members);
-    let held = if planning.guard.is_some_and(holds) {
-        tally.removed
-    } else {
-        0
-    };
-    let rehearsed = journal.close(held > 0)?;
-    let planned = tally.added + tally.changed + tally.repeated + tally.removed - held;
+    let mut statement = transaction
+        .prepare_cached(ORDERED)
+        .map_err(SnapshotError::from)?;
+    let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
+    let journal = Journal::write(transaction, number, &planning.computation)?;
+    let decided = decide(planning, delivered, journal, merge)?;
+    let Decided {
+        tally,
+        skipped_rows,
+        held,
+        ..
+    } = decided;
     transaction
         .execute(
             "UPDATE run SET members = ?2, added = ?3, removed = ?4, changed = ?5, held = ?6, skipped_rows = ?7, planned = ?8
@@ -363,16 +342,64 @@ fn plan<'c, E: From<SnapshotError>>(
                 tally.changed as i64,
                 held as i64,
                 skipped_rows as i64,
-                planned as i64
+                decided.planned() as i64
             ],
         )
-        .map_err(sql)?;
-    Ok(Plan {
-        run: run(transaction, number)?,
+        .map_err(SnapshotError::from)?;
+    Ok(decided.into_plan(run(transaction, number)?))
+}
+
+/// What a merge came to.
+pub(super) struct Decided {
+    pub(super) tally: Tally,
+    pub(super) skipped_rows: u64,
+    pub(super) held: u64,
+    rehearsed: Option<Rehearsed>,
+}
+
+impl Decided {
+    /// Changes that are in the journal now.
+    pub(super) fn planned(&self) -> u64 {
+        let Tally {
+            added,
+            changed,
+            repeated,
+            removed,
+            ..
+        } = self.tally;
+        added + changed + repeated + removed - self.held
+    }
+
+    pub(super) fn into_plan(self, run: JournaledRun) -> Plan {
+        Plan {
+            run,
+            tally: self.tally,
+            held: self.held,
+            skipped_rows: self.skipped_rows,
+            rehearsed: self.rehearsed,
+        }
+    }
+}
+
+/// Merges into a journal, and takes the removals out of it where the guard holds them.
+pub(super) fn decide<E: From<SnapshotError>>(
+    planning: &Planning,
+    delivered: Rows<'_>,
+    mut journal: Journal<'_>,
+    merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
+) -> Result<Decided, E> {
+    let (tally, skipped_rows) = merge(&mut Delivered::new(delivered), &mut journal)?;
+    let holds = |guard: Guard| guard.holds(tally.removed, tally.delivered, tally.members);
+    let held = if planning.guard.is_some_and(holds) {
+        tally.removed
+    } else {
+        0
+    };
+    Ok(Decided {
         tally,
-        held,
         skipped_rows,
-        rehearsed,
+        held,
+        rehearsed: journal.close(held > 0)?,
     })
 }
 
@@ -399,7 +426,7 @@ fn audience(connection: &Connection, planning: &Planning) -> Result<i64, Snapsho
     )?)
 }
 
-fn number_of(
+pub(super) fn number_of(
     connection: &Connection,
     computation: &Computation,
 ) -> Result<Option<i64>, SnapshotError> {
@@ -529,20 +556,17 @@ impl<'c> Journal<'c> {
         })
     }
 
-    fn rehearse(
-        _: &'c Connection,
-        _: i64,
-        computation: &Computation,
-    ) -> Result<Self, SnapshotError> {
+    /// Counts what it is given, and keeps nothing.
+    pub(super) fn rehearse(computation: &Computation) -> Self {
         let to = Destined::Nowhere {
             entering: Rehearsed::default(),
             leaving: Rehearsed::default(),
             line: Vec::new(),
         };
-        Ok(Self {
+        Self {
             identify: Identify::new(computation),
             to,
-        })
+        }
     }
 
     pub fn push(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {
@@ -710,7 +734,7 @@ fn keep(place: &mut Option<MemberBuf>, change: &Change<'_>) {
 }
 
 /// The next chunks of a run that are not delivered, in order.
-fn take(
+pub(super) fn take(
     connection: &Connection,
     run: &JournaledRun,
     after: i64,
@@ -823,24 +847,4 @@ fn remember(
     }
     let newly_delivered = (0..chunk.count).filter(|entry| is_new(*entry)).count();
     Ok((newly_delivered as i64, newly_dead))
-}
-
-/// Applies every waiting change of a run, inside a transaction that will not be committed.
-fn deliver_all(connection: &Connection, run: &JournaledRun) -> Result<(), SnapshotError> {
-    let Some(audience) = run.audience else {
-        return Ok(());
-    };
-    let mut apply = Apply::new(connection, audience, run.number)?;
-    let mut after = -1;
-    while let Some(chunk) = take(connection, run, after, 1)?.pop() {
-        for change in chunk::changes(&chunk.entries) {
-            let change = change.map_err(|_| SnapshotError::UnreadableChunk {
-                run: run.number,
-                seq: chunk.seq,
-            })?;
-            apply.apply(&change)?;
-        }
-        after = chunk.seq;
-    }
-    Ok(())
 }

@@ -124,7 +124,7 @@ pub(super) fn user(column: ValueRef<'_>) -> Result<(UserKind, &str), SnapshotErr
     Ok((kind, id))
 }
 
-struct SqlValue<'a>(Value<'a>);
+pub(super) struct SqlValue<'a>(pub(super) Value<'a>);
 
 impl ToSql for SqlValue<'_> {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {

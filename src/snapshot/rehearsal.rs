@@ -1,0 +1,109 @@
+//! A dry run: the same decisions as a plan, and nothing written.
+//!
+//! Another process may be delivering meanwhile, for hours. So this only reads, in one deferred transaction: it keeps
+//! nobody from writing and waits for no writer. What waits in the journal is laid over the members in a temporary table.
+
+use rusqlite::{Connection, params};
+
+use super::journal::{Decided, decide, number_of, take};
+use super::members::{ORDERED, SqlUser, SqlValue};
+use super::{Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, chunk};
+use crate::audience::{Action, Change};
+use crate::diff::Tally;
+
+const OVERLAY: &str = "
+    CREATE TEMP TABLE overlay (
+        user         ANY NOT NULL PRIMARY KEY,
+        anonymous_id TEXT,
+        value        ANY,
+        is_member    INTEGER NOT NULL
+    ) WITHOUT ROWID, STRICT";
+
+const ORDERED_WITH_OVERLAY: &str = "
+    SELECT user, anonymous_id, value FROM member
+    WHERE audience = ?1 AND NOT EXISTS (SELECT 1 FROM overlay WHERE overlay.user = member.user)
+    UNION ALL
+    SELECT user, anonymous_id, value FROM overlay WHERE is_member
+    ORDER BY user";
+
+impl Snapshot {
+    /// Decides a run as if all that waits in the journal had been delivered, and forgets it again.
+    pub fn rehearse<E: From<SnapshotError>>(
+        &mut self,
+        planning: &Planning,
+        merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
+    ) -> Result<Plan, E> {
+        // Otherwise not even a temporary table may be written.
+        self.connection
+            .pragma_update(None, "query_only", false)
+            .map_err(SnapshotError::from)?;
+        // It ends without a commit.
+        let transaction = self
+            .connection
+            .unchecked_transaction()
+            .map_err(SnapshotError::from)?;
+        let computation = &planning.computation;
+        let waiting = self.waiting_of(&computation.audience, &computation.destination)?;
+        let audience = number_of(&transaction, computation)?;
+        let ordered = if waiting.is_empty() {
+            ORDERED
+        } else {
+            lay_over(&transaction, &waiting)?;
+            ORDERED_WITH_OVERLAY
+        };
+        let mut statement = transaction.prepare(ordered).map_err(SnapshotError::from)?;
+        let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
+        let decided = decide(planning, delivered, Journal::rehearse(computation), merge)?;
+        let run = rehearsed_run(planning, audience, &decided);
+        Ok(decided.into_plan(run))
+    }
+}
+
+/// The run as it would be. It has no number, for it is in no journal.
+fn rehearsed_run(planning: &Planning, audience: Option<i64>, decided: &Decided) -> JournaledRun {
+    let computation = &planning.computation;
+    JournaledRun {
+        number: 0,
+        id: computation.run,
+        kind: planning.kind,
+        destination: computation.destination.clone(),
+        streams: planning.streams.clone(),
+        computation: Some(computation.clone()),
+        audience,
+        members: decided.tally.members,
+        held: decided.held,
+        waiting: decided.planned(),
+    }
+}
+
+/// Foresees what the members will be when every waiting change is delivered.
+fn lay_over(connection: &Connection, waiting: &[JournaledRun]) -> Result<(), SnapshotError> {
+    connection.execute_batch(OVERLAY)?;
+    let mut put = connection.prepare("INSERT OR REPLACE INTO overlay VALUES (?1, ?2, ?3, ?4)")?;
+    for run in waiting {
+        let mut after = -1;
+        while let Some(chunk) = take(connection, run, after, 1)?.pop() {
+            for change in chunk::changes(&chunk.entries) {
+                let Change { action, member } =
+                    change.map_err(|_| SnapshotError::UnreadableChunk {
+                        run: run.number,
+                        seq: chunk.seq,
+                    })?;
+                let is_member = match action {
+                    Action::Enter | Action::Change => true,
+                    // They are members already, and stay it.
+                    Action::Repeat => continue,
+                    Action::Leave => false,
+                };
+                put.execute(params![
+                    SqlUser(member.user),
+                    member.anonymous_id,
+                    SqlValue(member.value),
+                    is_member
+                ])?;
+            }
+            after = chunk.seq;
+        }
+    }
+    Ok(())
+}

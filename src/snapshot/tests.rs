@@ -1,0 +1,457 @@
+use std::convert::Infallible;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::audience::{Action, Change, Guard, Member, MemberBuf, User, UserKind, Value, ValueBuf};
+use crate::diff::{self, Members, Scope};
+use crate::event::Computation;
+use crate::mapping::StreamName;
+use crate::run::{Outcome, RunId, RunKind};
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("snapshot.sqlite")
+    }
+
+    fn open(&self) -> Snapshot {
+        Snapshot::open(&self.path()).unwrap()
+    }
+}
+
+fn planning(millis: i64, streams: &[&str]) -> Planning {
+    let started_at = Timestamp::from_millis(millis);
+    Planning {
+        computation: Computation {
+            audience: AudienceId::new("members"),
+            key: Key::new("members"),
+            class: Class::Trait,
+            destination: DestinationName::new("main"),
+            run: RunId::at(started_at),
+            started_at,
+            space_id: None,
+        },
+        name: "Members".to_owned(),
+        kind: RunKind::Delta,
+        streams: streams
+            .iter()
+            .map(|name| StreamName::parse(name).unwrap())
+            .collect(),
+        guard: Some(Guard::default()),
+    }
+}
+
+/// Members as `(user, value)`; a user that starts with `~` has only an anonymous id.
+struct List<'a>(&'a [(&'a str, i64)], usize);
+
+impl Members for List<'_> {
+    type Error = Infallible;
+
+    fn advance(&mut self) -> Result<bool, Infallible> {
+        self.1 += 1;
+        Ok(self.1 <= self.0.len())
+    }
+
+    fn current(&self) -> Member<'_> {
+        let (id, value) = self.0[self.1 - 1];
+        let user = match id.strip_prefix('~') {
+            Some(id) => User {
+                kind: UserKind::AnonymousId,
+                id,
+            },
+            None => User {
+                kind: UserKind::UserId,
+                id,
+            },
+        };
+        Member {
+            user,
+            anonymous_id: None,
+            value: Value::Integer(value),
+            traits: "",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    #[error("the source failed")]
+    Source,
+}
+
+impl From<Infallible> for Failure {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+type Merged = Result<(diff::Tally, u64), Failure>;
+
+/// Merges, and fails at the end where `fails` says so.
+fn merge<'a>(
+    members: &'a [(&'a str, i64)],
+    fails: bool,
+) -> impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Merged {
+    move |delivered, journal| {
+        let each = |change: Change<'_>| journal.push(&change).map_err(Failure::from);
+        let tally = diff::merge(&mut List(members, 0), delivered, Scope::Changes, each)?;
+        if fails {
+            Err(Failure::Source)
+        } else {
+            Ok((tally, 0))
+        }
+    }
+}
+
+fn plan(snapshot: &mut Snapshot, millis: i64, streams: &[&str], members: &[(&str, i64)]) -> Plan {
+    snapshot
+        .plan(&planning(millis, streams), merge(members, false))
+        .unwrap()
+}
+
+/// Settles every chunk of a run: for each stream, which entries it accepts.
+fn settle(snapshot: &mut Snapshot, run: &JournaledRun, accepted: &[&[bool]], dead: &[usize]) {
+    let chunks = snapshot.settle(run, &[], -1, 9).unwrap();
+    assert_eq!(chunks.len(), 1);
+    let settled = settled(chunks.into_iter().next().unwrap(), accepted, dead);
+    snapshot.settle(run, &[settled], -1, 0).unwrap();
+}
+
+fn settled(chunk: Chunk, accepted: &[&[bool]], dead: &[usize]) -> Settled {
+    let dead = dead.iter().map(|position| Dead {
+        position: *position,
+        reason: "too long".to_owned(),
+    });
+    Settled {
+        chunk,
+        accepted: accepted.iter().map(|stream| stream.to_vec()).collect(),
+        dead: dead.collect(),
+    }
+}
+
+/// The members as `user=value`, and how many changes wait.
+fn state(snapshot: &Snapshot) -> (Vec<String>, u64) {
+    let mut statement = snapshot.connection.prepare(members::ORDERED).unwrap();
+    let mut delivered = Delivered::new(statement.query([1]).unwrap());
+    let mut members = Vec::new();
+    while delivered.advance().unwrap() {
+        let MemberBuf {
+            kind, id, value, ..
+        } = owned(&delivered.current());
+        let sign = if kind == UserKind::AnonymousId {
+            "~"
+        } else {
+            ""
+        };
+        let ValueBuf::Integer(value) = value else {
+            panic!("{value:?}")
+        };
+        members.push(format!("{sign}{id}={value}"));
+    }
+    let waiting = snapshot.waiting().unwrap();
+    (members, waiting.iter().map(|run| run.waiting).sum())
+}
+
+fn owned(member: &Member<'_>) -> MemberBuf {
+    let Value::Integer(value) = member.value else {
+        panic!("{:?}", member.value)
+    };
+    MemberBuf {
+        kind: member.user.kind,
+        id: member.user.id.to_owned(),
+        value: ValueBuf::Integer(value),
+        ..MemberBuf::default()
+    }
+}
+
+#[track_caller]
+fn check(snapshot: &Snapshot, members: &[&str], waiting: u64) {
+    assert_eq!(
+        state(snapshot),
+        (
+            members.iter().map(|member| (*member).to_owned()).collect(),
+            waiting
+        )
+    );
+}
+
+fn rows(snapshot: &Snapshot) -> Vec<i64> {
+    [
+        "audience",
+        "run",
+        "chunk",
+        "delivered",
+        "partly_delivered",
+        "dead",
+    ]
+    .map(|table| {
+        let count = format!("SELECT count(*) FROM {table}");
+        snapshot
+            .connection
+            .query_row(&count, [], |row| row.get(0))
+            .unwrap()
+    })
+    .into()
+}
+
+#[test]
+fn a_plan_that_fails_leaves_nothing() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let many: Vec<String> = (0..1_200).map(|n| format!("user_{n:04}")).collect();
+    let many: Vec<(&str, i64)> = many.iter().map(|id| (id.as_str(), 1)).collect();
+    let error = snapshot
+        .plan(&planning(1, &["s"]), merge(&many, true))
+        .unwrap_err();
+    assert!(matches!(error, Failure::Source), "{error:?}");
+    assert_eq!(rows(&snapshot), [0; 6]);
+    plan(&mut snapshot, 1, &["s"], &many);
+    assert_eq!(rows(&snapshot), [1, 1, 3, 0, 0, 0]);
+    check(&snapshot, &[], 1_200);
+}
+
+#[test]
+fn members_are_what_was_accepted_and_never_what_was_sent() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let first = plan(
+        &mut snapshot,
+        1,
+        &["s"],
+        &[("a", 1), ("b", 2), ("c", 3), ("~x", 4)],
+    );
+    settle(
+        &mut snapshot,
+        &first.run,
+        &[&[true, false, true, true]],
+        &[],
+    );
+    check(&snapshot, &["a=1", "c=3", "~x=4"], 1);
+    // What is left comes back with what is known of it, also after a restart.
+    drop(snapshot);
+    let mut snapshot = folder.open();
+    let run = snapshot.waiting().unwrap().remove(0);
+    let chunk = snapshot.settle(&run, &[], -1, 9).unwrap().remove(0);
+    assert_eq!(chunk.accepted, [[true, false, true, true]]);
+    settle(&mut snapshot, &run, &[&[true; 4]], &[]);
+    check(&snapshot, &["a=1", "b=2", "c=3", "~x=4"], 0);
+    assert!(snapshot.settle(&run, &[], -1, 9).unwrap().is_empty());
+
+    let second = plan(&mut snapshot, 2, &["s"], &[("a", 1), ("b", 5), ("~x", 4)]);
+    let chunks = snapshot.settle(&second.run, &[], -1, 9).unwrap();
+    let actions: Vec<Vec<Action>> = chunks
+        .iter()
+        .map(|chunk| {
+            chunk::changes(&chunk.entries)
+                .map(|change| change.unwrap().action)
+                .collect()
+        })
+        .collect();
+    assert_eq!(actions, [[Action::Change], [Action::Leave]]);
+    let settled: Vec<_> = chunks
+        .into_iter()
+        .map(|chunk| settled(chunk, &[&[true]], &[]))
+        .collect();
+    snapshot.settle(&second.run, &settled, -1, 0).unwrap();
+    check(&snapshot, &["a=1", "b=5", "~x=4"], 0);
+}
+
+#[test]
+fn a_change_is_delivered_when_every_stream_has_it() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let run = plan(
+        &mut snapshot,
+        1,
+        &["s", "t"],
+        &[("a", 1), ("b", 2), ("c", 3)],
+    )
+    .run;
+    settle(
+        &mut snapshot,
+        &run,
+        &[&[true, true, false], &[true, false, false]],
+        &[],
+    );
+    check(&snapshot, &["a=1"], 2);
+    settle(
+        &mut snapshot,
+        &run,
+        &[&[true, true, false], &[true, true, true]],
+        &[],
+    );
+    check(&snapshot, &["a=1", "b=2"], 1);
+    settle(&mut snapshot, &run, &[&[true; 3], &[true; 3]], &[]);
+    check(&snapshot, &["a=1", "b=2", "c=3"], 0);
+    assert_eq!(rows(&snapshot), [1, 1, 1, 1, 0, 0]);
+}
+
+#[test]
+fn the_dead_are_no_members_and_in_nobodys_way() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let run = plan(&mut snapshot, 1, &["s", "t"], &[("a", 1), ("b", 2)]).run;
+    settle(
+        &mut snapshot,
+        &run,
+        &[&[true, false], &[false, false]],
+        &[1],
+    );
+    check(&snapshot, &[], 1);
+    // Found dead again, it counts once.
+    settle(&mut snapshot, &run, &[&[true, false], &[true, false]], &[1]);
+    check(&snapshot, &["a=1"], 0);
+    assert_eq!(rows(&snapshot), [1, 1, 1, 1, 0, 1]);
+    // The next run decides it anew.
+    let tally = plan(&mut snapshot, 2, &["s", "t"], &[("a", 1), ("b", 2)]).tally;
+    assert_eq!((tally.added, tally.removed), (1, 0));
+}
+
+#[test]
+fn a_later_run_with_the_same_change_makes_it_no_second_member() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    // Both are planned before either is delivered, as no run of ours does.
+    let first = plan(&mut snapshot, 1, &["s"], &[("a", 1)]).run;
+    let second = plan(&mut snapshot, 2, &["s"], &[("a", 1)]).run;
+    settle(&mut snapshot, &first, &[&[true]], &[]);
+    settle(&mut snapshot, &second, &[&[true]], &[]);
+    check(&snapshot, &["a=1"], 0);
+}
+
+#[test]
+fn held_removals_are_not_in_the_journal() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let run = plan(&mut snapshot, 1, &["s"], &[("a", 1), ("b", 2)]).run;
+    settle(&mut snapshot, &run, &[&[true; 2]], &[]);
+    let held = plan(&mut snapshot, 2, &["s"], &[]);
+    assert_eq!((held.held, held.tally.removed, held.run.waiting), (2, 2, 0));
+    check(&snapshot, &["a=1", "b=2"], 0);
+    assert!(snapshot.settle(&held.run, &[], -1, 9).unwrap().is_empty());
+}
+
+#[test]
+fn a_rehearsal_writes_nothing_and_plans_after_what_waits() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let run = plan(
+        &mut snapshot,
+        1,
+        &["s"],
+        &[("a", 1), ("b", 2), ("c", 3), ("~x", 4)],
+    )
+    .run;
+    settle(&mut snapshot, &run, &[&[true; 4]], &[]);
+    snapshot.finish(&run, Outcome::Delivered).unwrap();
+    // `a` waits to leave, `b` to change, `d` to enter.
+    plan(
+        &mut snapshot,
+        2,
+        &["s"],
+        &[("b", 5), ("c", 3), ("d", 6), ("~x", 4)],
+    );
+    drop(snapshot);
+
+    let bytes = fs::read(folder.path()).unwrap();
+    let mut snapshot = Snapshot::inspect(&folder.path()).unwrap().unwrap();
+    let mut rehearse = |members: &[(&str, i64)]| {
+        let plan = snapshot
+            .rehearse(&planning(3, &["s", "t"]), merge(members, false))
+            .unwrap();
+        let diff::Tally {
+            members,
+            delivered,
+            added,
+            changed,
+            removed,
+            ..
+        } = plan.tally;
+        assert_eq!(plan.run.waiting, added + changed + removed);
+        assert_eq!(plan.rehearsed.unwrap().lines, plan.run.waiting);
+        [members, delivered, added, changed, removed]
+    };
+    assert_eq!(
+        rehearse(&[("b", 5), ("c", 3), ("d", 6), ("~x", 4)]),
+        [4, 4, 0, 0, 0]
+    );
+    assert_eq!(
+        rehearse(&[("a", 1), ("b", 2), ("c", 3), ("~x", 4)]),
+        [4, 4, 1, 1, 1]
+    );
+    let failed = snapshot.rehearse(&planning(3, &["s"]), merge(&[("a", 1)], true));
+    assert!(matches!(failed, Err(Failure::Source)));
+    assert_eq!(rows(&snapshot), [1, 2, 3, 1, 0, 0]);
+    drop(snapshot);
+    assert!(fs::read(folder.path()).unwrap() == bytes);
+    assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn what_is_no_snapshot_of_ours_is_refused_and_stays_as_it_is() {
+    let check = |prepare: &dyn Fn(&PathBuf), words: &str| {
+        let folder = Folder::new();
+        prepare(&folder.path());
+        let bytes = fs::read(folder.path()).unwrap();
+        for error in [
+            Snapshot::open(&folder.path()).err().unwrap(),
+            Snapshot::inspect(&folder.path()).err().unwrap(),
+        ] {
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        assert!(fs::read(folder.path()).unwrap() == bytes);
+        assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 1);
+    };
+    let sql =
+        |path: &PathBuf, sql: &str| Connection::open(path).unwrap().execute_batch(sql).unwrap();
+    check(
+        &|path| {
+            drop(Snapshot::open(path).unwrap());
+            sql(path, "PRAGMA user_version = 99");
+        },
+        "the snapshot is of version 99, and this audience-sync knows versions up to 1",
+    );
+    let foreign = "the file is a SQLite database, but not a snapshot of audience-sync";
+    check(
+        &|path| sql(path, "CREATE TABLE orders (user_id TEXT)"),
+        foreign,
+    );
+    check(&|path| sql(path, "PRAGMA user_version = 1"), foreign);
+    check(
+        &|path| fs::write(path, "user_id\n".repeat(500)).unwrap(),
+        "file is not a database",
+    );
+}
+
+#[test]
+fn only_the_owner_reads_the_snapshot() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    plan(&mut snapshot, 1, &["s"], &[("a", 1)]);
+    let modes: Vec<_> = ["", "-wal", "-shm"]
+        .iter()
+        .map(|ending| {
+            let path = folder.0.path().join(format!("snapshot.sqlite{ending}"));
+            fs::metadata(path).unwrap().permissions().mode() & 0o777
+        })
+        .collect();
+    assert_eq!(modes, [0o600; 3]);
+}
+
+#[test]
+fn looking_at_a_snapshot_that_is_not_there_makes_none() {
+    let folder = Folder::new();
+    assert!(Snapshot::inspect(&folder.path()).unwrap().is_none());
+    assert!(!folder.path().exists());
+}
