@@ -296,6 +296,14 @@ impl Snapshot {
                 "UPDATE run SET delivered = delivered + ?2, dead = dead + ?3 WHERE number = ?1",
             )?
             .execute(params![run.number, delivered, dead])?;
+        // A crash before `finish` must not leave a run that is delivered without an outcome.
+        transaction
+            .prepare_cached(
+                "UPDATE run SET finished_at = ?2, outcome = CASE
+                     WHEN dead > 0 THEN 'undelivered' WHEN held > 0 THEN 'held' ELSE 'delivered' END
+                 WHERE number = ?1 AND planned = delivered + dead",
+            )?
+            .execute(params![run.number, now])?;
         let chunks = take(&transaction, run, after, want)?;
         transaction.commit()?;
         Ok(chunks)

@@ -73,6 +73,7 @@ fn rehearsed_run(planning: &Planning, audience: Option<i64>, decided: &Decided) 
         members: decided.tally.members,
         held: decided.held,
         waiting: decided.planned(),
+        after: -1,
     }
 }
 

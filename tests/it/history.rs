@@ -15,7 +15,10 @@ source = "shop"
 query = "SELECT user_id FROM members"
 "#,
     );
-    project.write("audience-sync.toml", &format!("history = \"{history}\"\n{CONFIG}"));
+    project.write(
+        "audience-sync.toml",
+        &format!("history = \"{history}\"\n{CONFIG}"),
+    );
     project.shop("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a'), ('b')");
     project
 }
@@ -26,10 +29,18 @@ fn delivered_changes_are_kept_as_long_as_the_history() {
         let project = project(history);
         project.succeed(&["sync"]);
         project.succeed(&["sync"]);
-        let changes = project.succeed(&["snapshot", "user", "a", "--json"]).lines();
+        let changes = project
+            .succeed(&["snapshot", "user", "a", "--json"])
+            .lines();
         assert_eq!(changes.len(), explained, "{history}");
         // Who is a member, and since when, does not depend on it.
-        assert_eq!(project.succeed(&["snapshot", "show", "members", "--json"]).lines().len(), 2);
+        assert_eq!(
+            project
+                .succeed(&["snapshot", "show", "members", "--json"])
+                .lines()
+                .len(),
+            2
+        );
         assert_eq!(project.sync()["outcome"], "unchanged");
     }
 }
