@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Serialize, Serializer};
 
+use crate::audience::keys::Known;
 use crate::audience::{Audience, AudienceId, DestinationName, Key, SourceName};
 use crate::deliver::{Route, Sent, deliver};
 use crate::diff::{self, Members, Scope};
@@ -60,6 +61,25 @@ pub struct Request {
 pub struct Keyed {
     pub audience: Audience,
     pub key: Key,
+}
+
+impl Keyed {
+    /// What a run is for, by what the snapshot knows.
+    pub fn kind(
+        &self,
+        destination: &DestinationName,
+        known: &[Known],
+        request: Request,
+    ) -> RunKind {
+        let is_known = known
+            .iter()
+            .any(|known| known.id == self.audience.id && known.destination == *destination);
+        match (is_known, request.resync) {
+            (false, _) => RunKind::First,
+            (true, true) => RunKind::Resync,
+            (true, false) => RunKind::Delta,
+        }
+    }
 }
 
 /// What came of one run of one audience at one destination. The fields of `sync --json`.
@@ -168,9 +188,10 @@ impl Runner<'_> {
                 .left_by_audience(&keyed.audience.id, destination)
                 .await?;
             let resumed = self.resume(left, request.dry_run).await?;
-            let is_stuck = resumed
-                .iter()
-                .any(|report| report.outcome == Outcome::Undelivered);
+            // The dead are in the way of nothing.
+            let is_stuck = resumed.iter().any(|report| {
+                report.outcome == Outcome::Undelivered && report.undelivered > report.dead
+            });
             reports.extend(resumed);
             if !is_stuck {
                 reports.extend(self.plan_and_deliver(keyed, destination, request).await?);
@@ -315,15 +336,10 @@ impl Runner<'_> {
         destination: &DestinationName,
         request: Request,
     ) -> Result<Planning, SnapshotError> {
-        let (id, at) = (keyed.audience.id.clone(), destination.clone());
-        let (last, is_known) = self
+        let (last, known) = self
             .snapshot
-            .with(move |snapshot| {
-                let known = snapshot.known()?;
-                let is_known = known
-                    .iter()
-                    .any(|known| known.id == id && known.destination == at);
-                Ok::<_, SnapshotError>((snapshot.last_started_at()?, is_known))
+            .with(|snapshot| {
+                Ok::<_, SnapshotError>((snapshot.last_started_at()?, snapshot.known()?))
             })
             .await?;
         let started_at = Timestamp::after(Timestamp::now(), last);
@@ -339,11 +355,7 @@ impl Runner<'_> {
                 space_id: self.project.space_id.clone(),
             },
             name: audience.name.clone(),
-            kind: match (is_known, request.resync) {
-                (false, _) => RunKind::First,
-                (true, true) => RunKind::Resync,
-                (true, false) => RunKind::Delta,
-            },
+            kind: keyed.kind(destination, &known, request),
             streams: outlet.mapping.streams(CallType::Identify, None),
             guard: audience.guard.filter(|_| !request.approve),
         })

@@ -5,10 +5,11 @@ use anyhow::Context as _;
 use super::args::{Args, ResyncArgs, RunOptions, SyncArgs};
 use super::output::{Output, bytes, count, table};
 use super::{Exit, Refusal, progress, project, signals};
+use crate::audience::keys::Known;
 use crate::config::Config;
 use crate::firehose::Stop;
 use crate::progress::Progress;
-use crate::run::{Outcome, RunId, RunKind};
+use crate::run::{Outcome, RunId};
 use crate::snapshot::{Handle, Snapshot};
 use crate::sync::{Keyed, Project, Report, Request, Runner};
 
@@ -45,7 +46,7 @@ fn run(
     let (keyed, refused) = project::check_queries(&config, keyed, &project);
     let mut reports = Reports::new(*output);
     for (refused, error) in refused {
-        reports.refuse(&refused, &error.to_string(), request)?;
+        reports.refuse(&refused, &error.to_string(), request, &known)?;
     }
     // Where nothing can run, nothing is written: not even an empty snapshot.
     if keyed.is_empty() {
@@ -63,7 +64,7 @@ fn run(
     let lock = match lock {
         Ok(lock) => lock,
         Err(error) => {
-            reports.busy(&keyed, &error, request)?;
+            reports.busy(&keyed, &error, request, &known)?;
             return Err(error);
         }
     };
@@ -178,12 +179,18 @@ impl Reports {
     }
 
     /// Reports an audience whose query can never run.
-    fn refuse(&mut self, keyed: &Keyed, reason: &str, request: Request) -> anyhow::Result<()> {
+    fn refuse(
+        &mut self,
+        keyed: &Keyed,
+        reason: &str,
+        request: Request,
+        known: &[Known],
+    ) -> anyhow::Result<()> {
         for destination in &keyed.audience.destinations {
             let mut report = Report::new(
                 Some(keyed.key.clone()),
                 destination.clone(),
-                kind(request),
+                keyed.kind(destination, known, request),
                 Outcome::Failed,
             );
             report.error = Some(reason.to_owned());
@@ -199,6 +206,7 @@ impl Reports {
         keyed: &[Keyed],
         error: &anyhow::Error,
         request: Request,
+        known: &[Known],
     ) -> anyhow::Result<()> {
         let is_busy = error
             .downcast_ref::<Refusal>()
@@ -212,7 +220,7 @@ impl Reports {
                 self.add(Report::new(
                     key,
                     destination.clone(),
-                    kind(request),
+                    keyed.kind(destination, known, request),
                     Outcome::Busy,
                 ))?;
             }
@@ -277,14 +285,6 @@ impl Reports {
             count(report.held),
             count(before)
         ));
-    }
-}
-
-fn kind(request: Request) -> RunKind {
-    if request.resync {
-        RunKind::Resync
-    } else {
-        RunKind::Delta
     }
 }
 

@@ -63,6 +63,12 @@ fn check(audiences: &[(&str, &str, &str)], code: i32, outcomes: &[&str], words: 
         .iter()
         .map(|line| {
             assert_eq!(line["outcome"] == "failed", line["error"].is_string());
+            let expected = if line["audience"] == "empty" {
+                "delta"
+            } else {
+                "first"
+            };
+            assert_eq!(line["kind"], expected);
             format!(
                 "{} {}",
                 line["audience"].as_str().unwrap(),

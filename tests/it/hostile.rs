@@ -117,3 +117,50 @@ fn a_record_over_the_limit_is_dead_and_in_nobodys_way() {
     assert_eq!(project.sync()["delivered"], 1);
     assert_eq!(project.delivered().len(), 3);
 }
+
+/// As a crash leaves it: a record that no attempt has found too long yet.
+#[test]
+fn a_dead_record_in_the_journal_does_not_keep_the_next_plan_away() {
+    let project = Project::new(SCHEDULE);
+    let shop = project.shop_connection();
+    shop.execute_batch(
+        "CREATE TABLE members (user_id, email); INSERT INTO members VALUES ('a', 1)",
+    )
+    .unwrap();
+    shop.execute(
+        "INSERT INTO members VALUES ('b', ?1)",
+        ["x".repeat(1_100_000)],
+    )
+    .unwrap();
+    project.write("delivered", "in the way");
+    assert_eq!(project.run(&["sync"]).code, 3);
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    snapshot
+        .execute_batch("DELETE FROM dead; UPDATE run SET dead = 0")
+        .unwrap();
+    drop(snapshot);
+    std::fs::remove_file(project.path("delivered")).unwrap();
+    project.shop("UPDATE members SET email = 2; INSERT INTO members VALUES ('c', 3)");
+    let ran = project.run(&["sync", "--json"]);
+    let seen: Vec<_> = ran
+        .lines()
+        .iter()
+        .map(|line| {
+            json!([
+                line["kind"],
+                line["outcome"],
+                line["delivered"],
+                line["undelivered"]
+            ])
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            json!(["resume", "undelivered", 1, 1]),
+            json!(["delta", "delivered", 2, 0])
+        ]
+    );
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert_eq!(project.sync()["outcome"], "unchanged");
+}

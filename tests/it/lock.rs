@@ -48,8 +48,12 @@ fn the_second_run_is_told_who_the_first_is() {
         );
         let lines = ran.lines();
         assert_eq!(
-            (&lines[0]["audience"], &lines[0]["outcome"]),
-            (&"members".into(), &"busy".into())
+            (
+                &lines[0]["audience"],
+                &lines[0]["kind"],
+                &lines[0]["outcome"]
+            ),
+            (&"members".into(), &"first".into(), &"busy".into())
         );
     }
     assert!(!project.path("snapshot.sqlite").exists());

@@ -47,13 +47,13 @@ type Truth<'a> = BTreeMap<(&'a str, &'static str), Value>;
 
 /// Moves the truth on to a day, and counts what has changed.
 fn move_on<'a>(truth: &mut Truth<'a>, orders: &[Order<'a>], day: NaiveDate) -> usize {
-    let within = |order: &Order<'_>, days| order.day > day - Days::new(days) && order.day <= day;
+    let (month, half_year) = (day - Days::new(30), day - Days::new(180));
     let mut today = Truth::new();
-    for order in orders {
-        if within(order, 30) {
+    for order in orders.iter().filter(|order| order.day <= day) {
+        if order.day > month {
             today.insert((order.user, "members"), json!(true));
         }
-        if within(order, 180) {
+        if order.day > half_year {
             let revenue = today.entry((order.user, "revenue")).or_insert(json!(0));
             *revenue = json!(revenue.as_i64().unwrap() + order.cents);
         }
@@ -154,12 +154,13 @@ impl Downstream {
     #[track_caller]
     fn is(&self, truth: &Truth<'_>, day: NaiveDate) {
         assert_eq!(self.latest.len(), truth.len(), "{day}");
-        for ((user, key), value) in truth {
-            let found = self.latest.get(&((*user).to_owned(), (*key).to_owned()));
+        // Both are in order of user and key.
+        for (found, expected) in self.latest.iter().zip(truth) {
+            let ((user, key), (_, value)) = found;
             assert_eq!(
-                found.map(|(_, value)| value),
-                Some(value),
-                "{day}: {user} {key}"
+                ((user.as_str(), key.as_str()), value),
+                (*expected.0, expected.1),
+                "{day}"
             );
         }
     }

@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::audience::{AudienceId, DestinationName, Key, Value};
+use crate::audience::{AudienceId, Class, DestinationName, Key, Member, UserKind, Value};
+use crate::diff::Members as _;
 
 /// A query with a column `value` is a computed trait; its column `email` or `age` is an extra trait.
 fn audience(query: &str) -> Audience {

@@ -1,0 +1,126 @@
+//! Which column of a query's result is what, and the SQL that sorts it.
+
+use crate::audience::{Audience, Class};
+
+/// SQLite's own collation: the bytes of the file's encoding.
+pub(super) const BINARY: &str = "BINARY";
+
+/// Which column of the result is what.
+pub(super) struct Layout {
+    /// One statement, without a semicolon.
+    pub(super) query: String,
+    pub(super) columns: usize,
+    pub(super) user_id: Option<usize>,
+    pub(super) anonymous_id: Option<usize>,
+    pub(super) value: Option<usize>,
+    pub(super) traits: Vec<(String, usize)>,
+    /// Sort ids by their decimal text instead of as they are.
+    pub(super) as_text: bool,
+    pub(super) collation: &'static str,
+}
+
+impl Layout {
+    pub(super) fn of(names: &[String], audience: &Audience) -> Result<Self, String> {
+        let find = |wanted: &str| {
+            let mut places =
+                (0..names.len()).filter(|place| names[*place].eq_ignore_ascii_case(wanted));
+            match (places.next(), places.next()) {
+                (_, Some(_)) => Err(format!("it has two columns `{wanted}`")),
+                (place, None) => Ok(place),
+            }
+        };
+        let (mut user_id, anonymous_id) = (find("user_id")?, find("anonymous_id")?);
+        let value = find("value")?;
+        if names.len() == 1 && anonymous_id.is_none() {
+            user_id = Some(0);
+        }
+        if user_id.is_none() && anonymous_id.is_none() {
+            let columns = names.join("`, `");
+            return Err(format!(
+                "it has no column `user_id` or `anonymous_id`, only `{columns}`\n\nhint: write `... AS user_id`"
+            ));
+        }
+        if audience.class == Class::Trait && (value.is_none() || names.len() == 1) {
+            return Err(
+                "a computed trait needs a column `value`\n\nhint: write `... AS value`".to_owned(),
+            );
+        }
+        let value = value.filter(|_| audience.class == Class::Trait);
+        let mut traits = Vec::new();
+        for name in &audience.traits {
+            let place = find(name)?
+                .ok_or_else(|| format!("it has no column `{name}`, which `traits` names"))?;
+            traits.push((name.clone(), place));
+        }
+        // Extra traits go out in the order of the query's columns.
+        traits.sort_by_key(|(_, place)| *place);
+        Ok(Self {
+            query: String::new(),
+            columns: names.len(),
+            user_id,
+            anonymous_id,
+            value,
+            traits,
+            as_text: false,
+            collation: BINARY,
+        })
+    }
+
+    pub(super) fn both_ids(&self) -> bool {
+        self.user_id.is_some() && self.anonymous_id.is_some()
+    }
+
+    pub(super) fn id_columns(&self) -> Vec<usize> {
+        self.user_id.into_iter().chain(self.anonymous_id).collect()
+    }
+
+    /// The query as a table `audience` with columns `c0`, `c1` and so on.
+    fn named(&self, query: &str) -> String {
+        let names: Vec<String> = (0..self.columns).map(|place| format!("c{place}")).collect();
+        // A line of its own: the query may end with a comment.
+        format!("WITH audience ({}) AS (\n{query}\n)", names.join(", "))
+    }
+
+    /// The query with its columns in our order: ids first, then the value, then the traits.
+    fn wrap(&self, query: &str) -> String {
+        let wanted = self
+            .id_columns()
+            .into_iter()
+            .chain(self.value)
+            .chain(self.traits.iter().map(|(_, place)| *place));
+        let wanted: Vec<String> = wanted.map(|place| format!("c{place}")).collect();
+        let (audience, wanted) = (self.named(query), wanted.join(", "));
+        format!("{audience} SELECT {wanted} FROM audience")
+    }
+
+    /// The query, its result sorted.
+    pub(super) fn sorted(&self) -> String {
+        let ids = self.id_columns();
+        let by_bytes = |place: &usize| match self.as_text {
+            true => format!("CAST(c{place} AS TEXT) COLLATE {}", self.collation),
+            false => format!("c{place} COLLATE {}", self.collation),
+        };
+        let mut order: Vec<String> = ids.iter().map(by_bytes).collect();
+        if self.both_ids() {
+            // Users before those who have only an anonymous id.
+            order.insert(0, format!("c{} IS NULL", ids[0]));
+        }
+        format!("{} ORDER BY {}", self.wrap(&self.query), order.join(", "))
+    }
+
+    /// The query, told to sort: with DISTINCT and GROUP BY only this takes the order of an index, and does not sort
+    /// what comes ordered. For one column that compares as its bytes.
+    pub(super) fn sorted_by_itself(&self) -> String {
+        let id = self.id_columns()[0] + 1;
+        self.wrap(&format!("{}\nORDER BY {id}", self.query))
+    }
+
+    /// Counts to 3 where ids compare as bytes: a UNION takes its collation from its first SELECT, which gives no row.
+    pub(super) fn collation_probe(&self) -> String {
+        let (audience, id) = (self.named(&self.query), self.id_columns()[0]);
+        format!(
+            "SELECT count(*) FROM ({audience} SELECT c{id} FROM audience WHERE false
+             UNION VALUES ('a'), ('A'), ('a '))"
+        )
+    }
+}

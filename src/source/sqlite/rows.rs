@@ -1,0 +1,293 @@
+//! Rows as members: checked, each once, in order.
+
+use rusqlite::types::{Type, ValueRef};
+use rusqlite::{Row, Rows};
+
+use super::Sqlite;
+use super::layout::Layout;
+use crate::audience::{Audience, MAX_ID_BYTES, Member, MemberBuf, UserKind, ValueBuf};
+use crate::diff::Members;
+use crate::source::{Skipped, SourceError, is_greater};
+
+/// The members of one audience, each once.
+pub struct SqliteMembers<'s> {
+    source: &'s Sqlite,
+    audience: &'s Audience,
+    columns: Columns<'s>,
+    rows: Rows<'s>,
+    current: MemberBuf,
+    /// One row ahead, to see whether it is the same user again.
+    next: MemberBuf,
+    has_next: bool,
+    /// Some ids are integers. They sort before text, so the first member tells.
+    pub(super) has_numbers: bool,
+    pub skipped: Skipped,
+}
+
+/// Which column of the sorted result is what, worked out once and not for every row.
+struct Columns<'s> {
+    user_id: Option<usize>,
+    anonymous_id: Option<usize>,
+    value: Option<usize>,
+    traits: Vec<(usize, &'s str)>,
+}
+
+impl<'s> Columns<'s> {
+    /// Ids come first, then the value, then the traits.
+    fn of(layout: &'s Layout) -> Self {
+        let ids = layout.id_columns().len();
+        let first_trait = ids + usize::from(layout.value.is_some());
+        let names = layout.traits.iter().map(|(name, _)| name.as_str());
+        Self {
+            user_id: layout.user_id.map(|_| 0),
+            anonymous_id: layout.anonymous_id.map(|_| ids - 1),
+            value: layout.value.map(|_| ids),
+            traits: (first_trait..).zip(names).collect(),
+        }
+    }
+}
+
+/// What a column of ids held.
+enum Id {
+    Present,
+    Null,
+    /// Counted as skipped: the row is worth nothing.
+    Bad,
+}
+
+impl<'s> SqliteMembers<'s> {
+    pub(super) fn new(
+        source: &'s Sqlite,
+        audience: &'s Audience,
+        layout: &'s Layout,
+        rows: Rows<'s>,
+    ) -> Self {
+        Self {
+            source,
+            audience,
+            columns: Columns::of(layout),
+            rows,
+            current: MemberBuf::default(),
+            next: MemberBuf::default(),
+            has_next: false,
+            has_numbers: false,
+            skipped: Skipped::default(),
+        }
+    }
+
+    /// Moves up to the first member, without which [`advance`](Members::advance) finds none.
+    pub(super) fn start(&mut self) -> Result<(), SourceError> {
+        self.has_next = self.read_next()?;
+        Ok(())
+    }
+
+    /// Reads on to the next row that is a member; `false` at the end.
+    fn read_next(&mut self) -> Result<bool, SourceError> {
+        while let Some(row) = self
+            .rows
+            .next()
+            .map_err(|error| self.source.unreadable(error))?
+        {
+            let mut reader = RowReader {
+                columns: &self.columns,
+                audience: self.audience,
+                skipped: &mut self.skipped,
+                has_numbers: &mut self.has_numbers,
+                row,
+            };
+            if reader.read(&mut self.next)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+impl Members for SqliteMembers<'_> {
+    type Error = SourceError;
+
+    fn advance(&mut self) -> Result<bool, SourceError> {
+        if !self.has_next {
+            return Ok(false);
+        }
+        std::mem::swap(&mut self.current, &mut self.next);
+        self.has_next = self.read_next()?;
+        while self.has_next && self.next.user() <= self.current.user() {
+            if self.next.user() < self.current.user() {
+                return Err(SourceError::OutOfOrder {
+                    source_name: self.source.name.clone(),
+                });
+            }
+            if is_greater(&self.next, &self.current) {
+                std::mem::swap(&mut self.current, &mut self.next);
+            }
+            self.has_next = self.read_next()?;
+        }
+        Ok(true)
+    }
+
+    fn current(&self) -> Member<'_> {
+        self.current.as_member()
+    }
+}
+
+struct RowReader<'r, 's> {
+    columns: &'r Columns<'r>,
+    audience: &'r Audience,
+    skipped: &'r mut Skipped,
+    has_numbers: &'r mut bool,
+    row: &'r Row<'s>,
+}
+
+impl RowReader<'_, '_> {
+    /// Whether the row is a member.
+    fn read(&mut self, member: &mut MemberBuf) -> Result<bool, SourceError> {
+        Ok(self.read_ids(member)? && self.read_value(member)? && self.read_traits(member)?)
+    }
+
+    /// The identity, and the anonymous id that may stand beside a user id.
+    fn read_ids(&mut self, member: &mut MemberBuf) -> Result<bool, SourceError> {
+        member.kind = UserKind::UserId;
+        let user_id = match self.columns.user_id {
+            Some(column) => self.read_id(column, "user_id", &mut member.id)?,
+            None => Id::Null,
+        };
+        let has_user_id = match user_id {
+            Id::Bad => return Ok(false),
+            Id::Present => true,
+            Id::Null => false,
+        };
+        let Some(column) = self.columns.anonymous_id else {
+            self.skipped.null += u64::from(!has_user_id);
+            return Ok(has_user_id);
+        };
+        let place = if has_user_id {
+            member.anonymous_id.get_or_insert_default()
+        } else {
+            &mut member.id
+        };
+        match (self.read_id(column, "anonymous_id", place)?, has_user_id) {
+            (Id::Present, true) => Ok(true),
+            (Id::Present, false) => {
+                member.kind = UserKind::AnonymousId;
+                member.anonymous_id = None;
+                Ok(true)
+            }
+            (Id::Null, true) => {
+                member.anonymous_id = None;
+                Ok(true)
+            }
+            (Id::Null, false) => {
+                self.skipped.null += 1;
+                Ok(false)
+            }
+            (Id::Bad, _) => Ok(false),
+        }
+    }
+
+    fn read_id(
+        &mut self,
+        column: usize,
+        name: &'static str,
+        id: &mut String,
+    ) -> Result<Id, SourceError> {
+        use std::fmt::Write as _;
+
+        id.clear();
+        let reason = match self.row.get_ref_unwrap(column) {
+            ValueRef::Null => return Ok(Id::Null),
+            ValueRef::Integer(integer) => {
+                *self.has_numbers = true;
+                write!(id, "{integer}").expect("a String takes any text");
+                return Ok(Id::Present);
+            }
+            ValueRef::Text(text) => match std::str::from_utf8(text) {
+                Ok("") => &mut self.skipped.empty,
+                Ok(text) if text.len() > MAX_ID_BYTES => &mut self.skipped.too_long,
+                Ok(text) if text.contains('\0') => &mut self.skipped.nul,
+                Ok(text) => {
+                    id.push_str(text);
+                    return Ok(Id::Present);
+                }
+                Err(_) => &mut self.skipped.not_utf8,
+            },
+            other => return Err(self.wrong_type(name, other.data_type(), "text or integers")),
+        };
+        *reason += 1;
+        Ok(Id::Bad)
+    }
+
+    /// Whether there is one: NULL is the same as no row.
+    fn read_value(&mut self, member: &mut MemberBuf) -> Result<bool, SourceError> {
+        let Some(column) = self.columns.value else {
+            return Ok(true);
+        };
+        member.value = match self.row.get_ref_unwrap(column) {
+            ValueRef::Null => return Ok(false),
+            ValueRef::Integer(integer) => ValueBuf::Integer(integer),
+            ValueRef::Real(real) if real.is_finite() => ValueBuf::Real(real),
+            ValueRef::Real(_) => {
+                self.skipped.infinite += 1;
+                return Ok(false);
+            }
+            ValueRef::Text(text) => match std::str::from_utf8(text) {
+                Ok(text) => ValueBuf::Text(text.to_owned()),
+                Err(_) => {
+                    self.skipped.not_utf8 += 1;
+                    return Ok(false);
+                }
+            },
+            ValueRef::Blob(_) => {
+                return Err(self.wrong_type("value", Type::Blob, "text or numbers"));
+            }
+        };
+        Ok(true)
+    }
+
+    /// The extra traits as JSON members, each with a comma before it.
+    fn read_traits(&mut self, member: &mut MemberBuf) -> Result<bool, SourceError> {
+        member.traits.clear();
+        for (column, name) in &self.columns.traits {
+            let json = match self.row.get_ref_unwrap(*column) {
+                ValueRef::Null => serde_json::Value::Null,
+                ValueRef::Integer(integer) => integer.into(),
+                ValueRef::Real(real) if real.is_finite() => real.into(),
+                ValueRef::Real(_) => {
+                    self.skipped.infinite += 1;
+                    return Ok(false);
+                }
+                ValueRef::Text(text) => match std::str::from_utf8(text) {
+                    Ok(text) => text.into(),
+                    Err(_) => {
+                        self.skipped.not_utf8 += 1;
+                        return Ok(false);
+                    }
+                },
+                ValueRef::Blob(_) => {
+                    return Err(self.wrong_type(name, Type::Blob, "text or numbers"));
+                }
+            };
+            member.traits.push(',');
+            member
+                .traits
+                .push_str(&serde_json::Value::from(*name).to_string());
+            member.traits.push(':');
+            member.traits.push_str(&json.to_string());
+        }
+        Ok(true)
+    }
+
+    fn wrong_type(&self, column: &str, found: Type, expected: &'static str) -> SourceError {
+        let found = match found {
+            Type::Blob => "a BLOB",
+            Type::Real => "a real number",
+            Type::Null | Type::Integer | Type::Text => "another type",
+        };
+        SourceError::WrongType {
+            audience: self.audience.name.clone(),
+            column: column.to_owned(),
+            found,
+            expected,
+        }
+    }
+}
