@@ -38,6 +38,10 @@ pub enum KeyError {
         second: String,
         key: Key,
     },
+    #[error(
+        "the key of {name:?} has been `{key}` since its first sync, and `traits` lists a column of that name\n\nhint: give the column another name"
+    )]
+    AlsoTrait { name: String, key: Key },
     #[error("{name:?} was synced as {was} and cannot become {now}\n\nhint: give it a new `id` and `key`", was = was.noun(), now = now.noun())]
     OtherClass {
         name: String,
@@ -61,6 +65,16 @@ pub fn freeze<'a>(
     let mut frozen: Vec<(&Audience, Frozen)> = Vec::new();
     for audience in audiences {
         let found = freeze_one(audience, known)?;
+        if audience
+            .traits
+            .iter()
+            .any(|name| name == found.key.as_str())
+        {
+            return Err(KeyError::AlsoTrait {
+                name: audience.name.clone(),
+                key: found.key,
+            });
+        }
         if let Some((first, _)) = frozen.iter().find(|(_, other)| other.key == found.key) {
             let (first, second) = (first.name.clone(), audience.name.clone());
             return Err(KeyError::Shared {
@@ -175,6 +189,14 @@ mod tests {
             &audience("Whales", Some("big_spenders"), None),
             Ok(("big_spenders", Some("Big Spenders"))),
         );
+    }
+
+    /// The record would say two things under one name.
+    #[test]
+    fn no_extra_trait_has_the_name_of_the_frozen_key() {
+        let mut renamed = audience("Whales", Some("big_spenders"), None);
+        renamed.traits = vec!["big_spenders".to_owned()];
+        check(&renamed, Err("`traits` lists a column of that name"));
     }
 
     #[test]

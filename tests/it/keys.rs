@@ -14,7 +14,7 @@ fn project() -> Project {
     project
 }
 
-fn resync_with(project: &Project, schedule: &str) -> Ran {
+fn sync_with(project: &Project, schedule: &str) -> Ran {
     project.write("schedules/main.toml", schedule);
     project.run(&["sync", "--json"])
 }
@@ -22,7 +22,7 @@ fn resync_with(project: &Project, schedule: &str) -> Ran {
 #[track_caller]
 fn check_refused(project: &Project, schedule: &str, words: &str) {
     let snapshot = std::fs::read(project.path("snapshot.sqlite")).unwrap();
-    let ran = resync_with(project, schedule);
+    let ran = sync_with(project, schedule);
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.stderr.contains(words), "{ran:?}");
     assert_eq!(ran.stdout, "");
@@ -36,7 +36,7 @@ fn check_refused(project: &Project, schedule: &str, words: &str) {
 fn a_name_may_change_while_the_id_stays() {
     let project = project();
     let renamed = audience("name = \"Whales\"\nid = \"big_spenders\"");
-    let ran = resync_with(&project, &renamed);
+    let ran = sync_with(&project, &renamed);
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(ran.lines()[0]["audience"], "big_spenders");
     assert_eq!(ran.lines()[0]["outcome"], "unchanged");
@@ -71,7 +71,7 @@ fn another_key_for_a_known_audience_is_refused() {
 fn a_key_that_was_retired_is_refused_with_the_way_out() {
     let project = project();
     let other = audience("name = \"Others\"");
-    let ran = resync_with(&project, &other);
+    let ran = sync_with(&project, &other);
     assert_eq!(ran.code, 0, "{ran:?}");
     check_refused(
         &project,
@@ -94,7 +94,7 @@ fn names_that_are_swapped_keep_their_keys() {
     let project = Project::new(&both("One", "Two"));
     project.shop("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a')");
     project.succeed(&["sync"]);
-    let ran = resync_with(&project, &both("Two", "One"));
+    let ran = sync_with(&project, &both("Two", "One"));
     assert_eq!(ran.code, 0, "{ran:?}");
     let keys: Vec<_> = ran
         .lines()
@@ -102,7 +102,6 @@ fn names_that_are_swapped_keep_their_keys() {
         .map(|line| line["audience"].clone())
         .collect();
     assert_eq!(keys, ["one", "two"]);
-    // A name that is another's key means both; an id means one.
     let lines = project.succeed(&["sync", "aud_1", "--json"]).lines();
     assert_eq!((lines.len(), &lines[0]["audience"]), (1, &"one".into()));
 }
@@ -122,7 +121,7 @@ fn two_audiences_of_one_key_are_refused() {
 fn an_audience_that_no_schedule_names_any_more_is_reported() {
     let project = project();
     for _ in 0..2 {
-        let ran = resync_with(&project, &audience("name = \"Others\""));
+        let ran = sync_with(&project, &audience("name = \"Others\""));
         assert_eq!(ran.code, 0, "{ran:?}");
         for words in [
             "no schedule names \"Big Spenders\"",

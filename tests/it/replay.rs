@@ -20,9 +20,10 @@ use serde_json::{Value, json};
 
 use crate::support::{ORDERS, records};
 
-const MEMBERS: &str = "SELECT DISTINCT user_id FROM orders, today WHERE on_day > date(day, '-30 days') AND on_day <= day";
-const REVENUE: &str = "SELECT user_id, sum(cents) AS value FROM orders, today
-    WHERE on_day > date(day, '-180 days') AND on_day <= day GROUP BY user_id";
+const MEMBERS: &str = "SELECT DISTINCT user_id FROM orders
+    WHERE on_day > (SELECT date(day, '-30 days') FROM today) AND on_day <= (SELECT day FROM today)";
+const REVENUE: &str = "SELECT user_id, sum(cents) AS value FROM orders
+    WHERE on_day > (SELECT date(day, '-180 days') FROM today) AND on_day <= (SELECT day FROM today) GROUP BY user_id";
 
 struct Order<'a> {
     user: &'a str,
