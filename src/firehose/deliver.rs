@@ -235,9 +235,10 @@ impl Destination {
                         let problem = format!(
                             "the credentials are not accepted, nor are new ones ({reason})"
                         );
+                        let hint = "look at the access key, at the session token beside it, and at this machine's clock";
                         end(Some(Ended::Parked(Parked {
                             problem,
-                            hint: None,
+                            hint: Some(hint.to_owned()),
                         })))
                     }
                 }
