@@ -1,4 +1,5 @@
 //! The binary as people and programs use it: a directory, a command line, what it prints, and what arrives.
 
+mod firehose;
 mod support;
 mod sync;

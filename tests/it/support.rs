@@ -1,5 +1,7 @@
 //! A project in a temporary directory, and what arrived from it.
 
+pub(crate) mod endpoint;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
