@@ -80,6 +80,9 @@ pub struct Report {
     pub delivered: u64,
     /// Changes that are still in the journal, or dead.
     pub undelivered: u64,
+    /// Those of them that are dead.
+    #[serde(skip)]
+    pub dead: u64,
     pub skipped_rows: u64,
     #[serde(flatten)]
     pub counts: Counts,
@@ -118,6 +121,7 @@ impl Report {
             held: 0,
             delivered: 0,
             undelivered: 0,
+            dead: 0,
             skipped_rows: 0,
             counts: Counts::default(),
             seconds: 0.0,
@@ -382,6 +386,7 @@ impl Runner<'_> {
         }
         report.delivered = sent.delivered;
         report.undelivered = run.waiting - sent.delivered;
+        report.dead = sent.dead;
         report.counts = meter.counts();
         report.error = sent.problem;
         report.outcome = if report.undelivered > 0 {

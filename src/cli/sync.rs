@@ -218,9 +218,9 @@ impl Reports {
             self.output.note(format_args!("\n{name}: {error}"));
         }
         match report.outcome {
-            Outcome::Undelivered if report.undelivered > 0 => self.output.note(format_args!(
+            Outcome::Undelivered if report.undelivered > report.dead => self.output.note(format_args!(
                 "\n{name}: {} changes are not delivered; they stay in the journal\n\nhint: the next sync sends them first",
-                count(report.undelivered)
+                count(report.undelivered - report.dead)
             )),
             Outcome::Held => self.hint_held(report, name),
             Outcome::Planned if report.held > 0 => self.hint_held(report, name),

@@ -141,6 +141,12 @@ fn a_record_over_the_limit_is_dead_and_in_the_way_of_nothing() {
     let ran = sync(&project);
     let report = undelivered(&ran);
     assert_eq!(numbers(&report, ["delivered", "undelivered"]), [2, 1]);
+    // A dead one is not in the journal, so nobody is told that it comes next.
+    assert!(
+        !ran.stderr.contains("stay in the journal"),
+        "{}",
+        ran.stderr
+    );
     let error = report["error"].as_str().unwrap();
     assert!(error.contains("over 1024000 bytes"), "{error}");
     let ledger = endpoint.take_ledger();
