@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::credentials::NOT_ACCEPTED_HINT;
 use super::{Destination, Parked, Refusal};
 use crate::batch::{Record, billed_bytes, calls};
 use crate::mapping::StreamName;
@@ -235,10 +236,9 @@ impl Destination {
                         let problem = format!(
                             "the credentials are not accepted, nor are new ones ({reason})"
                         );
-                        let hint = "look at the access key, at the session token beside it, and at this machine's clock";
                         end(Some(Ended::Parked(Parked {
                             problem,
-                            hint: Some(hint.to_owned()),
+                            hint: Some(NOT_ACCEPTED_HINT.to_owned()),
                         })))
                     }
                 }

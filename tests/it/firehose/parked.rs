@@ -127,6 +127,23 @@ fn the_role_may_not_be_assumed() {
 }
 
 #[test]
+fn sts_does_not_accept_the_credentials_that_would_assume_the_role() {
+    for code in ["ExpiredToken", "InvalidClientTokenId"] {
+        let endpoint = Endpoint::start();
+        let script = move |call: &Call| match call.api {
+            Api::AssumeRole => telling(403, code),
+            _ => Answer::Accept,
+        };
+        let words = [
+            "STS does not accept the AWS credentials",
+            code,
+            "access key",
+        ];
+        check(&endpoint, project_with_role(&endpoint), script, &words);
+    }
+}
+
+#[test]
 fn there_are_no_aws_credentials() {
     for with_role in [true, false] {
         let endpoint = Endpoint::start();

@@ -1,5 +1,7 @@
 //! As whom records are sent.
 
+use chrono::TimeDelta;
+
 use super::{ROLE, SECRET, enter, numbers, project, project_with_role};
 use crate::support::endpoint::{Answer, Api, Endpoint};
 
@@ -103,4 +105,40 @@ fn sts_that_is_out_of_order_is_asked_again() {
     let report = project.sync();
     assert_eq!(numbers(&report, ["delivered", "requests"]), [3, 1]);
     assert_eq!(endpoint.ledger().of(Api::AssumeRole).len(), 4);
+}
+
+#[test]
+fn credentials_may_expire_more_than_once_in_a_run() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint);
+    enter(&project, 0..22_000);
+    let mut puts = std::collections::BTreeMap::new();
+    endpoint.script(move |call| {
+        if call.api == Api::AssumeRole {
+            return Answer::Accept;
+        }
+        let put = puts.entry(call.access_key.clone()).or_insert(0);
+        *put += 1;
+        // More than are in flight together: some were accepted by then.
+        match call.access_key.as_str() {
+            "ASIA1" | "ASIA2" if *put > 20 => Answer::error(400, "ExpiredTokenException"),
+            _ => Answer::Accept,
+        }
+    });
+    assert_eq!(numbers(&project.sync(), ["delivered"]), [22_000]);
+    let ledger = endpoint.ledger();
+    assert_eq!(ledger.of(Api::AssumeRole).len(), 3);
+    assert_eq!(ledger.accepted.len(), 22_000);
+}
+
+#[test]
+fn a_clock_that_is_off_is_corrected() {
+    for minutes in [-20, 20] {
+        let endpoint = Endpoint::start();
+        endpoint.be_ahead(TimeDelta::minutes(minutes));
+        let project = project_with_role(&endpoint);
+        enter(&project, 0..3);
+        let report = project.sync();
+        assert_eq!(numbers(&report, ["delivered", "retries"]), [3, 1]);
+    }
 }

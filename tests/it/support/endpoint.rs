@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use chrono::{DateTime, NaiveDateTime, SecondsFormat, TimeDelta, Utc};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -23,6 +24,8 @@ use http::{Request, Response};
 const MAX_RECORDS: usize = 500;
 const MAX_CALL_BYTES: usize = 4_194_304;
 const MAX_RECORD_BYTES: usize = 1_024_000;
+/// A signature of another time than this is refused, on either side.
+const MAX_SKEW: TimeDelta = TimeDelta::minutes(5);
 
 /// How long a test waits for something before it fails.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -48,6 +51,7 @@ pub(crate) struct Call {
     pub session_token: Option<String>,
     /// Region and service that it is signed for: `us-west-2/firehose`.
     pub scope: String,
+    signed_at: DateTime<Utc>,
 }
 
 /// What becomes of a call.
@@ -118,6 +122,8 @@ struct State {
     /// Requests whose connection is reset before a byte of them is read.
     resets: usize,
     sessions: u32,
+    /// How far its clock is ahead of this machine's.
+    ahead: TimeDelta,
     open: BTreeMap<usize, TcpStream>,
     closed: bool,
 }
@@ -133,6 +139,7 @@ impl Endpoint {
                 ledger: Ledger::default(),
                 resets: 0,
                 sessions: 0,
+                ahead: TimeDelta::zero(),
                 open: BTreeMap::new(),
                 closed: false,
             }),
@@ -174,6 +181,11 @@ impl Endpoint {
     /// Resets the connections of the next requests before anything of them is read.
     pub(crate) fn reset_next(&self, requests: usize) {
         self.shared.lock().resets = requests;
+    }
+
+    /// Sets its clock.
+    pub(crate) fn be_ahead(&self, ahead: TimeDelta) {
+        self.shared.lock().ahead = ahead;
     }
 
     pub(crate) fn ledger(&self) -> Ledger {
@@ -252,7 +264,8 @@ impl Shared {
             match self.decide(&request) {
                 Reply::Send(response, delay) => {
                     thread::sleep(delay);
-                    connection.write_all(&response.to_bytes())?;
+                    let now = self.lock().now();
+                    connection.write_all(&response.to_bytes(now))?;
                 }
                 Reply::Close => return Ok(()),
                 // Until the other side has had enough, or this one is dropped.
@@ -271,7 +284,8 @@ impl Shared {
     fn decide(&self, request: &Request) -> Reply {
         let call = Call::parse(request);
         let mut state = self.lock();
-        let answer = violation(&call).unwrap_or_else(|| (state.script)(&call));
+        let refused = violation(&call).or_else(|| badly_timed(&call, state.now()));
+        let answer = refused.unwrap_or_else(|| (state.script)(&call));
         let reply = state.reply(&call, answer);
         state.ledger.calls.push(call);
         self.changed.notify_all();
@@ -286,6 +300,10 @@ enum Reply {
 }
 
 impl State {
+    fn now(&self) -> DateTime<Utc> {
+        Utc::now() + self.ahead
+    }
+
     fn reply(&mut self, call: &Call, answer: Answer) -> Reply {
         let now = |response| Reply::Send(response, Duration::ZERO);
         match answer {
@@ -326,8 +344,8 @@ impl State {
     fn assume_role(&mut self) -> Response {
         self.sessions += 1;
         let number = self.sessions;
-        let expiration = (chrono::Utc::now() + chrono::TimeDelta::hours(1))
-            .to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        let expiration =
+            (self.now() + TimeDelta::hours(1)).to_rfc3339_opts(SecondsFormat::Secs, true);
         Response::xml(
             200,
             format!(
@@ -361,6 +379,16 @@ fn violation(call: &Call) -> Option<Answer> {
     Some(Answer::Error(400, code, message))
 }
 
+/// A signature of another time than AWS's.
+fn badly_timed(call: &Call, now: DateTime<Utc>) -> Option<Answer> {
+    let code = match call.api {
+        Api::AssumeRole => "SignatureDoesNotMatch",
+        _ => "InvalidSignatureException",
+    };
+    let message = format!("signed at {}, and it is {now}", call.signed_at);
+    ((now - call.signed_at).abs() > MAX_SKEW).then_some(Answer::Error(403, code, message))
+}
+
 /// The body of PutRecordBatch or PutRecord.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -382,6 +410,8 @@ impl Call {
         let signed = request.header("authorization").unwrap_or_default();
         let credential = signed.split_once("Credential=").unwrap_or_default().1;
         let credential: Vec<&str> = credential.split(['/', ',']).collect();
+        let date = request.header("x-amz-date").unwrap_or_default();
+        let signed_at = NaiveDateTime::parse_from_str(date, "%Y%m%dT%H%M%SZ").unwrap();
         let mut call = Self {
             api: Api::AssumeRole,
             stream: String::new(),
@@ -390,6 +420,7 @@ impl Call {
             access_key: credential[0].to_owned(),
             session_token: request.header("x-amz-security-token").map(str::to_owned),
             scope: format!("{}/{}", credential[2], credential[3]),
+            signed_at: signed_at.and_utc(),
         };
         call.api = match request.header("x-amz-target") {
             Some("Firehose_20150804.PutRecordBatch") => Api::PutRecordBatch,

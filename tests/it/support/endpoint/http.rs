@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
+use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 pub(super) struct Request {
@@ -101,14 +102,15 @@ impl Response {
         }
     }
 
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    pub(super) fn to_bytes(&self, now: DateTime<Utc>) -> Vec<u8> {
         let Self {
             status,
             content_type,
             body,
         } = self;
         format!(
-            "HTTP/1.1 {status} Scripted\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n{body}",
+            "HTTP/1.1 {status} Scripted\r\ndate: {}\r\ncontent-type: {content_type}\r\ncontent-length: {}\r\n\r\n{body}",
+            now.format("%a, %d %b %Y %H:%M:%S GMT"),
             body.len()
         )
         .into_bytes()
