@@ -33,10 +33,17 @@ fn check(
         assert!(ran.stderr.contains(word), "{word}: {}", ran.stderr);
     }
 
+    // While that cannot be delivered, nothing new is decided.
+    project.shop("INSERT INTO members VALUES ('z')");
+    let again = undelivered(&sync(&project));
+    assert_eq!(
+        (&again["kind"], &again["run"]),
+        (&"resume".into(), &report["run"])
+    );
+
     let attempted = endpoint.take_ledger();
     assert!(attempted.accepted.is_empty());
     endpoint.accept_everything();
-    project.shop("INSERT INTO members VALUES ('z')");
     // Credentials that were missing.
     let key = ("AWS_ACCESS_KEY_ID".to_owned(), "AKIAPROJECT".to_owned());
     project.variables.extend([key]);
