@@ -19,7 +19,7 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 
-use super::credentials::{KeptCredentials, Role, chain};
+use super::credentials::{KeptCredentials, Role, chain, is_about_credentials};
 use super::pacing::{Pacing, Quota};
 use super::{CALL_TIMEOUT, Meter, Parked, Receipt, Refusal};
 use crate::batch::Record;
@@ -393,18 +393,5 @@ fn is_throttled(code: &str) -> bool {
                 | "SlowDown"
                 | "RequestExpired"
                 | "RequestTimeout"
-        )
-}
-
-/// Expired, revoked, or signed by a clock that is off: new credentials and a new signature may do.
-fn is_about_credentials(code: &str) -> bool {
-    code.starts_with("ExpiredToken")
-        || matches!(
-            code,
-            "UnrecognizedClientException"
-                | "InvalidClientTokenId"
-                | "InvalidSignatureException"
-                | "SignatureDoesNotMatch"
-                | "RequestTimeTooSkewed"
         )
 }

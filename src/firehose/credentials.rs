@@ -10,7 +10,7 @@ use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_sts::operation::assume_role::AssumeRoleError;
+use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
 use tokio::sync::Mutex;
 
 use super::{Parked, Refusal};
@@ -22,6 +22,9 @@ const RENEW_BEFORE: Duration = Duration::from_secs(5 * 60);
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use.html>
 const SESSION_SECONDS: i32 = 3_600;
 const SESSION_NAME: &str = "audience-sync";
+/// The way out where AWS does not accept credentials.
+pub(super) const NOT_ACCEPTED_HINT: &str =
+    "look at the access key, at the session token beside it, and at this machine's clock";
 
 /// The role that writes to the streams.
 #[derive(Debug, Clone)]
@@ -135,15 +138,15 @@ impl KeptCredentials {
             .provide_credentials()
             .await
             .map_err(|error| base_refusal(&error))?;
-        let assumed = sts
-            .assume_role()
-            .role_arn(&role.arn)
-            .external_id(role.external_id.expose())
-            .role_session_name(SESSION_NAME)
-            .duration_seconds(SESSION_SECONDS)
-            .send()
-            .await
-            .map_err(|error| role_refusal(role, &error))?;
+        let mut assumed = assume(role, sts).await;
+        if assumed
+            .as_ref()
+            .is_err_and(|error| error.code().is_some_and(is_about_credentials))
+        {
+            // From the refusal the SDK knows how far this machine's clock is off, and signs the next call by it.
+            assumed = assume(role, sts).await;
+        }
+        let assumed = assumed.map_err(|error| role_refusal(role, &error))?;
         let answer = assumed
             .credentials()
             .ok_or_else(|| Refusal::Retry("STS gave no credentials".to_owned()))?;
@@ -155,6 +158,19 @@ impl KeptCredentials {
             "audience-sync",
         ))
     }
+}
+
+async fn assume(
+    role: &Role,
+    sts: &aws_sdk_sts::Client,
+) -> Result<AssumeRoleOutput, SdkError<AssumeRoleError>> {
+    sts.assume_role()
+        .role_arn(&role.arn)
+        .external_id(role.external_id.expose())
+        .role_session_name(SESSION_NAME)
+        .duration_seconds(SESSION_SECONDS)
+        .send()
+        .await
 }
 
 impl ProvideCredentials for KeptCredentials {
@@ -199,6 +215,15 @@ fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
         return Refusal::Retry(redacted(&format!("STS answered {code}")));
     }
     let message = answer.err().message().unwrap_or_default();
+    if is_about_credentials(&code) {
+        // The role has no part in it.
+        return Refusal::Park(Parked {
+            problem: redacted(&format!(
+                "STS does not accept the AWS credentials ({code}: {message})"
+            )),
+            hint: Some(NOT_ACCEPTED_HINT.to_owned()),
+        });
+    }
     Refusal::Park(Parked {
         problem: redacted(&format!(
             "the role {} may not be assumed ({code}: {message})",
@@ -224,4 +249,17 @@ pub(super) fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// Expired, revoked, or signed by a clock that is off: new credentials and a new signature may do.
+pub(super) fn is_about_credentials(code: &str) -> bool {
+    code.starts_with("ExpiredToken")
+        || matches!(
+            code,
+            "UnrecognizedClientException"
+                | "InvalidClientTokenId"
+                | "InvalidSignatureException"
+                | "SignatureDoesNotMatch"
+                | "RequestTimeTooSkewed"
+        )
 }

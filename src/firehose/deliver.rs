@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::credentials::NOT_ACCEPTED_HINT;
 use super::{Destination, Parked, Refusal};
 use crate::batch::{Record, billed_bytes, calls};
 use crate::mapping::StreamName;
@@ -237,7 +238,7 @@ impl Destination {
                         );
                         end(Some(Ended::Parked(Parked {
                             problem,
-                            hint: None,
+                            hint: Some(NOT_ACCEPTED_HINT.to_owned()),
                         })))
                     }
                 }
@@ -292,5 +293,110 @@ impl Backoff {
         }
         pulse.give_up();
         Waited::InVain
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::iter;
+
+    use bytes::Bytes;
+    use tempfile::TempDir;
+
+    use super::super::Directory;
+    use super::*;
+    use crate::audience::DestinationName;
+
+    /// A destination that never takes anything, for a reason that might pass: no file system takes names so long.
+    struct OutOfReach {
+        destination: Destination,
+        meter: Meter,
+        pulse: Arc<Pulse>,
+        stop: Stop,
+        _folder: TempDir,
+    }
+
+    impl OutOfReach {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let root: String = iter::repeat_n('x', 300).collect();
+            let directory = Directory::new(folder.path().join(root));
+            Self {
+                destination: Destination::directory(DestinationName::new("main"), false, directory),
+                meter: Meter::default(),
+                pulse: Arc::default(),
+                stop: Stop::new(),
+                _folder: folder,
+            }
+        }
+
+        /// How long a delivery took, how many calls it made, and how it ended.
+        async fn deliver(&self) -> (Duration, u64, Ended) {
+            let record = Record {
+                data: Bytes::from("a\n"),
+                lines: 0..1,
+            };
+            let stream = StreamName::parse("members").unwrap();
+            let (started, calls) = (Instant::now(), self.meter.counts().requests);
+            self.pulse.start();
+            let delivery = self
+                .destination
+                .deliver(&stream, vec![record], &self.meter, &self.pulse, &self.stop)
+                .await;
+            assert!(delivery.delivered.is_empty());
+            let calls = self.meter.counts().requests - calls;
+            (started.elapsed(), calls, delivery.ended_by.unwrap())
+        }
+    }
+
+    /// The clock of a paused runtime counts in milliseconds.
+    fn seconds(time: Duration) -> u64 {
+        (time.as_millis() as f64 / 1_000.0).round() as u64
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delivery_is_given_up_when_nothing_is_accepted_for_90_seconds() {
+        let out_of_reach = OutOfReach::new();
+        let (time, calls, ended) = out_of_reach.deliver().await;
+        assert!(matches!(ended, Ended::GaveUp(_)), "{ended:?}");
+        assert_eq!(seconds(time), 90);
+        // It backs off, to 10 s at most.
+        assert!((9..100).contains(&calls), "{calls}");
+        assert_eq!(out_of_reach.meter.counts().retries, calls - 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_one_was_given_up_the_next_tries_once() {
+        let out_of_reach = OutOfReach::new();
+        out_of_reach.deliver().await;
+        let (time, calls, ended) = out_of_reach.deliver().await;
+        assert!(matches!(ended, Ended::GaveUp(_)), "{ended:?}");
+        assert_eq!((seconds(time), calls), (0, 1));
+
+        // Something was accepted elsewhere, so there is reason to hope again.
+        out_of_reach.pulse.beat();
+        let (time, _, _) = out_of_reach.deliver().await;
+        assert_eq!(seconds(time), 90);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_accepted_elsewhere_gives_more_time() {
+        let out_of_reach = OutOfReach::new();
+        let pulse = Arc::clone(&out_of_reach.pulse);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            pulse.beat();
+        });
+        let (time, _, _) = out_of_reach.deliver().await;
+        assert_eq!(seconds(time), 150);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_delivery_that_is_asked_to_stop_does_not_wait_for_its_next_try() {
+        let out_of_reach = OutOfReach::new();
+        out_of_reach.stop.request();
+        let (time, calls, ended) = out_of_reach.deliver().await;
+        assert!(matches!(ended, Ended::Stopped), "{ended:?}");
+        assert_eq!((seconds(time), calls), (0, 1));
     }
 }

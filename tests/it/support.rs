@@ -1,5 +1,8 @@
 //! A project in a temporary directory, and what arrived from it.
 
+pub(crate) mod endpoint;
+pub(crate) mod moto;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,0 +1,169 @@
+//! What Firehose refuses for now is sent again until it is accepted: the same bytes, and nothing else.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{enter, numbers, project, sorted};
+use crate::support::endpoint::{Answer, Api, Endpoint, Ledger};
+
+/// How many records of a stream were accepted more than once; each must be the same bytes as the first time.
+fn repeats(ledger: &Ledger, expected: usize) -> usize {
+    let records = ledger.accepted_by("members");
+    let distinct: BTreeSet<_> = records.iter().collect();
+    let users: BTreeSet<_> = records.iter().map(|record| super::user(record)).collect();
+    assert_eq!((distinct.len(), users.len()), (expected, expected));
+    records.len() - distinct.len()
+}
+
+#[test]
+fn refused_records_are_sent_again_by_index_and_only_those() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "");
+    enter(&project, 0..500);
+    let slow_down = "ServiceUnavailableException";
+    endpoint.answer([
+        Answer::Refuse(vec![0, 250, 251, 499], slow_down),
+        Answer::Refuse(vec![1, 2], "InternalFailure"),
+        Answer::Refuse(vec![0, 1], slow_down),
+        // Not one that AWS documents.
+        Answer::Refuse(vec![1], "SomethingNew"),
+    ]);
+    let report = project.sync();
+
+    let ledger = endpoint.ledger();
+    let calls: Vec<_> = ledger.calls.iter().map(|call| &call.records).collect();
+    let pick = |from: usize, indices: &[usize]| -> Vec<Vec<u8>> {
+        indices
+            .iter()
+            .map(|index| calls[from][*index].clone())
+            .collect()
+    };
+    assert_eq!(calls.len(), 5);
+    assert_eq!(*calls[1], pick(0, &[0, 250, 251, 499]));
+    assert_eq!(*calls[2], pick(1, &[1, 2]));
+    assert_eq!(*calls[3], *calls[2]);
+    assert_eq!(*calls[4], pick(3, &[1]));
+    assert_eq!(repeats(&ledger, 500), 0);
+    let counted = numbers(&report, ["delivered", "records", "requests", "retries"]);
+    assert_eq!(counted, [500, 500, 5, 4]);
+    assert_eq!(project.sync()["outcome"], "unchanged");
+}
+
+#[test]
+fn a_call_that_failed_is_made_again_with_the_same_bytes() {
+    let throttled = [
+        Answer::error(500, "InternalFailure"),
+        Answer::error(503, "ServiceUnavailableException"),
+        Answer::error(400, "ThrottlingException"),
+        Answer::error(400, "LimitExceededException"),
+        Answer::error(429, "TooManyRequestsException"),
+        Answer::error(502, "a gateway that is not AWS"),
+    ];
+    for answer in throttled {
+        let endpoint = Endpoint::start();
+        let project = project(&endpoint, "");
+        enter(&project, 0..3);
+        endpoint.answer([answer.clone(), answer.clone()]);
+        let report = project.sync();
+        let ledger = endpoint.ledger();
+        assert_eq!(repeats(&ledger, 3), 0, "{answer:?}");
+        assert_eq!(ledger.calls[0].records, ledger.calls[1].records);
+        assert_eq!(ledger.calls[0].records, ledger.calls[2].records);
+        assert_eq!(
+            numbers(&report, ["requests", "retries"]),
+            [3, 2],
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn a_call_whose_answer_is_lost_is_repeated_byte_for_byte() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "");
+    enter(&project, 0..1201);
+    endpoint.answer([
+        Answer::AcceptAndClose,
+        Answer::Entries(0),
+        Answer::Entries(200),
+        Answer::Entries(501),
+        Answer::AcceptAndClose,
+    ]);
+    let report = project.sync();
+    let ledger = endpoint.ledger();
+    let unanswered: usize = ledger.calls[..5]
+        .iter()
+        .map(|call| call.records.len())
+        .sum();
+    assert_eq!(repeats(&ledger, 1201), unanswered);
+    let counted = numbers(&report, ["delivered", "records", "requests", "retries"]);
+    assert_eq!(counted, [1201, 1201, 8, 5]);
+    assert_eq!(project.sync()["outcome"], "unchanged");
+}
+
+#[test]
+fn a_connection_that_is_reset_is_opened_again() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "");
+    enter(&project, 0..600);
+    endpoint.reset_next(3);
+    let report = project.sync();
+    let ledger = endpoint.ledger();
+    assert_eq!((ledger.calls.len(), repeats(&ledger, 600)), (2, 0));
+    assert_eq!(numbers(&report, ["requests", "retries"]), [5, 3]);
+}
+
+#[test]
+fn an_answer_that_takes_a_while_is_waited_for() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "");
+    enter(&project, 0..3);
+    let late = Answer::Late(Duration::from_millis(1500), Box::new(Answer::Accept));
+    endpoint.answer([late]);
+    assert_eq!(numbers(&project.sync(), ["requests", "retries"]), [1, 0]);
+}
+
+#[test]
+fn a_role_that_may_only_put_single_records_is_served_and_told_so_once() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "");
+    enter(&project, 0..1201);
+    endpoint.script(|call| match call.api {
+        Api::PutRecordBatch => Answer::denied(),
+        _ => Answer::Accept,
+    });
+    let ran = project.succeed(&["sync", "--json"]);
+    let warnings = ran.stderr.matches("firehose:PutRecordBatch").count();
+    assert_eq!(warnings, 1, "{}", ran.stderr);
+    let ledger = endpoint.ledger();
+    assert_eq!(repeats(&ledger, 1201), 0);
+    assert_eq!(ledger.of(Api::PutRecord).len(), 1201);
+    let batches = ledger.of(Api::PutRecordBatch).len();
+    assert!((1..=3).contains(&batches), "{batches}");
+    let report = &ran.lines()[0];
+    let counted = numbers(report, ["delivered", "records", "requests", "retries"]);
+    assert_eq!(counted, [1201, 1201, 1201 + batches as u64, 0]);
+}
+
+#[test]
+fn single_records_that_are_refused_are_sent_again_and_only_those() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "api = \"put_record\"");
+    enter(&project, 0..300);
+    let mut count = 0;
+    endpoint.script(move |_| {
+        count += 1;
+        match count % 50 {
+            0 => Answer::error(503, "ServiceUnavailableException"),
+            _ => Answer::Accept,
+        }
+    });
+    let report = project.sync();
+    let ledger = endpoint.ledger();
+    assert!(ledger.calls.iter().all(|call| call.api == Api::PutRecord));
+    assert_eq!(repeats(&ledger, 300), 0);
+    let sent: Vec<_> = ledger.calls.iter().map(|call| &*call.records[0]).collect();
+    let refused = sorted(sent.iter().copied()).len() - 300;
+    assert_eq!(refused, 6);
+    assert_eq!(numbers(&report, ["delivered", "requests"]), [300, 306]);
+}

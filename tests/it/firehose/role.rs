@@ -1,0 +1,144 @@
+//! As whom records are sent.
+
+use chrono::TimeDelta;
+
+use super::{ROLE, SECRET, enter, numbers, project, project_with_role};
+use crate::support::endpoint::{Answer, Api, Endpoint};
+
+#[test]
+fn a_role_is_assumed_once_and_signs_every_call() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint);
+    enter(&project, 0..1201);
+    project.sync();
+
+    let ledger = endpoint.ledger();
+    let assumed = ledger.of(Api::AssumeRole);
+    assert_eq!(assumed.len(), 1);
+    let parameters = &assumed[0].parameters;
+    assert_eq!(parameters["RoleArn"], ROLE);
+    assert_eq!(parameters["ExternalId"], SECRET);
+    assert_eq!(parameters["RoleSessionName"], "audience-sync");
+    // A role that was assumed by a role may not have more.
+    let seconds: u32 = parameters["DurationSeconds"].parse().unwrap();
+    assert!((900..=3600).contains(&seconds), "{seconds}");
+    assert_eq!(
+        (assumed[0].access_key.as_str(), assumed[0].scope.as_str()),
+        ("AKIAPROJECT", "us-west-2/sts")
+    );
+
+    let puts = ledger.of(Api::PutRecordBatch);
+    assert_eq!(puts.len(), 3);
+    for put in puts {
+        assert_eq!(put.access_key, "ASIA1");
+        assert_eq!(put.session_token.as_deref(), Some("token1"));
+    }
+}
+
+#[test]
+fn without_a_role_nothing_is_asked_of_sts() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "region = \"eu-central-1\"");
+    enter(&project, 0..3);
+    project.sync();
+    let ledger = endpoint.ledger();
+    assert_eq!(ledger.calls.len(), 1);
+    let put = &ledger.calls[0];
+    assert_eq!(put.access_key, "AKIAPROJECT");
+    assert_eq!(put.session_token, None);
+    assert_eq!(put.scope, "eu-central-1/firehose");
+}
+
+#[test]
+fn credentials_that_expire_are_renewed_and_the_same_records_sent_again() {
+    for code in ["ExpiredTokenException", "UnrecognizedClientException"] {
+        let endpoint = Endpoint::start();
+        let project = project_with_role(&endpoint);
+        enter(&project, 0..2600);
+        let mut puts = 0;
+        endpoint.script(move |call| {
+            puts += usize::from(call.api != Api::AssumeRole);
+            match call.access_key.as_str() {
+                "ASIA1" if puts > 2 => Answer::error(400, code),
+                _ => Answer::Accept,
+            }
+        });
+        let report = project.sync();
+
+        let ledger = endpoint.ledger();
+        assert_eq!(ledger.of(Api::AssumeRole).len(), 2);
+        let (before, after): (Vec<_>, Vec<_>) = ledger
+            .of(Api::PutRecordBatch)
+            .into_iter()
+            .partition(|put| put.access_key == "ASIA1");
+        let refused = &before[2..];
+        assert!(!refused.is_empty());
+        for put in refused {
+            assert!(after.iter().any(|again| again.records == put.records));
+        }
+        assert!(after.iter().all(|put| put.access_key == "ASIA2"));
+        // An error accepts nothing, so nothing may arrive twice.
+        assert_eq!(ledger.accepted.len(), 2600);
+        let expected = [2600, 6 + refused.len() as u64, refused.len() as u64];
+        assert_eq!(
+            numbers(&report, ["delivered", "requests", "retries"]),
+            expected
+        );
+    }
+}
+
+#[test]
+fn sts_that_is_out_of_order_is_asked_again() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint);
+    enter(&project, 0..3);
+    let mut answers = [
+        Answer::error(503, "ServiceUnavailable"),
+        Answer::error(400, "Throttling"),
+        Answer::error(500, "InternalFailure"),
+    ]
+    .into_iter();
+    endpoint.script(move |call| match call.api {
+        Api::AssumeRole => answers.next().unwrap_or(Answer::Accept),
+        _ => Answer::Accept,
+    });
+    let report = project.sync();
+    assert_eq!(numbers(&report, ["delivered", "requests"]), [3, 1]);
+    assert_eq!(endpoint.ledger().of(Api::AssumeRole).len(), 4);
+}
+
+#[test]
+fn credentials_may_expire_more_than_once_in_a_run() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint);
+    enter(&project, 0..22_000);
+    let mut puts = std::collections::BTreeMap::new();
+    endpoint.script(move |call| {
+        if call.api == Api::AssumeRole {
+            return Answer::Accept;
+        }
+        let put = puts.entry(call.access_key.clone()).or_insert(0);
+        *put += 1;
+        // More than are in flight together: some were accepted by then.
+        match call.access_key.as_str() {
+            "ASIA1" | "ASIA2" if *put > 20 => Answer::error(400, "ExpiredTokenException"),
+            _ => Answer::Accept,
+        }
+    });
+    assert_eq!(numbers(&project.sync(), ["delivered"]), [22_000]);
+    let ledger = endpoint.ledger();
+    assert_eq!(ledger.of(Api::AssumeRole).len(), 3);
+    assert_eq!(ledger.accepted.len(), 22_000);
+}
+
+#[test]
+fn a_clock_that_is_off_is_corrected() {
+    for minutes in [-20, 20] {
+        let endpoint = Endpoint::start();
+        endpoint.be_ahead(TimeDelta::minutes(minutes));
+        let project = project_with_role(&endpoint);
+        enter(&project, 0..3);
+        let report = project.sync();
+        assert_eq!(numbers(&report, ["delivered", "retries"]), [3, 1]);
+    }
+}
