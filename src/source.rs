@@ -3,12 +3,14 @@
 //! Order is verified, never trusted, and the end is only reached when everything was read without an error: a source
 //! that fails, ends early or comes out of order decides nothing.
 
+mod ahead;
 mod sqlite;
 
 use std::path::PathBuf;
 
 use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
 
+pub use ahead::MembersAhead;
 pub use sqlite::{Sqlite, SqliteMembers, check_syntax};
 
 /// Why a source gave no members.
@@ -110,14 +112,23 @@ impl Source {
         }
     }
 
-    /// Opens the source and hands its members to `read`, in order.
+    /// Opens the source and hands its members to `use_members`, in order.
     pub fn read<T, E: From<SourceError>>(
         &self,
         audience: &Audience,
-        read: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
+        use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
+    ) -> Result<T, E> {
+        ahead::read(self, audience, use_members)
+    }
+
+    /// The same, on this thread.
+    fn read_here<T, E: From<SourceError>>(
+        &self,
+        audience: &Audience,
+        use_members: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.read(audience, read),
+            Self::Sqlite(sqlite) => sqlite.read(audience, use_members),
         }
     }
 }

@@ -16,7 +16,7 @@ use aws_sdk_firehose::primitives::Blob;
 use aws_sdk_firehose::types::Record as SdkRecord;
 use aws_smithy_http_client::tls::Provider;
 use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::credentials::{KeptCredentials, Role, chain, is_about_credentials};
@@ -27,8 +27,8 @@ use crate::mapping::StreamName;
 
 /// Firehose closes idle connections; ours are closed first, or a call on one of them is lost in between.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(15);
-/// PutRecord calls of one chunk that are in flight together.
-const SINGLES_IN_FLIGHT: usize = 32;
+/// PutRecord calls that are in flight together.
+const SINGLES_IN_FLIGHT: usize = 64;
 
 /// Which of Firehose's two calls to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,6 +59,7 @@ pub struct Aws {
     client: OnceCell<(aws_sdk_firehose::Client, Arc<KeptCredentials>)>,
     /// Streams whose role may not PutRecordBatch.
     singly: Mutex<HashSet<StreamName>>,
+    singles: Arc<Semaphore>,
     pacing: Pacing,
 }
 
@@ -67,6 +68,7 @@ impl Aws {
         Self {
             client: OnceCell::new(),
             singly: Mutex::default(),
+            singles: Arc::new(Semaphore::new(SINGLES_IN_FLIGHT)),
             pacing: Pacing::new(settings.quota),
             settings,
         }
@@ -265,7 +267,10 @@ impl Call<'_> {
         let mut waiting = self.records.iter().enumerate();
         loop {
             // After a refusal nothing new is begun: the rest is tried again with it.
-            while receipt.refusal.is_none() && calls.len() < SINGLES_IN_FLIGHT {
+            while receipt.refusal.is_none() {
+                let Some(permit) = self.permit(calls.is_empty()).await else {
+                    break;
+                };
                 let Some((index, record)) = waiting.next() else {
                     break;
                 };
@@ -276,7 +281,11 @@ impl Call<'_> {
                     .delivery_stream_name(self.stream.as_str())
                     .record(sdk_record(record))
                     .send();
-                calls.spawn(async move { (index, call.await) });
+                calls.spawn(async move {
+                    let answer = call.await;
+                    drop(permit);
+                    (index, answer)
+                });
             }
             match calls.join_next().await {
                 None => return receipt,
@@ -299,6 +308,15 @@ impl Call<'_> {
                 }
             }
         }
+    }
+
+    /// The right to one more PutRecord call, shared by all chunks: at once, or after a wait.
+    async fn permit(&self, may_wait: bool) -> Option<OwnedSemaphorePermit> {
+        let singles = Arc::clone(&self.aws.singles);
+        if may_wait {
+            return singles.acquire_owned().await.ok();
+        }
+        singles.try_acquire_owned().ok()
     }
 
     /// What to do about a call that failed as a whole.
