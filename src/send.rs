@@ -50,6 +50,14 @@ pub struct SendReport {
     pub error: Option<String>,
 }
 
+/// What came of all lines.
+#[derive(Debug)]
+pub struct SendReports {
+    pub by_destination: Vec<SendReport>,
+    /// The number of the last line that was taken, when asked to stop before the input had ended.
+    pub stopped_after: Option<u64>,
+}
+
 /// A line that was read, or why it could not be.
 pub type Line = Result<String, LineError>;
 
@@ -170,9 +178,10 @@ impl<'a> Sender<'a> {
         mut self,
         mut lines: mpsc::Receiver<Line>,
         mut refuse: impl FnMut(u64, &Refused),
-    ) -> Result<Vec<SendReport>, SnapshotError> {
+    ) -> Result<SendReports, SnapshotError> {
         let started = Instant::now();
         let mut number = 0;
+        let mut stopped_after = None;
         let mut flush_at = None;
         loop {
             let next = async {
@@ -183,7 +192,10 @@ impl<'a> Sender<'a> {
             };
             let next = tokio::select! {
                 next = next => next,
-                () = self.runner.stop.requested() => Ok(None),
+                () = self.runner.stop.requested() => {
+                    stopped_after = Some(number);
+                    break;
+                }
             };
             match next {
                 Ok(Some(line)) => {
@@ -207,7 +219,10 @@ impl<'a> Sender<'a> {
             }
         }
         self.flush().await?;
-        self.close(started).await
+        Ok(SendReports {
+            by_destination: self.close(started).await?,
+            stopped_after,
+        })
     }
 
     /// Adds a line to the batch of each destination that it fits.
