@@ -3,12 +3,14 @@
 //! Order is verified, never trusted, and the end is only reached when everything was read without an error: a source
 //! that fails, ends early or comes out of order decides nothing.
 
+mod interrupt;
 mod sqlite;
 
 use std::path::PathBuf;
 
 use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
 
+pub use interrupt::Interrupt;
 pub use sqlite::{Sqlite, SqliteMembers, check_syntax};
 
 /// Why a source gave no members.
@@ -110,14 +112,15 @@ impl Source {
         }
     }
 
-    /// Opens the source and hands its members to `read`, in order.
+    /// Opens the source and hands its members to `read`, in order. An interrupted one fails as an unreadable one does.
     pub fn read<T, E: From<SourceError>>(
         &self,
         audience: &Audience,
+        interrupt: &Interrupt,
         read: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.read(audience, read),
+            Self::Sqlite(sqlite) => sqlite.read(audience, interrupt, read),
         }
     }
 }
