@@ -2,16 +2,22 @@
 
 mod check;
 mod clock;
+mod command_line;
+mod demo;
 mod dry_run;
 mod failing;
 mod guard;
 mod history;
 mod hostile;
 mod iam;
+mod init;
 mod keys;
 mod lock;
 mod replay;
 mod resync;
+mod run;
+mod schedules;
+mod send;
 mod snapshot;
 mod support;
 mod sync;
