@@ -385,6 +385,41 @@ fn what_is_left_in_the_journal_is_delivered_by_a_sync_of_all() {
     assert_eq!([arrived("pages"), arrived("rest")].concat(), calls);
 }
 
+/// A stream that is missing or forbidden is no reason to keep the others waiting.
+#[test]
+fn a_stream_that_takes_nothing_is_in_the_way_of_no_other() {
+    let project = project();
+    project.write("delivered/pages", "in the way");
+    let calls = ["identify", "page", "screen", "track"].map(|call| {
+        let event = if call == "track" {
+            r#","event":"E""#
+        } else {
+            ""
+        };
+        complete(call, call, event)
+    });
+    let ran = project.pipe(&["send", "--json"], calls.join("\n"));
+    report(
+        &ran,
+        3,
+        json!({"outcome": "undelivered", "delivered": 3, "undelivered": 1, "records": 3}),
+    );
+    let outcomes: Vec<_> = project
+        .succeed(&["snapshot", "runs", "--json"])
+        .lines()
+        .iter()
+        .map(|run| run["outcome"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        outcomes,
+        ["delivered", "delivered", "undelivered", "delivered"],
+        "the newest first"
+    );
+    fs::remove_file(project.path("delivered/pages")).unwrap();
+    assert_eq!(project.pipe(&["send"], "").code, 0);
+    assert_eq!(raw_lines(&project.path("delivered")), calls);
+}
+
 #[test]
 fn a_send_beside_a_run_is_refused_or_waits() {
     let project = project();
