@@ -8,19 +8,24 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use audience_sync::audience::{Audience, AudienceId, Class, DestinationName, Key, SourceName};
+use audience_sync::diff::{Scope, merge};
+use audience_sync::event::Computation;
 use audience_sync::firehose::{Api, Aws, AwsSettings, Destination, Quota, Stop};
 use audience_sync::mapping::{Mapping, Match, Pattern, StreamName};
 use audience_sync::progress::Progress;
-use audience_sync::snapshot::{Handle, Snapshot};
-use audience_sync::source::{Source, Sqlite};
-use audience_sync::sync::{Keyed, Outlet, Project, Report, Request, Runner};
+use audience_sync::run::{RunId, RunKind, Timestamp};
+use audience_sync::snapshot::{Handle, Planning, Snapshot};
+use audience_sync::source::{Interrupt, Source, Sqlite};
+use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
 use rusqlite::Connection;
+
+/// A snapshot that is planned on, and thrown away.
+const PLANNED: &str = "planned.sqlite";
 
 fn main() {
     let arguments: Vec<String> = std::env::args()
@@ -81,9 +86,15 @@ fn compare(members: u64) {
     change_shop(folder.path(), members);
     let scans = step("scans");
     print("two bare scans", &scans, None);
+    // A copy, so that the sync after it has all of it to do.
+    std::fs::copy(
+        folder.path().join("snapshot.sqlite"),
+        folder.path().join(PLANNED),
+    )
+    .expect("a copy");
     print(
-        "planning 1 % entered, 1 % left (dry run)",
-        &step("dry"),
+        "plan of 1 % entered, 1 % left, journalled",
+        &step("plan"),
         Some(&scans),
     );
     print("sync of 1 % entered, 1 % left", &step("sync"), Some(&scans));
@@ -197,15 +208,8 @@ fn run_step(step: &str, folder: &Path, url: &str) {
             );
         }
         "post" => runtime.block_on(post(folder, url)),
-        "sync" => drop(runtime.block_on(sync(folder, url, Request::default()))),
-        "dry" => drop(runtime.block_on(sync(
-            folder,
-            url,
-            Request {
-                dry_run: true,
-                ..Request::default()
-            },
-        ))),
+        "sync" => runtime.block_on(sync(folder, url)),
+        "plan" => plan(folder),
         other => panic!("no step {other}"),
     }
     println!("{} {}", started.elapsed().as_secs_f64(), peak_mib());
@@ -271,10 +275,9 @@ async fn post(folder: &Path, url: &str) {
     while calls.join_next().await.is_some() {}
 }
 
-async fn sync(folder: &Path, url: &str, request: Request) -> Vec<Report> {
-    let stream = StreamName::parse("members").expect("a stream name");
+async fn sync(folder: &Path, url: &str) {
     let mapping = Mapping {
-        rows: vec![(Pattern::Any, vec![stream])],
+        rows: vec![(Pattern::Any, streams())],
         matching: Match::First,
     };
     let aws = Aws::new(AwsSettings {
@@ -285,48 +288,89 @@ async fn sync(folder: &Path, url: &str, request: Request) -> Vec<Report> {
         api: Api::Auto,
         quota: Quota::NONE,
     });
-    let (main, shop) = (DestinationName::new("main"), SourceName::new("shop"));
-    let source = Source::Sqlite(Sqlite {
-        name: shop.clone(),
-        path: folder.join("shop.sqlite"),
-    });
+    let main = DestinationName::new("main");
     let destination = Destination::firehose(main.clone(), false, aws);
+    let audience = audience();
     let project = Project {
-        sources: BTreeMap::from([(shop.clone(), source)]),
-        destinations: BTreeMap::from([(main.clone(), Outlet::new(destination, mapping))]),
+        sources: BTreeMap::from([(audience.source.clone(), source(folder))]),
+        destinations: BTreeMap::from([(main, Outlet::new(destination, mapping))]),
         space_id: None,
-        history: std::time::Duration::MAX,
-    };
-    let audience = Audience {
-        id: AudienceId::new("members"),
-        key: Key::new("members"),
-        key_is_explicit: false,
-        name: "Members".to_owned(),
-        class: Class::Audience,
-        source: shop,
-        query: "SELECT user_id FROM members".to_owned(),
-        destinations: vec![main],
-        guard: None,
-        traits: Vec::new(),
+        history: Duration::MAX,
     };
     let keyed = Keyed {
         key: audience.key.clone(),
         audience,
     };
-    let snapshot: PathBuf = folder.join("snapshot.sqlite");
-    let handle = Handle::new(Snapshot::open(&snapshot).expect("a snapshot"));
+    let snapshot = Snapshot::open(&folder.join("snapshot.sqlite")).expect("a snapshot");
+    let handle = Handle::new(snapshot);
     let runner = Runner {
         project: &project,
         snapshot: &handle,
         stop: Stop::new(),
         progress: Progress::default(),
     };
-    let reports = runner.run(&keyed, request).await.expect("a run");
+    let reports = runner.run(&keyed, Request::default()).await.expect("a run");
     assert!(
         reports.iter().all(|report| report.error.is_none()),
         "{reports:?}"
     );
-    reports
+}
+
+/// The first phase of a sync by itself: read, merge, journal.
+fn plan(folder: &Path) {
+    let audience = audience();
+    let mut snapshot = Snapshot::open(&folder.join(PLANNED)).expect("a snapshot");
+    let started_at = Timestamp::after(Timestamp::now(), snapshot.last_started_at().expect("runs"));
+    let planning = Planning {
+        computation: Computation {
+            audience: audience.id.clone(),
+            key: audience.key.clone(),
+            class: audience.class,
+            destination: DestinationName::new("main"),
+            run: RunId::at(started_at),
+            started_at,
+            space_id: None,
+        },
+        name: audience.name.clone(),
+        kind: RunKind::Delta,
+        streams: streams(),
+        guard: None,
+    };
+    let planned = snapshot.plan(&planning, |delivered, journal| {
+        source(folder).read(&audience, &Interrupt::default(), |members| {
+            let tally = merge(members, delivered, Scope::Changes, |change| {
+                journal.push(&change).map_err(anyhow::Error::from)
+            })?;
+            Ok::<_, anyhow::Error>((tally, members.skipped.total()))
+        })
+    });
+    assert!(planned.expect("a plan").tally.added > 0);
+}
+
+fn streams() -> Vec<StreamName> {
+    vec![StreamName::parse("members").expect("a stream name")]
+}
+
+fn source(folder: &Path) -> Source {
+    Source::Sqlite(Sqlite {
+        name: SourceName::new("shop"),
+        path: folder.join("shop.sqlite"),
+    })
+}
+
+fn audience() -> Audience {
+    Audience {
+        id: AudienceId::new("members"),
+        key: Key::new("members"),
+        key_is_explicit: false,
+        name: "Members".to_owned(),
+        class: Class::Audience,
+        source: SourceName::new("shop"),
+        query: "SELECT user_id FROM members".to_owned(),
+        destinations: vec![DestinationName::new("main")],
+        guard: None,
+        traits: Vec::new(),
+    }
 }
 
 /// The most memory this process has had, in MiB; 0 where the system does not say.

@@ -50,6 +50,14 @@ pub struct SendReport {
     pub error: Option<String>,
 }
 
+/// What came of all lines.
+#[derive(Debug)]
+pub struct SendReports {
+    pub by_destination: Vec<SendReport>,
+    /// The number of the last line that was taken, when asked to stop before the input had ended.
+    pub stopped_after: Option<u64>,
+}
+
 /// A line that was read, or why it could not be.
 pub type Line = Result<String, LineError>;
 
@@ -126,7 +134,7 @@ fn next_line(input: &mut impl BufRead) -> Option<Line> {
 pub struct Sender<'a> {
     runner: &'a Runner<'a>,
     /// By destination and streams: a run each, opened with its first line.
-    runs: BTreeMap<(DestinationName, Vec<StreamName>), JournaledRun>,
+    runs: BTreeMap<(DestinationName, Vec<StreamName>), Opened>,
     batch: BTreeMap<(DestinationName, Vec<StreamName>), Vec<Vec<u8>>>,
     batch_lines: usize,
     batch_bytes: usize,
@@ -138,10 +146,39 @@ pub struct Sender<'a> {
 #[derive(Default)]
 struct Tally {
     unmapped: u64,
+    meter: Arc<Meter>,
+}
+
+/// A run that is added to, and what came of it so far.
+struct Opened {
+    run: JournaledRun,
     journaled: u64,
     delivered: u64,
-    meter: Arc<Meter>,
+    /// Why it is only journalled from now on. Other streams go on.
     problem: Option<String>,
+}
+
+impl Opened {
+    fn new(run: JournaledRun) -> Self {
+        Self {
+            run,
+            journaled: 0,
+            delivered: 0,
+            problem: None,
+        }
+    }
+
+    const fn undelivered(&self) -> u64 {
+        self.journaled - self.delivered
+    }
+}
+
+const fn outcome(delivered: u64, undelivered: u64) -> Outcome {
+    match (undelivered, delivered) {
+        (0, 0) => Outcome::Unchanged,
+        (0, _) => Outcome::Delivered,
+        _ => Outcome::Undelivered,
+    }
 }
 
 impl<'a> Sender<'a> {
@@ -170,9 +207,10 @@ impl<'a> Sender<'a> {
         mut self,
         mut lines: mpsc::Receiver<Line>,
         mut refuse: impl FnMut(u64, &Refused),
-    ) -> Result<Vec<SendReport>, SnapshotError> {
+    ) -> Result<SendReports, SnapshotError> {
         let started = Instant::now();
         let mut number = 0;
+        let mut stopped_after = None;
         let mut flush_at = None;
         loop {
             let next = async {
@@ -183,7 +221,10 @@ impl<'a> Sender<'a> {
             };
             let next = tokio::select! {
                 next = next => next,
-                () = self.runner.stop.requested() => Ok(None),
+                () = self.runner.stop.requested() => {
+                    stopped_after = Some(number);
+                    break;
+                }
             };
             match next {
                 Ok(Some(line)) => {
@@ -207,7 +248,10 @@ impl<'a> Sender<'a> {
             }
         }
         self.flush().await?;
-        self.close(started).await
+        Ok(SendReports {
+            by_destination: self.close(started).await?,
+            stopped_after,
+        })
     }
 
     /// Adds a line to the batch of each destination that it fits.
@@ -242,90 +286,98 @@ impl<'a> Sender<'a> {
     async fn flush(&mut self) -> Result<(), SnapshotError> {
         (self.batch_lines, self.batch_bytes) = (0, 0);
         for (to, lines) in std::mem::take(&mut self.batch) {
-            let run = self.runs.remove(&to);
+            let opened = self.runs.remove(&to);
             let (destination, streams) = to.clone();
             let count = lines.len() as u64;
-            let run = self
+            let mut opened = self
                 .runner
                 .snapshot
                 .with(move |snapshot| {
-                    let mut run = match run {
-                        Some(run) => run,
+                    let mut opened = match opened {
+                        Some(opened) => opened,
                         None => {
                             let started_at =
                                 Timestamp::after(Timestamp::now(), snapshot.last_started_at()?);
-                            snapshot.open_send(
+                            Opened::new(snapshot.open_send(
                                 RunId::at(started_at),
                                 started_at,
                                 &destination,
                                 &streams,
-                            )?
+                            )?)
                         }
                     };
-                    snapshot.journal_calls(&mut run, &lines)?;
-                    Ok::<_, SnapshotError>(run)
+                    snapshot.journal_calls(&mut opened.run, &lines)?;
+                    Ok::<_, SnapshotError>(opened)
                 })
                 .await?;
-            let tally = self
-                .tallies
-                .get_mut(&to.0)
-                .expect("batches are for known destinations");
-            tally.journaled += count;
-            if tally.problem.is_none() && !self.runner.stop.is_requested() {
-                let outlet = &self.runner.project.destinations[&to.0];
-                let route = Route {
-                    destination: Arc::clone(&outlet.destination),
-                    pulse: Arc::clone(&outlet.pulse),
-                    stop: self.runner.stop.clone(),
-                };
-                self.runner.progress.deliver("send", run.waiting);
-                let sent = deliver(
-                    self.runner.snapshot,
-                    &run,
-                    &route,
-                    &tally.meter,
-                    &self.runner.progress,
-                )
-                .await?;
-                tally.delivered += sent.delivered;
-                tally.problem = sent.problem;
+            opened.journaled += count;
+            if opened.problem.is_none() && !self.runner.stop.is_requested() {
+                self.deliver(&to.0, &mut opened).await?;
             }
-            self.runs.insert(to, run);
+            self.runs.insert(to, opened);
         }
+        Ok(())
+    }
+
+    async fn deliver(
+        &self,
+        destination: &DestinationName,
+        opened: &mut Opened,
+    ) -> Result<(), SnapshotError> {
+        let Runner {
+            project,
+            snapshot,
+            stop,
+            progress,
+        } = self.runner;
+        let outlet = &project.destinations[destination];
+        let route = Route {
+            destination: Arc::clone(&outlet.destination),
+            pulse: Arc::clone(&outlet.pulse),
+            stop: stop.clone(),
+        };
+        let meter = &self.tallies[destination].meter;
+        progress.deliver("send", opened.run.waiting);
+        let sent = deliver(snapshot, &opened.run, &route, meter, progress).await?;
+        opened.delivered += sent.delivered;
+        opened.problem = sent.problem;
         Ok(())
     }
 
     async fn close(self, started: Instant) -> Result<Vec<SendReport>, SnapshotError> {
         let (lines, refused) = (self.lines, self.refused);
+        let seconds = (started.elapsed().as_secs_f64() * 100.0).round() / 100.0;
         let report = |(destination, tally): (DestinationName, Tally)| {
-            let undelivered = tally.journaled - tally.delivered;
+            let of_it = self.runs.iter().filter(|((to, _), _)| *to == destination);
+            let runs: Vec<&Opened> = of_it.map(|(_, opened)| opened).collect();
+            let delivered = runs.iter().map(|opened| opened.delivered).sum();
+            let undelivered = runs.iter().map(|opened| opened.undelivered()).sum();
+            let mut problems: Vec<&str> = runs
+                .iter()
+                .filter_map(|opened| opened.problem.as_deref())
+                .collect();
+            problems.dedup();
             SendReport {
+                outcome: outcome(delivered, undelivered),
                 destination,
-                outcome: match (undelivered, tally.delivered) {
-                    (0, 0) => Outcome::Unchanged,
-                    (0, _) => Outcome::Delivered,
-                    _ => Outcome::Undelivered,
-                },
                 lines,
                 refused,
                 unmapped: tally.unmapped,
-                delivered: tally.delivered,
+                delivered,
                 undelivered,
                 counts: tally.meter.counts(),
-                seconds: (started.elapsed().as_secs_f64() * 100.0).round() / 100.0,
-                error: tally.problem,
+                seconds,
+                error: (!problems.is_empty()).then(|| problems.join("\n")),
             }
         };
         let reports: Vec<SendReport> = self.tallies.into_iter().map(report).collect();
-        for ((destination, _), run) in self.runs {
-            let outcome = reports
-                .iter()
-                .find(|report| report.destination == destination)
-                .map(|report| report.outcome);
-            let outcome = outcome.unwrap_or(Outcome::Delivered);
+        for opened in self.runs.into_values() {
             self.runner
                 .snapshot
-                .with(move |snapshot| snapshot.finish(&run, outcome))
+                .with(move |snapshot| {
+                    let outcome = outcome(opened.delivered, opened.undelivered());
+                    snapshot.finish(&opened.run, outcome)
+                })
                 .await?;
         }
         Ok(reports)

@@ -4,6 +4,7 @@
 //! that fails, ends early or comes out of order decides nothing.
 
 mod ahead;
+mod interrupt;
 mod sqlite;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
 
 pub use ahead::MembersAhead;
+pub use interrupt::Interrupt;
 pub use sqlite::{Sqlite, SqliteMembers, check_syntax};
 
 /// Why a source gave no members.
@@ -112,23 +114,26 @@ impl Source {
         }
     }
 
-    /// Opens the source and hands its members to `use_members`, in order.
+    /// Opens the source and hands its members to `use_members`, in order. An interrupted one fails as an unreadable one
+    /// does.
     pub fn read<T, E: From<SourceError>>(
         &self,
         audience: &Audience,
+        interrupt: &Interrupt,
         use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
     ) -> Result<T, E> {
-        ahead::read(self, audience, use_members)
+        ahead::read(self, audience, interrupt, use_members)
     }
 
     /// The same, on this thread.
     fn read_here<T, E: From<SourceError>>(
         &self,
         audience: &Audience,
+        interrupt: &Interrupt,
         use_members: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.read(audience, use_members),
+            Self::Sqlite(sqlite) => sqlite.read(audience, interrupt, use_members),
         }
     }
 }

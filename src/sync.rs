@@ -1,6 +1,7 @@
 //! One run, told as a story: deliver what an earlier run left, plan, deliver, remember.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::mapping::Mapping;
 use crate::progress::Progress;
 use crate::run::{Counts, Outcome, RunId, RunKind, Timestamp};
 use crate::snapshot::{Delivered, Handle, Journal, JournaledRun, Plan, Planning, SnapshotError};
-use crate::source::{Source, SourceError};
+use crate::source::{Interrupt, Source, SourceError};
 
 /// What runs work with: made once from the configuration.
 pub struct Project {
@@ -166,6 +167,8 @@ enum PlanError {
 
 /// How many members are read between two looks at the clock and the signals.
 const LOOK_EVERY: u64 = 4_096;
+
+const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs over one snapshot, one after another, by whoever holds its lock.
 pub struct Runner<'a> {
@@ -367,7 +370,9 @@ impl Runner<'_> {
         planning: Planning,
         request: Request,
     ) -> Result<Plan, PlanError> {
+        let interrupt = Interrupt::default();
         let reading = Reading {
+            interrupt: interrupt.clone(),
             source: self.project.sources[&keyed.audience.source].clone(),
             audience: keyed.audience.clone(),
             scope: if request.resync {
@@ -379,18 +384,38 @@ impl Runner<'_> {
             stop: self.stop.clone(),
         };
         self.progress.plan(keyed.key.as_str());
-        self.snapshot
-            .with(move |snapshot| {
-                let merge = |delivered: &mut Delivered<'_>, journal: &mut Journal<'_>| {
-                    reading.merge(delivered, journal)
-                };
-                if request.dry_run {
-                    snapshot.rehearse(&planning, merge)
-                } else {
-                    snapshot.plan(&planning, merge)
-                }
-            })
-            .await
+        let planned = self.snapshot.with(move |snapshot| {
+            let merge = |delivered: &mut Delivered<'_>, journal: &mut Journal<'_>| {
+                reading.merge(delivered, journal)
+            };
+            if request.dry_run {
+                snapshot.rehearse(&planning, merge)
+            } else {
+                snapshot.plan(&planning, merge)
+            }
+        });
+        match self.or_interrupt(planned, &interrupt).await {
+            // Interrupted, most likely; in any case nothing was decided, and the next run meets it again.
+            Err(PlanError::Source(_)) if self.stop.is_requested() => Err(PlanError::Stopped),
+            planned => planned,
+        }
+    }
+
+    /// Waits for a plan. Once asked to stop, it ends the query: one may go on for minutes before its first row.
+    async fn or_interrupt<T>(&self, planned: impl Future<Output = T>, interrupt: &Interrupt) -> T {
+        let mut planned = pin!(planned);
+        tokio::select! {
+            planned = &mut planned => return planned,
+            () = self.stop.requested() => {}
+        }
+        loop {
+            interrupt.interrupt();
+            // Between two statements nobody hears it.
+            match tokio::time::timeout(INTERRUPT_EVERY, &mut planned).await {
+                Ok(planned) => return planned,
+                Err(_) => continue,
+            }
+        }
     }
 
     /// Delivers a run from the journal, completes its report and closes it.
@@ -443,6 +468,7 @@ struct Reading {
     scope: Scope,
     progress: Progress,
     stop: Stop,
+    interrupt: Interrupt,
 }
 
 impl Reading {
@@ -451,26 +477,27 @@ impl Reading {
         delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<(diff::Tally, u64), PlanError> {
-        self.source.read(&self.audience, |members| {
-            let mut watched = Watched {
-                members,
-                read: 0,
-                reading: self,
-            };
-            let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
-                journal.push(&change).map_err(PlanError::from)
-            })?;
-            let skipped = members.skipped;
-            if skipped.total() > 0 {
-                tracing::warn!(
-                    "{:?}: skipped {} rows: {}",
-                    self.audience.name,
-                    skipped.total(),
-                    skipped.explain()
-                );
-            }
-            Ok((tally, skipped.total()))
-        })
+        self.source
+            .read(&self.audience, &self.interrupt, |members| {
+                let mut watched = Watched {
+                    members,
+                    read: 0,
+                    reading: self,
+                };
+                let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
+                    journal.push(&change).map_err(PlanError::from)
+                })?;
+                let skipped = members.skipped;
+                if skipped.total() > 0 {
+                    tracing::warn!(
+                        "{:?}: skipped {} rows: {}",
+                        self.audience.name,
+                        skipped.total(),
+                        skipped.explain()
+                    );
+                }
+                Ok((tally, skipped.total()))
+            })
     }
 }
 

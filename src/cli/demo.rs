@@ -128,7 +128,9 @@ fn next_day(shop: &Path) -> anyhow::Result<String> {
     };
     let shop = Connection::open(shop)?;
     let moved = shop.query_row(
-        "UPDATE calendar SET today = date(today, '+1 day') RETURNING today",
+        // Naming the other columns too: a shop of somebody else's may have a calendar.
+        "UPDATE calendar SET today = date(today, '+1 day')
+         WHERE EXISTS (SELECT customer_id, ordered_on, items, total FROM orders) RETURNING today",
         [],
         |row| row.get(0),
     );
@@ -182,7 +184,7 @@ What Firehose would have got is in {delivered}, laid out as it lays out S3. Look
 
 Then `{program} init` in a directory of your own.",
         delivered = delivered.display(),
-        dir = dir.display(),
+        dir = quoted(dir),
     ))?;
     Ok(())
 }
@@ -193,7 +195,18 @@ fn program() -> String {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_found = std::env::split_paths(&path).any(|folder| folder.join(name).is_file());
     let whole = std::env::current_exe().ok().filter(|_| !is_found);
-    whole.map_or_else(|| name.to_owned(), |path| path.display().to_string())
+    whole.map_or_else(|| name.to_owned(), |path| quoted(&path))
+}
+
+/// A path as a shell takes it for one word.
+fn quoted(path: &Path) -> String {
+    let path = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+@%,:=".contains(c);
+    if path.chars().all(is_plain) {
+        path
+    } else {
+        format!("'{}'", path.replace('\'', r"'\''"))
+    }
 }
 
 /// A record of a run that says `false`: its user, its file and its line.

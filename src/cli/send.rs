@@ -14,7 +14,7 @@ use crate::config::Config;
 use crate::firehose::Stop;
 use crate::progress::Progress;
 use crate::run::Outcome;
-use crate::send::{Line, LineError, Refused, SendReport, Sender, read_lines};
+use crate::send::{Line, LineError, Refused, SendReport, SendReports, Sender, read_lines};
 use crate::snapshot::Handle;
 use crate::sync::Runner;
 
@@ -27,7 +27,10 @@ pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Resu
     let snapshot = project::open_snapshot(&config)?;
 
     let mut exit = Exit::Success;
-    let reports = super::runtime()?.block_on(async {
+    let SendReports {
+        by_destination: reports,
+        stopped_after,
+    } = super::runtime()?.block_on(async {
         let stop = Stop::new();
         signals::listen(stop.clone())?;
         let handle = Handle::new(snapshot);
@@ -81,6 +84,12 @@ pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Resu
         ))?;
     }
     reports.iter().for_each(|report| explain(output, report));
+    if let Some(number) = stopped_after {
+        exit = exit.or_worse(Exit::Undelivered);
+        output.note(format_args!(
+            "\nstopped after line {number}; nothing after it is sent"
+        ));
+    }
     Ok(exit)
 }
 

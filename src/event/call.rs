@@ -100,26 +100,23 @@ impl Call {
         }
         let event = text(&fields, "event")?;
 
-        let message_id = match text(&fields, "messageId")?.filter(|id| !id.is_empty()) {
+        match text(&fields, "messageId")?.filter(|id| !id.is_empty()) {
             Some(id) if id.len() > 100 => return Err(CallError::LongMessageId),
-            Some(id) => id,
-            None => new_message_id(),
-        };
-        let now = now.to_string();
-        let original = text(&fields, "originalTimestamp")?;
-        let timestamp = text(&fields, "timestamp")?
-            .or_else(|| original.clone())
-            .unwrap_or_else(|| now.clone());
-        set(&mut fields, "messageId", &message_id);
-        set(
-            &mut fields,
-            "originalTimestamp",
-            original.unwrap_or_else(|| timestamp.clone()),
-        );
-        set(&mut fields, "timestamp", &timestamp);
-        for field in ["receivedAt", "sentAt"] {
-            if text(&fields, field)?.is_none() {
-                set(&mut fields, field, &now);
+            Some(_) => {}
+            None => set(&mut fields, "messageId", new_message_id()),
+        }
+        let now = to_raw_value(&now.to_string()).expect("text is JSON");
+        let original = given(&fields, "originalTimestamp")?;
+        let timestamp = given(&fields, "timestamp")?;
+        let either = original.or(timestamp).unwrap_or(&now).to_owned();
+        for (field, value) in [
+            ("originalTimestamp", &either),
+            ("timestamp", &either),
+            ("receivedAt", &now),
+            ("sentAt", &now),
+        ] {
+            if given(&fields, field)?.is_none() {
+                fields.insert(field.to_owned(), value.clone());
             }
         }
         let mut line = serde_json::to_vec(&fields).expect("raw JSON is JSON");
@@ -141,6 +138,15 @@ fn text(
         return Ok(None);
     };
     serde_json::from_str(raw.get()).map_err(|_| CallError::NotText(name))
+}
+
+/// The field as it was written, where it is a text.
+fn given<'f>(
+    fields: &'f IndexMap<String, Box<RawValue>>,
+    name: &'static str,
+) -> Result<Option<&'f RawValue>, CallError> {
+    let is_given = text(fields, name)?.is_some();
+    Ok(fields.get(name).map(AsRef::as_ref).filter(|_| is_given))
 }
 
 fn set(fields: &mut IndexMap<String, Box<RawValue>>, name: &str, value: impl Serialize) {
@@ -191,6 +197,16 @@ mod tests {
         let given = concat!(
             r#"{"type":"page","anonymousId":"a","messageId":"m","originalTimestamp":"o","timestamp":"t","receivedAt":"r","#,
             r#""sentAt":"s","properties":{"n":12345678901234567890123,"e":1.50},"_new":[1, 2]}"#
+        );
+        check(given, given);
+    }
+
+    /// Whoever signed or hashed their fields finds them again.
+    #[test]
+    fn fields_that_are_looked_at_are_kept_as_they_are_written() {
+        let given = concat!(
+            r#"{"type":"page","anonymousId":"a","messageId":"\u006d","originalTimestamp":"\/o","timestamp":"\/t","#,
+            r#""receivedAt":"\/r","sentAt":"\/s"}"#
         );
         check(given, given);
     }

@@ -6,7 +6,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::{Skipped, Source, SourceError};
+use super::{Interrupt, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
 use crate::diff::Members;
 
@@ -36,12 +36,13 @@ pub struct MembersAhead {
 pub(super) fn read<T, E: From<SourceError>>(
     source: &Source,
     audience: &Audience,
+    interrupt: &Interrupt,
     use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
 ) -> Result<T, E> {
     let (say, said) = sync_channel(BATCHES_AHEAD);
     thread::scope(|scope| {
         scope.spawn(move || {
-            let end = match read_all(source, audience, &say) {
+            let end = match read_all(source, audience, interrupt, &say) {
                 Ok(skipped) => Said::End(skipped),
                 Err(error) => Said::Failed(error),
             };
@@ -65,9 +66,10 @@ pub(super) fn read<T, E: From<SourceError>>(
 fn read_all(
     source: &Source,
     audience: &Audience,
+    interrupt: &Interrupt,
     say: &SyncSender<Said>,
 ) -> Result<Skipped, SourceError> {
-    source.read_here(audience, |members| {
+    source.read_here(audience, interrupt, |members| {
         let mut batch = Batch::default();
         while members.advance()? {
             batch.push(&members.current());

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
-use super::SourceError;
+use super::{Interrupt, SourceError};
 use crate::audience::{Audience, SourceName};
 use layout::{BINARY, Layout};
 pub use rows::SqliteMembers;
@@ -83,9 +83,11 @@ impl Sqlite {
     pub(super) fn read<T, E: From<SourceError>>(
         &self,
         audience: &Audience,
+        interrupt: &Interrupt,
         read: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         let connection = self.open()?;
+        interrupt.watch(&connection);
         // One transaction for all that is read: the query may have to be asked twice.
         connection
             .execute_batch("BEGIN")

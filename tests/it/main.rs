@@ -2,6 +2,8 @@
 
 mod check;
 mod clock;
+mod command_line;
+mod demo;
 mod dry_run;
 mod failing;
 mod firehose;
@@ -9,11 +11,15 @@ mod guard;
 mod history;
 mod hostile;
 mod iam;
+mod init;
 mod keys;
 mod lock;
 mod moto;
 mod replay;
 mod resync;
+mod run;
+mod schedules;
+mod send;
 mod snapshot;
 mod support;
 mod sync;

@@ -4,9 +4,11 @@ pub(crate) mod endpoint;
 pub(crate) mod moto;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -78,20 +80,51 @@ impl Project {
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_audience-sync"));
+        self.like(command.args(arguments));
         command
-            .args(arguments)
+    }
+
+    /// Makes a program run where and as the commands do.
+    pub(crate) fn like<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command
             .current_dir(self.folder.path())
             .env_clear()
-            .envs(&self.variables);
-        command
+            .envs(&self.variables)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
+            .stderr(Stdio::piped())
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Ran {
         ended(self.command(arguments).spawn().unwrap())
+    }
+
+    /// Runs a command with this on its standard input.
+    pub(crate) fn pipe(&self, arguments: &[&str], input: impl Into<Vec<u8>>) -> Ran {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut stdin, input) = (child.stdin.take().unwrap(), input.into());
+        // A command that refuses its configuration does not read to the end.
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let ran = ended(child);
+        writer.join().unwrap();
+        ran
+    }
+
+    /// Starts a command that stays.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
+        let output = tempfile::tempdir().unwrap();
+        let file = |name: &str| File::create(output.path().join(name)).unwrap();
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::piped());
+        command.stdout(file("stdout")).stderr(file("stderr"));
+        Running {
+            child: command.spawn().unwrap(),
+            output,
+        }
     }
 
     /// Runs a command that must end with 0.
@@ -123,6 +156,80 @@ impl Project {
     pub(crate) fn delivered(&self) -> Vec<Value> {
         records(&self.path("delivered"))
     }
+}
+
+/// A command that goes on, until it is told to end or the test does.
+pub(crate) struct Running {
+    pub child: Child,
+    output: TempDir,
+}
+
+impl Running {
+    pub(crate) fn stdout(&self) -> String {
+        fs::read_to_string(self.output.path().join("stdout")).unwrap()
+    }
+
+    pub(crate) fn stderr(&self) -> String {
+        fs::read_to_string(self.output.path().join("stderr")).unwrap()
+    }
+
+    /// Sends a signal: `TERM`, `INT`.
+    pub(crate) fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        let sent = Command::new("sh").args(["-c", &kill]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    /// Waits until it has ended by itself.
+    #[track_caller]
+    pub(crate) fn end(mut self) -> Ran {
+        let mut code = None;
+        eventually("the command ends", || {
+            code = self.child.try_wait().unwrap();
+            code.is_some()
+        });
+        Ran {
+            code: code.and_then(|code| code.code()).unwrap_or(-1),
+            stdout: self.stdout(),
+            stderr: self.stderr(),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Either fails when it has ended already.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Waits until something is so, or fails.
+#[track_caller]
+pub(crate) fn eventually(what: &str, is_so: impl FnMut() -> bool) {
+    within(Duration::from_secs(20), what, is_so);
+}
+
+#[track_caller]
+pub(crate) fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+/// Every line of the files below a folder as it was written, in the order of its bytes.
+pub(crate) fn raw_lines(folder: &Path) -> Vec<String> {
+    let mut lines: Vec<String> = files(folder)
+        .iter()
+        .flat_map(|file| {
+            let text = fs::read_to_string(file).unwrap();
+            text.lines().map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    lines.sort();
+    lines
 }
 
 /// Waits for a command to end.

@@ -66,16 +66,17 @@ impl Shop {
 
     /// The members as one line, such as `a b=5 ~anonymous c~anonymous,"age":3 (1 with an empty id)`.
     fn read(&self, query: &str) -> Result<String, SourceError> {
-        self.source().read(&audience(query), |members| {
-            let mut line = Vec::new();
-            while members.advance()? {
-                line.push(text(&members.current()));
-            }
-            if members.skipped.total() > 0 {
-                line.push(format!("({})", members.skipped.explain()));
-            }
-            Ok(line.join(" "))
-        })
+        self.source()
+            .read(&audience(query), &Interrupt::default(), |members| {
+                let mut line = Vec::new();
+                while members.advance()? {
+                    line.push(text(&members.current()));
+                }
+                if members.skipped.total() > 0 {
+                    line.push(format!("({})", members.skipped.explain()));
+                }
+                Ok(line.join(" "))
+            })
     }
 
     #[track_caller]

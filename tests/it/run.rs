@@ -1,0 +1,233 @@
+//! Staying, and syncing by the clock.
+
+use std::fs;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::{Project, Running, eventually, truth};
+
+const EVERY_SECOND: &str = r#"
+cron = "*/1 * * * * *"
+
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id FROM members"
+"#;
+
+fn project(schedule: &str) -> Project {
+    let project = Project::new(schedule);
+    project.shop(
+        "CREATE TABLE members (user_id TEXT PRIMARY KEY); INSERT INTO members VALUES ('a'), ('b')",
+    );
+    project
+}
+
+fn members(project: &Project) -> Vec<String> {
+    let truth = truth(&project.delivered());
+    let members = truth.into_iter().filter(|(_, value)| *value == true);
+    members.map(|((user, _), _)| user).collect()
+}
+
+/// Nothing lies beside the snapshot but its lock: it is closed.
+#[track_caller]
+fn assert_closed(project: &Project) {
+    let beside: Vec<_> = fs::read_dir(project.path(""))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("snapshot.sqlite") && !name.ends_with(".lock"))
+        .collect();
+    assert_eq!(beside, ["snapshot.sqlite"]);
+}
+
+#[track_caller]
+fn assert_stops(running: Running, signal: &str, project: &Project) -> String {
+    running.signal(signal);
+    let ran = running.end();
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_closed(project);
+    ran.stderr
+}
+
+#[test]
+fn a_change_of_the_source_is_sent_at_the_next_tick() {
+    let project = project(EVERY_SECOND);
+    let running = project.start(&["run"]);
+    eventually("the first sync", || members(&project) == ["a", "b"]);
+    project.shop("DELETE FROM members WHERE user_id = 'a'; INSERT INTO members VALUES ('c')");
+    eventually("the delta", || members(&project) == ["b", "c"]);
+    let log = assert_stops(running, "TERM", &project);
+    for words in [
+        "main: overdue",
+        "main: next at ",
+        "members: delivered, 2 members, 1 added, 1 removed",
+        "stopped",
+    ] {
+        assert!(log.contains(words), "{words}: {log}");
+    }
+    // Everything is remembered.
+    assert_eq!(project.sync()["outcome"], "unchanged");
+    assert_eq!(project.delivered().len(), 4);
+}
+
+/// Yearly, so that only what is overdue runs.
+#[test]
+fn what_is_overdue_runs_at_the_start_and_the_rest_when_it_is_due() {
+    let project = project(&EVERY_SECOND.replace("*/1 * * * * *", "0 0 1 1 *"));
+    let running = project.start(&["run", "--json"]);
+    eventually("the first sync", || running.stdout().ends_with('\n'));
+    assert_stops(running, "INT", &project);
+    assert_eq!(members(&project), ["a", "b"]);
+
+    project.shop("INSERT INTO members VALUES ('c')");
+    let running = project.start(&["run", "--json"]);
+    eventually("it waits", || running.stderr().contains("main: next at "));
+    let log = assert_stops(running, "INT", &project);
+    assert!(!log.contains("overdue"), "{log}");
+    assert_eq!(members(&project), ["a", "b"]);
+}
+
+#[test]
+fn it_prints_the_lines_of_sync() {
+    let project = project(EVERY_SECOND);
+    let running = project.start(&["run", "--json"]);
+    eventually("two runs", || running.stdout().lines().count() >= 2);
+    let lines: Vec<Value> = running
+        .stdout()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_stops(running, "TERM", &project);
+    assert_eq!(
+        [&lines[0]["outcome"], &lines[1]["outcome"]],
+        [&json!("delivered"), &json!("unchanged")]
+    );
+    let expected = project.sync();
+    let names: Vec<&str> = expected
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    crate::support::assert_fields(&lines[0], &names);
+}
+
+/// The read waits for its five seconds, in which ticks pass.
+#[test]
+fn a_tick_is_skipped_while_its_schedule_runs() {
+    let project = project(EVERY_SECOND);
+    let running = project.start(&["run"]);
+    eventually("the first sync", || members(&project) == ["a", "b"]);
+    let writer = project.shop_connection();
+    eventually("the source is ours", || {
+        writer.execute_batch("BEGIN EXCLUSIVE").is_ok()
+    });
+    eventually("a tick is skipped", || {
+        running
+            .stderr()
+            .contains("main: skipped, since its last run is still going on")
+    });
+    writer
+        .execute_batch("INSERT INTO members VALUES ('c'); COMMIT")
+        .unwrap();
+    eventually("the delta", || members(&project) == ["a", "b", "c"]);
+    assert_stops(running, "TERM", &project);
+}
+
+#[test]
+fn a_manual_sync_finds_its_turn_between_two_ticks() {
+    let project = project(EVERY_SECOND);
+    let running = project.start(&["run"]);
+    eventually("the first sync", || members(&project) == ["a", "b"]);
+    for _ in 0..3 {
+        project.succeed(&["sync", "--wait"]);
+    }
+    project.shop("INSERT INTO members VALUES ('c')");
+    project.succeed(&["sync", "--wait"]);
+    assert_eq!(members(&project), ["a", "b", "c"]);
+    assert_stops(running, "TERM", &project);
+    assert_eq!(project.delivered().len(), 3);
+}
+
+#[test]
+fn an_audience_that_fails_ends_neither_the_others_nor_the_program() {
+    let project = project(&format!(
+        "{EVERY_SECOND}\n[[audience]]\nname = \"Broken\"\nsource = \"shop\"\nquery = \"SELECT user_id FROM nowhere\"\n"
+    ));
+    // Another schedule whose source is not there yet.
+    let config = fs::read_to_string(project.path("audience-sync.toml")).unwrap();
+    project.write(
+        "audience-sync.toml",
+        &format!("{config}\n[source.late]\nsqlite = \"late.sqlite\"\n"),
+    );
+    project.write(
+        "schedules/late.toml",
+        &EVERY_SECOND
+            .replace("shop", "late")
+            .replace("Members", "Late"),
+    );
+    let running = project.start(&["run"]);
+    eventually("the failures are logged", || {
+        let log = running.stderr();
+        log.contains("broken: failed: ") && log.contains("late: failed: ")
+    });
+    project.shop("INSERT INTO members VALUES ('c')");
+    eventually("the delta", || members(&project) == ["a", "b", "c"]);
+    let late = rusqlite::Connection::open(project.path("late.sqlite")).unwrap();
+    late.execute_batch("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('z')")
+        .unwrap();
+    eventually("the late one", || members(&project) == ["a", "b", "c", "z"]);
+    assert_stops(running, "TERM", &project);
+}
+
+#[test]
+fn without_a_cron_there_is_nothing_to_run() {
+    let project = project(&EVERY_SECOND.replace("cron = \"*/1 * * * * *\"", ""));
+    let before = project.contents();
+    let ran = project.run(&["run"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(ran.stderr.contains("no schedule has a `cron`"), "{ran:?}");
+    assert_eq!(project.contents(), before);
+}
+
+/// A query that gives nothing for minutes must not keep the machine from shutting down.
+#[test]
+fn a_signal_ends_a_query_that_takes_for_ever() {
+    let project = project(&EVERY_SECOND.replace(
+        "SELECT user_id FROM members",
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000000) \
+         SELECT user_id FROM members WHERE (SELECT max(i) FROM n) > 0",
+    ));
+    let running = project.start(&["run"]);
+    eventually("a tick finds it running", || {
+        running.stderr().contains("skipped")
+    });
+    running.signal("TERM");
+    crate::support::within(Duration::from_secs(5), "it stops", || {
+        running.stderr().contains(" stopped")
+    });
+    assert_eq!(running.end().code, 0);
+    assert_closed(&project);
+    assert_eq!(project.delivered().len(), 0);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let project = project(EVERY_SECOND);
+    let running = project.start(&["run"]);
+    eventually("the first sync", || members(&project) == ["a", "b"]);
+    let writer = project.shop_connection();
+    eventually("the source is ours", || {
+        writer.execute_batch("BEGIN EXCLUSIVE").is_ok()
+    });
+    // The run that waits for the source keeps it from ending.
+    eventually("a tick is skipped", || running.stderr().contains("skipped"));
+    running.signal("TERM");
+    eventually("it has heard", || running.stderr().contains("stopping"));
+    running.signal("TERM");
+    assert_eq!(running.end().code, 130);
+    drop(writer);
+    project.shop("INSERT INTO members VALUES ('c')");
+    assert_eq!(project.sync()["added"], 1);
+}
