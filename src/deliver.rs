@@ -13,18 +13,18 @@ use crate::batch::{LineBuffer, Lines, MAX_RECORD_BYTES};
 use crate::event::Identify;
 use crate::firehose::{Destination, Ended, Meter, Pulse, Stop};
 use crate::progress::Progress;
-use crate::snapshot::{Chunk, Dead, Handle, JournaledRun, Settled, SnapshotError, chunk};
+use crate::snapshot::{Chunk, Credit, Dead, Handle, JournaledRun, Settled, SnapshotError, chunk};
 
-/// Chunks taken and not yet remembered: what a crash can repeat.
+/// Chunks taken and not yet remembered: what a crash can repeat,
 const CHUNKS_UNDER_WAY: usize = 16;
+/// and their bytes in the journal. On its way through the SDK each of them is held about five times.
+const BYTES_UNDER_WAY: usize = 4 << 20;
 
 /// What became of a run's chunks.
 #[derive(Debug, Clone, Default)]
 pub struct Sent {
     /// Changes that every stream has.
     pub delivered: u64,
-    /// Changes that can never be delivered.
-    pub dead: u64,
     /// Why not all of them are delivered, in words for people.
     pub problem: Option<String>,
 }
@@ -55,13 +55,18 @@ pub async fn deliver(
     });
     let mut outcome = Sent::default();
     let mut under_way = JoinSet::new();
+    let mut bytes_under_way = 0;
+    let mut dead = 0;
     let mut settled = Vec::new();
     let mut after = run.after;
     loop {
         let credit = if courier.goes_on() {
-            CHUNKS_UNDER_WAY - under_way.len()
+            Credit {
+                chunks: CHUNKS_UNDER_WAY - under_way.len(),
+                bytes: BYTES_UNDER_WAY.saturating_sub(bytes_under_way),
+            }
         } else {
-            0
+            Credit::NONE
         };
         let (run, remember) = (run.clone(), std::mem::take(&mut settled));
         let chunks = snapshot
@@ -69,6 +74,7 @@ pub async fn deliver(
             .await?;
         for chunk in chunks {
             after = chunk.seq;
+            bytes_under_way += chunk.entries.len();
             let courier = Arc::clone(&courier);
             under_way.spawn(async move { courier.carry(chunk).await });
         }
@@ -78,14 +84,15 @@ pub async fn deliver(
         let mut back = Some(first);
         while let Some(joined) = back {
             let chunk = joined.expect("carrying a chunk does not panic")?;
+            bytes_under_way -= chunk.chunk.entries.len();
             outcome.delivered += chunk.newly_delivered();
-            outcome.dead += chunk.dead.len() as u64;
+            dead += chunk.dead.len() as u64;
             settled.push(chunk);
             back = under_way.try_join_next();
         }
         progress.delivered(outcome.delivered);
     }
-    outcome.problem = courier.problem(outcome.dead);
+    outcome.problem = courier.problem(dead);
     Ok(outcome)
 }
 

@@ -107,6 +107,14 @@ impl Destination {
         }
     }
 
+    /// Waits for the right moment for a call.
+    async fn pace(&self, stream: &StreamName, records: &[Record]) {
+        match &self.kind {
+            Kind::Firehose(aws) => aws.pace(stream, records).await,
+            Kind::Directory(_) => {}
+        }
+    }
+
     /// One attempt at one call's worth of records.
     async fn put(&self, stream: &StreamName, records: &[Record], meter: &Meter) -> Receipt {
         match &self.kind {

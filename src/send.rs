@@ -26,6 +26,8 @@ use crate::sync::{Outlet, Runner};
 const BATCH_LINES: usize = 8_000;
 /// or this many bytes,
 const BATCH_BYTES: usize = 8 << 20;
+/// Lines that are read ahead: few, since each may be as long as a record.
+const LINES_AHEAD: usize = 32;
 /// or what has come in for so long.
 const BATCH_AGE: Duration = Duration::from_secs(1);
 
@@ -83,7 +85,7 @@ pub enum Refused {
 
 /// Reads lines on a thread of its own, since standard input cannot be asked nicely. An I/O error is the last.
 pub fn read_lines(mut input: impl BufRead + Send + 'static) -> mpsc::Receiver<Line> {
-    let (lines, read) = mpsc::channel(BATCH_LINES);
+    let (lines, read) = mpsc::channel(LINES_AHEAD);
     std::thread::spawn(move || {
         while let Some(line) = next_line(&mut input) {
             let is_last = matches!(line, Err(LineError::Io(_)));

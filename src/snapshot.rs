@@ -18,8 +18,9 @@ mod schema;
 mod tests;
 
 use std::fs::{self, OpenOptions};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::audience::keys::Known;
@@ -28,7 +29,7 @@ use crate::run::Timestamp;
 
 pub use handle::Handle;
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
-pub use journal::{Chunk, Dead, Journal, JournaledRun, Plan, Planning, Rehearsed, Settled};
+pub use journal::{Chunk, Credit, Dead, Journal, JournaledRun, Plan, Planning, Rehearsed, Settled};
 pub use lock::{Busy, RunLock};
 pub use members::Delivered;
 
@@ -46,6 +47,11 @@ pub enum SnapshotError {
     /// The file is damaged, or was written by something else.
     #[error("chunk {seq} of run {run} cannot be read")]
     UnreadableChunk { run: i64, seq: i64 },
+    /// The file is damaged.
+    #[error(
+        "the snapshot gave its members out of order\n\nhint: `PRAGMA integrity_check` on a copy of it says what is damaged"
+    )]
+    OutOfOrder,
     /// A column holds what this program never writes.
     #[error("the snapshot holds an unknown {0}")]
     Unknown(&'static str),
@@ -81,11 +87,24 @@ impl Snapshot {
         if !path.exists() {
             return Ok(None);
         }
-        // Read-write lets SQLite tidy up its files beside the snapshot; on a read-only disk it need not.
-        let open =
-            |access| Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX);
-        let connection = open(OpenFlags::SQLITE_OPEN_READ_WRITE)
-            .or_else(|_| open(OpenFlags::SQLITE_OPEN_READ_ONLY))?;
+        let mut log = path.as_os_str().to_owned();
+        log.push("-wal");
+        let has_log = fs::metadata(log).is_ok_and(|log| log.len() > 0);
+        match Self::look(path, OpenFlags::SQLITE_OPEN_READ_WRITE, has_log) {
+            // Where nothing may be written beside it and no log is left, the file alone is all there is.
+            Err(_) if !has_log => {
+                Self::look(&immutable(path), OpenFlags::SQLITE_OPEN_READ_ONLY, false)
+            }
+            looked => looked,
+        }
+    }
+
+    /// SQLite needs the right to write for its own files beside the snapshot, which it takes away again.
+    fn look(path: &Path, access: OpenFlags, has_log: bool) -> Result<Option<Self>, SnapshotError> {
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
+        let connection = Connection::open_with_flags(path, flags)?;
+        // What a crash left in the log is not ours to move into the file.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)?;
         set_up(&connection)?;
         if schema::version(&connection)? == 0 {
             return Ok(None);
@@ -135,6 +154,16 @@ fn class(text: &str) -> Result<Class, SnapshotError> {
         .into_iter()
         .find(|class| class.as_str() == text)
         .ok_or(SnapshotError::Unknown("class of audience"))
+}
+
+/// The name by which SQLite reads a file as if nobody could change it. <https://sqlite.org/uri.html>
+fn immutable(path: &Path) -> PathBuf {
+    let path = path.display().to_string();
+    let path = path
+        .replace('%', "%25")
+        .replace('?', "%3f")
+        .replace('#', "%23");
+    format!("file:{path}?immutable=1").into()
 }
 
 /// Makes the file readable for its owner only, before SQLite writes a byte: it holds people's ids.

@@ -74,6 +74,8 @@ pub struct Skipped {
     pub too_long: u64,
     pub nul: u64,
     pub infinite: u64,
+    /// No rows: extra traits that are infinite or not UTF-8, and go as null.
+    pub traits: u64,
 }
 
 impl Skipped {

@@ -439,9 +439,16 @@ impl Runner<'_> {
             );
             sent = deliver(self.snapshot, run, &route, &meter, &self.progress).await?;
         }
+        let number = run.number;
+        let left = self
+            .snapshot
+            .with(move |snapshot| snapshot.run(number))
+            .await?
+            .waiting;
         report.delivered = sent.delivered;
         report.undelivered = run.waiting - sent.delivered;
-        report.dead = sent.dead;
+        // Those found dead by an earlier attempt were not waiting any more.
+        report.dead = report.undelivered.saturating_sub(left);
         report.counts = meter.counts();
         report.error = sent.problem;
         report.outcome = if report.undelivered > 0 {
@@ -494,6 +501,13 @@ impl Reading {
                         self.audience.name,
                         skipped.total(),
                         skipped.explain()
+                    );
+                }
+                if skipped.traits > 0 {
+                    tracing::warn!(
+                        "{:?}: {} extra traits are infinite or not UTF-8, and go as null",
+                        self.audience.name,
+                        skipped.traits
                     );
                 }
                 Ok((tally, skipped.total()))

@@ -158,7 +158,7 @@ fn sync(output: &Output, dir: &Path) -> anyhow::Result<(Exit, Option<RunId>)> {
         &mut reports,
     )?;
     let run = reports.run_of("order_completed_last_30days");
-    Ok((reports.close()?, run))
+    Ok((reports.close(), run))
 }
 
 /// Shows one record of a run, where the others lie, and what to type next.

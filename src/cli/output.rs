@@ -1,8 +1,4 @@
 //! What people and programs read: tables or JSON lines on standard output, words on standard error.
-#![expect(
-    clippy::print_stderr,
-    reason = "this is where errors and hints are printed"
-)]
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -36,7 +32,8 @@ impl Output {
 
     /// Something to know beside the data, on standard error.
     pub(super) fn note(&self, text: impl std::fmt::Display) {
-        eprintln!("{text}");
+        // Where standard error is gone there is nobody to tell.
+        drop(writeln!(io::stderr(), "{text}"));
     }
 
     /// An error and its causes: `error: what: why`, then the hint if there is one.
@@ -53,7 +50,7 @@ impl Output {
             }
             previous = cause;
         }
-        eprintln!("error: {text}");
+        self.note(format_args!("error: {text}"));
     }
 }
 

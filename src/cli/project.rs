@@ -71,6 +71,11 @@ fn outlet(name: &DestinationName, configured: &Configuration) -> Result<Outlet, 
                 .as_ref()
                 .map(|secret| secret.resolve())
                 .transpose()?;
+            if aws.role.is_none() && external_id.is_some() {
+                tracing::warn!(
+                    "destination `{name}` has a `secret_id` and no `role_address`, so it is never used"
+                );
+            }
             let role = aws.role.as_ref().zip(external_id);
             let settings = AwsSettings {
                 region: aws.region.as_str().to_owned(),
@@ -225,6 +230,12 @@ pub(super) fn check_query(
             .audiences()
             .find(|configured| configured.audience.id == keyed.audience.id);
         let (message, hint) = split_hint(&error.to_string());
+        let hint = hint.or_else(|| {
+            Some(
+                "correct the query; `audience-sync check` compiles it without running it"
+                    .to_owned(),
+            )
+        });
         let at = configured.map(|configured| configured.query_at.clone());
         QueryFault::Misconfigured(ConfigError { message, at, hint })
     })
@@ -248,6 +259,17 @@ pub(super) fn known(config: &Config) -> anyhow::Result<Vec<Known>> {
     match inspect(config)? {
         Some(snapshot) => snapshot.known().with_context(|| unusable(&config.snapshot)),
         None => Ok(Vec::new()),
+    }
+}
+
+/// Whether something waits to be delivered.
+pub(super) fn has_journal(config: &Config) -> anyhow::Result<bool> {
+    match inspect(config)? {
+        Some(snapshot) => Ok(!snapshot
+            .waiting()
+            .with_context(|| unusable(&config.snapshot))?
+            .is_empty()),
+        None => Ok(false),
     }
 }
 

@@ -16,6 +16,7 @@ use super::args::Args;
 use super::output::{Output, count};
 use super::sync::{Reports, Selection};
 use super::{Exit, Refusal, project, signals};
+use crate::audience::AudienceId;
 use crate::config::{Config, Schedule};
 use crate::firehose::Stop;
 use crate::progress::Progress;
@@ -28,8 +29,12 @@ pub(super) fn run(args: &Args, output: &Output) -> anyhow::Result<Exit> {
     let config = project::load(args)?;
     let project = project::open(&config)?;
     let known = project::known(&config)?;
-    // Whatever is wrong with the keys is said now, and not every two hours.
-    project::select(&config, &[], &known)?;
+    // Whatever is wrong with the keys and queries is said now, and not every two hours.
+    let keyed = project::select(&config, &[], &known)?;
+    let (_, mut refused) = project::check_queries(&config, keyed, &project);
+    if let Some((_, error)) = refused.pop() {
+        return Err(error.into());
+    }
     project::report_forgotten(&config, &known);
     let turns: Vec<Turn> = config.schedules.iter().filter_map(Turn::new).collect();
     if turns.is_empty() {
@@ -70,11 +75,22 @@ pub(super) fn run(args: &Args, output: &Output) -> anyhow::Result<Exit> {
 /// One schedule, and whether it runs now.
 struct Turn {
     name: String,
-    keys: Vec<String>,
+    audiences: Vec<AudienceId>,
     timetable: Timetable,
     is_running: AtomicBool,
-    /// Whether its last run left something in the journal.
+    /// Whether its last run left something in the journal,
     is_left: AtomicBool,
+    /// and somebody sees to that.
+    is_retried: AtomicBool,
+}
+
+/// Says that a schedule does not run any more, however its run ended.
+struct Running<'a>(&'a Turn);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.is_running.store(false, Ordering::Release);
+    }
 }
 
 impl Turn {
@@ -82,10 +98,10 @@ impl Turn {
         let cron = schedule.cron.clone()?;
         Some(Self {
             name: schedule.name.clone(),
-            keys: schedule
+            audiences: schedule
                 .audiences
                 .iter()
-                .map(|configured| configured.audience.id.to_string())
+                .map(|configured| configured.audience.id.clone())
                 .collect(),
             timetable: Timetable {
                 cron,
@@ -93,6 +109,7 @@ impl Turn {
             },
             is_running: AtomicBool::new(false),
             is_left: AtomicBool::new(false),
+            is_retried: AtomicBool::new(false),
         })
     }
 }
@@ -113,15 +130,14 @@ const LONGEST_RETRY: Duration = Duration::from_secs(30 * 60);
 impl Daemon {
     /// Starts the schedules that have missed an occurrence, and says when the others are due.
     fn start_overdue(self: &Arc<Self>) -> anyhow::Result<()> {
-        let last = self.last_synced()?;
+        let last = self.last_started()?;
         let now = Utc::now();
         for (position, turn) in self.turns.iter().enumerate() {
-            let oldest = turn
-                .keys
+            let started = turn
+                .audiences
                 .iter()
-                .map(|id| last.get(id).copied())
-                .min()
-                .flatten();
+                .map(|id| last.get(id).copied().flatten());
+            let oldest = started.min().flatten();
             if turn.timetable.is_overdue(oldest, now) {
                 tracing::info!("{}: overdue", turn.name);
                 Self::tick(self, position);
@@ -137,17 +153,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// When each audience, by id, last began a run that decided something; the earliest of its destinations.
-    fn last_synced(&self) -> anyhow::Result<BTreeMap<String, DateTime<Utc>>> {
+    /// When each audience last began a run that did not fail, the earliest of its destinations; `None` where a run has
+    /// left something in the journal since.
+    fn last_started(&self) -> anyhow::Result<BTreeMap<AudienceId, Option<DateTime<Utc>>>> {
         let Some(snapshot) = project::inspect(&self.config)? else {
             return Ok(BTreeMap::new());
         };
         let mut last = BTreeMap::new();
         for audience in snapshot.audiences()? {
-            if let Some(at) = audience.last_synced_at.map(|at| at.to_datetime()) {
-                let earliest = last.entry(audience.id.to_string()).or_insert(at);
-                *earliest = at.min(*earliest);
-            }
+            let started = audience.last_started_at.filter(|_| audience.pending == 0);
+            let started = started.map(|at| at.to_datetime());
+            let earliest = last.entry(audience.id).or_insert(started);
+            *earliest = started.min(*earliest);
         }
         Ok(last)
     }
@@ -165,10 +182,11 @@ impl Daemon {
         let daemon = Arc::clone(self);
         tokio::spawn(async move {
             let turn = &daemon.turns[position];
-            let was_left = turn.is_left.load(Ordering::Acquire);
             daemon.take_turn(turn).await;
-            if turn.is_left.load(Ordering::Acquire) && !was_left {
+            if turn.is_left.load(Ordering::Acquire) && !turn.is_retried.swap(true, Ordering::AcqRel)
+            {
                 daemon.retry(turn).await;
+                turn.is_retried.store(false, Ordering::Release);
             }
         });
     }
@@ -196,15 +214,14 @@ impl Daemon {
 
     /// Runs a schedule once, when it is its turn.
     async fn take_turn(&self, turn: &Turn) {
-        let busy = self.busy.lock().await;
+        let _running = Running(turn);
+        let _busy = self.busy.lock().await;
         if !self.stop.is_requested() {
             match self.sync(turn).await {
                 Ok(is_left) => turn.is_left.store(is_left, Ordering::Release),
                 Err(error) => tracing::error!("{}: {error:#}", turn.name),
             }
         }
-        turn.is_running.store(false, Ordering::Release);
-        drop(busy);
     }
 
     /// Whether something is left in the journal.
@@ -214,7 +231,9 @@ impl Daemon {
         };
         let snapshot = project::open_snapshot(&self.config)?;
         let known = snapshot.known()?;
-        let keyed = project::select(&self.config, &turn.keys, &known)?;
+        let mut keyed = project::select(&self.config, &[], &known)?;
+        keyed.retain(|keyed| turn.audiences.contains(&keyed.audience.id));
+        project::report_forgotten(&self.config, &known);
         let handle = Handle::new(snapshot);
         let runner = Runner {
             project: &self.project,

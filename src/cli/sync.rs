@@ -9,7 +9,7 @@ use crate::audience::keys::Known;
 use crate::config::Config;
 use crate::firehose::Stop;
 use crate::progress::Progress;
-use crate::run::{Outcome, RunId};
+use crate::run::{Outcome, RunId, RunKind};
 use crate::snapshot::{Handle, Snapshot};
 use crate::sync::{Keyed, Project, Report, Request, Runner};
 
@@ -46,14 +46,14 @@ fn run(
     let (keyed, refused) = project::check_queries(&config, keyed, &project);
     let mut reports = Reports::new(*output);
     for (refused, error) in refused {
-        reports.refuse(&refused, &error.to_string(), request, &known)?;
+        reports.refuse(&refused, &error.to_string(), request, &known);
     }
     // Where nothing can run, nothing is written: not even an empty snapshot.
-    if keyed.is_empty() {
+    if keyed.is_empty() && !(words.is_empty() && project::has_journal(&config)?) {
         if config.audiences().next().is_none() {
             output.note("nothing to sync: no schedule has an audience or a computed trait");
         }
-        return reports.close();
+        return Ok(reports.close());
     }
     let command = if request.resync { "resync" } else { "sync" };
     let lock = if request.dry_run {
@@ -64,10 +64,14 @@ fn run(
     let lock = match lock {
         Ok(lock) => lock,
         Err(error) => {
-            reports.busy(&keyed, &error, request, &known)?;
+            reports.busy(&keyed, &error, request, &known);
             return Err(error);
         }
     };
+    // Whoever was waited for may have frozen keys meanwhile.
+    if options.wait {
+        project::select(&config, words, &project::known(&config)?)?;
+    }
     let snapshot = open(&config, request)?;
     let selection = Selection {
         everything: words.is_empty(),
@@ -82,7 +86,7 @@ fn run(
         &mut reports,
     )?;
     drop(lock);
-    reports.close()
+    Ok(reports.close())
 }
 
 /// Runs a selection on a runtime of its own, with a bar and an ear for signals.
@@ -136,18 +140,32 @@ impl Selection {
         request: Request,
         reports: &mut Reports,
     ) -> anyhow::Result<()> {
+        for outlet in runner.project.destinations.values() {
+            outlet.pulse.reset();
+        }
         if self.everything {
             for report in runner.resume_others(&self.keyed, request.dry_run).await? {
-                reports.add(report)?;
+                reports.add(report);
             }
         }
         for keyed in &self.keyed {
             for report in runner.run(keyed, request).await? {
-                reports.add(report)?;
+                reports.add(report);
             }
         }
         if !request.dry_run {
             runner.prune().await?;
+        }
+        // Audiences that a signal kept from running may have left something before.
+        let is_stopped = runner.stop.is_requested();
+        if is_stopped
+            && !runner
+                .snapshot
+                .with(|snapshot| snapshot.waiting())
+                .await?
+                .is_empty()
+        {
+            reports.exit = reports.exit.or_worse(Exit::Undelivered);
         }
         Ok(())
     }
@@ -158,6 +176,8 @@ pub(super) struct Reports {
     output: Output,
     rows: Vec<Report>,
     exit: Exit,
+    /// Standard output is gone or full. That ends no run.
+    unprinted: Option<std::io::Error>,
 }
 
 impl Reports {
@@ -166,26 +186,20 @@ impl Reports {
             output,
             rows: Vec::new(),
             exit: Exit::Success,
+            unprinted: None,
         }
     }
 
-    pub(super) fn add(&mut self, report: Report) -> anyhow::Result<()> {
+    pub(super) fn add(&mut self, report: Report) {
         self.exit = self.exit.or_worse(exit_of(&report));
-        if self.output.json {
-            self.output.line(&report)?;
+        if self.output.json && self.unprinted.is_none() {
+            self.unprinted = self.output.line(&report).err();
         }
         self.rows.push(report);
-        Ok(())
     }
 
     /// Reports an audience whose query can never run.
-    fn refuse(
-        &mut self,
-        keyed: &Keyed,
-        reason: &str,
-        request: Request,
-        known: &[Known],
-    ) -> anyhow::Result<()> {
+    fn refuse(&mut self, keyed: &Keyed, reason: &str, request: Request, known: &[Known]) {
         for destination in &keyed.audience.destinations {
             let mut report = Report::new(
                 Some(keyed.key.clone()),
@@ -195,24 +209,17 @@ impl Reports {
             );
             report.error = Some(reason.to_owned());
             report.misconfigured = true;
-            self.add(report)?;
+            self.add(report);
         }
-        Ok(())
     }
 
     /// Tells programs that nothing was run.
-    fn busy(
-        &mut self,
-        keyed: &[Keyed],
-        error: &anyhow::Error,
-        request: Request,
-        known: &[Known],
-    ) -> anyhow::Result<()> {
+    fn busy(&mut self, keyed: &[Keyed], error: &anyhow::Error, request: Request, known: &[Known]) {
         let is_busy = error
             .downcast_ref::<Refusal>()
             .is_some_and(|refusal| refusal.exit == Exit::Busy);
         if !is_busy || !self.output.json {
-            return Ok(());
+            return;
         }
         for keyed in keyed {
             for destination in &keyed.audience.destinations {
@@ -222,25 +229,30 @@ impl Reports {
                     destination.clone(),
                     keyed.kind(destination, known, request),
                     Outcome::Busy,
-                ))?;
+                ));
             }
         }
-        Ok(())
     }
 
     /// Prints the table for people, and what went wrong.
-    pub(super) fn close(self) -> anyhow::Result<Exit> {
+    pub(super) fn close(mut self) -> Exit {
         if !self.output.json && !self.rows.is_empty() {
-            self.output.text(table(
-                &HEADER,
-                &NUMBERS,
-                self.rows.iter().map(row).collect(),
-            ))?;
+            self.unprinted = self.output.text(reports_table(&self.rows)).err();
         }
         for report in &self.rows {
             self.explain(report);
         }
-        Ok(self.exit)
+        match &self.unprinted {
+            // Whoever read it has seen enough; what was done is done.
+            None => self.exit,
+            Some(error) if error.kind() == std::io::ErrorKind::BrokenPipe => self.exit,
+            Some(error) => {
+                self.output.note(format_args!(
+                    "\nerror: cannot write to standard output: {error}"
+                ));
+                self.exit.or_worse(Exit::Failed)
+            }
+        }
     }
 
     /// The last run of an audience.
@@ -279,9 +291,17 @@ impl Reports {
     fn hint_held(&self, report: &Report, name: &str) {
         let before = report.members + report.removed - report.added;
         let percent = report.held as f64 * 100.0 / before.max(1) as f64;
+        let why = match report.members {
+            0 => "; the source has no members".to_owned(),
+            members => format!("; the source has {}", count(members)),
+        };
+        let command = match report.kind {
+            RunKind::Resync => "resync",
+            _ => "sync",
+        };
         self.output.note(format_args!(
-            "\n{name}: the guard holds {} removals, {percent:.1} % of the {} delivered members\n\n\
-             hint: look at the source; if they have really left, type `audience-sync sync {name} --approve`",
+            "\n{name}: the guard holds {} removals, {percent:.1} % of the {} delivered members{why}\n\n\
+             hint: look at the source; if they have really left, type `audience-sync {command} {name} --approve`",
             count(report.held),
             count(before)
         ));
@@ -301,44 +321,49 @@ fn exit_of(report: &Report) -> Exit {
     }
 }
 
-const HEADER: [&str; 11] = [
-    "audience",
-    "destination",
-    "kind",
-    "outcome",
-    "members",
-    "added",
-    "removed",
-    "changed",
-    "delivered",
-    "sent",
-    "seconds",
-];
-const NUMBERS: [&str; 7] = [
-    "members",
-    "added",
-    "removed",
-    "changed",
-    "delivered",
-    "sent",
-    "seconds",
+/// A column of the table: its name, its text, and whether it is only shown where some row has something in it.
+type Column = (&'static str, fn(&Report) -> String, bool);
+
+const COLUMNS: [Column; 14] = [
+    (
+        "audience",
+        |report| {
+            report
+                .audience
+                .as_ref()
+                .map_or_else(|| "(send)".to_owned(), ToString::to_string)
+        },
+        false,
+    ),
+    (
+        "destination",
+        |report| report.destination.to_string(),
+        false,
+    ),
+    ("kind", |report| report.kind.as_str().to_owned(), false),
+    (
+        "outcome",
+        |report| report.outcome.as_str().to_owned(),
+        false,
+    ),
+    ("members", |report| count(report.members), false),
+    ("added", |report| count(report.added), false),
+    ("removed", |report| count(report.removed), false),
+    ("changed", |report| count(report.changed), false),
+    ("held", |report| count(report.held), true),
+    ("delivered", |report| count(report.delivered), false),
+    ("undelivered", |report| count(report.undelivered), true),
+    ("skipped", |report| count(report.skipped_rows), true),
+    ("sent", |report| bytes(report.counts.bytes), false),
+    ("seconds", |report| format!("{:.2}", report.seconds), false),
 ];
 
-fn row(report: &Report) -> Vec<String> {
-    vec![
-        report
-            .audience
-            .as_ref()
-            .map_or_else(|| "(send)".to_owned(), ToString::to_string),
-        report.destination.to_string(),
-        report.kind.as_str().to_owned(),
-        report.outcome.as_str().to_owned(),
-        count(report.members),
-        count(report.added),
-        count(report.removed),
-        count(report.changed),
-        count(report.delivered),
-        bytes(report.counts.bytes),
-        format!("{:.2}", report.seconds),
-    ]
+/// The reports as a table. Words stand left and numbers right.
+fn reports_table(reports: &[Report]) -> String {
+    let is_shown =
+        |(_, text, if_any): &&Column| !if_any || reports.iter().any(|report| text(report) != "0");
+    let columns: Vec<&Column> = COLUMNS.iter().filter(is_shown).collect();
+    let names: Vec<&str> = columns.iter().map(|(name, ..)| *name).collect();
+    let row = |report: &Report| columns.iter().map(|(_, text, _)| text(report)).collect();
+    table(&names, &names[4..], reports.iter().map(row).collect())
 }

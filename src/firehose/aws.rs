@@ -82,6 +82,13 @@ impl Aws {
         }
     }
 
+    /// Waits until the stream's quota has room for these records.
+    pub(super) async fn pace(&self, stream: &StreamName, records: &[Record]) {
+        let singly = self.settings.api == Api::PutRecord || self.is_sent_singly(stream);
+        let requests = if singly { records.len() } else { 1 };
+        self.pacing.wait(stream, records, requests).await;
+    }
+
     pub(super) async fn put(
         &self,
         stream: &StreamName,
@@ -110,12 +117,8 @@ impl Aws {
 
     async fn put_by_either(&self, call: &Call<'_>) -> Receipt {
         if self.settings.api == Api::PutRecord || self.is_sent_singly(call.stream) {
-            self.pacing
-                .wait(call.stream, call.records, call.records.len())
-                .await;
             return call.put_singly().await;
         }
-        self.pacing.wait(call.stream, call.records, 1).await;
         let (receipt, denied) = call.put_batch().await;
         if !denied || self.settings.api == Api::PutRecordBatch {
             return receipt;
@@ -327,7 +330,10 @@ impl Call<'_> {
         let Some(code) = error.code() else {
             return match error {
                 SdkError::ConstructionFailure(_) => Refusal::Park(Parked {
-                    problem: format!("firehose cannot be called: {}", chain(error)),
+                    problem: format!(
+                        "firehose cannot be called: {}",
+                        self.redacted(&chain(error))
+                    ),
                     hint: None,
                 }),
                 _ => Refusal::Retry(format!(

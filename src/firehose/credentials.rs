@@ -4,7 +4,7 @@
 //! errors do not tell a role that may not be assumed from a network that is down.
 
 use std::error::Error;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -13,9 +13,11 @@ use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
 use tokio::sync::Mutex;
 
-use super::{Parked, Refusal};
+use super::{CALL_TIMEOUT, Parked, Refusal};
 use crate::secret::Secret;
 
+/// After a failure to get credentials it is not tried again for so long; less than a backoff is long.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Renewed so long before they expire; the SDK's 10 seconds are too few when STS is slow.
 const RENEW_BEFORE: Duration = Duration::from_secs(5 * 60);
 /// A role that is assumed by a role has its credentials for an hour at most.
@@ -45,6 +47,10 @@ struct State {
     kept: Option<Kept>,
     /// How many there were so far.
     generations: u64,
+    /// The next ones replace some that were refused.
+    replaces_refused: bool,
+    /// When the last attempt to get new ones failed, and how. Not asked again at once: many calls wait for one answer.
+    failed: Option<(Instant, Refusal)>,
 }
 
 #[derive(Debug)]
@@ -53,6 +59,8 @@ struct Kept {
     generation: u64,
     /// A call was accepted with them.
     proven: bool,
+    /// They are here because others were refused.
+    replaces_refused: bool,
 }
 
 impl KeptCredentials {
@@ -77,22 +85,41 @@ impl KeptCredentials {
         {
             return Ok((kept.credentials.clone(), kept.generation));
         }
-        match (self.load().await, state.kept.as_ref()) {
+        let failed_lately = state
+            .failed
+            .as_ref()
+            .filter(|(at, _)| at.elapsed() < ASK_AGAIN_AFTER);
+        let loaded = match failed_lately {
+            Some((_, refusal)) => Err(refusal.clone()),
+            None => self.load().await,
+        };
+        match (loaded, state.kept.as_ref()) {
             (Ok(credentials), _) => {
                 state.generations += 1;
+                state.failed = None;
                 let generation = state.generations;
+                let replaces_refused = std::mem::take(&mut state.replaces_refused);
                 state.kept = Some(Kept {
                     credentials: credentials.clone(),
                     generation,
                     proven: false,
+                    replaces_refused,
                 });
                 Ok((credentials, generation))
             }
-            // The old ones still serve while STS is out of reach.
-            (Err(_), Some(old)) if lasts(&old.credentials, Duration::from_secs(10)) => {
-                Ok((old.credentials.clone(), old.generation))
+            (Err(refusal), old) => {
+                // The old ones still serve while STS is out of reach.
+                let old = old.filter(|old| lasts(&old.credentials, Duration::from_secs(10)));
+                let old = old.map(|old| (old.credentials.clone(), old.generation));
+                if state
+                    .failed
+                    .as_ref()
+                    .is_none_or(|(at, _)| at.elapsed() >= ASK_AGAIN_AFTER)
+                {
+                    state.failed = Some((Instant::now(), refusal.clone()));
+                }
+                old.ok_or(refusal)
             }
-            (Err(refusal), _) => Err(refusal),
         }
     }
 
@@ -115,9 +142,12 @@ impl KeptCredentials {
     pub(super) async fn refresh(&self, refused: u64) -> bool {
         let mut state = self.kept.lock().await;
         match &state.kept {
-            Some(kept) if kept.generation == refused && !kept.proven && refused > 1 => false,
+            Some(kept) if kept.generation == refused && kept.replaces_refused && !kept.proven => {
+                false
+            }
             Some(kept) if kept.generation == refused => {
                 state.kept = None;
+                state.replaces_refused = true;
                 true
             }
             // Another call was refused first, and saw to it.
@@ -125,19 +155,22 @@ impl KeptCredentials {
         }
     }
 
+    /// The credentials of the environment. The sources of some of them set no time limit of their own.
+    async fn load_base(&self) -> Result<Credentials, Refusal> {
+        match tokio::time::timeout(CALL_TIMEOUT, self.base.provide_credentials()).await {
+            Ok(loaded) => loaded.map_err(|error| base_refusal(&error)),
+            Err(_) => Err(Refusal::Retry(
+                "no AWS credentials came within 30 s".to_owned(),
+            )),
+        }
+    }
+
     async fn load(&self) -> Result<Credentials, Refusal> {
         let Some((role, sts)) = &self.role else {
-            return self
-                .base
-                .provide_credentials()
-                .await
-                .map_err(|error| base_refusal(&error));
+            return self.load_base().await;
         };
         // Asked for first, so that missing ones are not taken for a fault of STS.
-        self.base
-            .provide_credentials()
-            .await
-            .map_err(|error| base_refusal(&error))?;
+        self.load_base().await?;
         let mut assumed = assume(role, sts).await;
         if assumed
             .as_ref()

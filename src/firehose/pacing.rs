@@ -53,6 +53,9 @@ pub(super) struct Pacing {
 /// So much may be sent at once after a pause.
 const BURST: Duration = Duration::from_secs(1);
 
+/// In seconds, whatever the quota says: a clock does not count to ever.
+const LONGEST_WAIT: f64 = 3_600.0;
+
 impl Pacing {
     pub(super) fn new(quota: Quota) -> Self {
         Self {
@@ -82,7 +85,7 @@ impl Pacing {
             let mut ready = now;
             for (until, seconds) in busy_until.iter_mut().zip(costs) {
                 ready = ready.max(until.checked_sub(BURST).unwrap_or(now));
-                *until = now.max(*until) + Duration::from_secs_f64(seconds);
+                *until = now.max(*until) + Duration::from_secs_f64(seconds.min(LONGEST_WAIT));
             }
             ready
         };

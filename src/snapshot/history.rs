@@ -20,7 +20,9 @@ pub struct AudienceSummary {
     pub members: u64,
     /// The last run, whatever came of it.
     pub last_run: Option<RunId>,
-    /// When the last run ended that did not fail.
+    /// When the last run began that did not fail,
+    pub last_started_at: Option<Timestamp>,
+    /// and when it ended.
     pub last_synced_at: Option<Timestamp>,
     /// Changes in the journal.
     pub pending: u64,
@@ -119,6 +121,8 @@ impl Snapshot {
                     (SELECT coalesce(sum(planned - delivered - dead), 0) FROM run
                      WHERE run.audience = audience.number AND planned > delivered + dead),
                     (SELECT held FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
+                     AND outcome IS NOT 'failed' ORDER BY number DESC LIMIT 1),
+                    (SELECT started_at FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
                      AND outcome IS NOT 'failed' ORDER BY number DESC LIMIT 1)
              FROM audience ORDER BY key, destination",
         )?;
@@ -136,6 +140,7 @@ impl Snapshot {
                     .get::<_, Option<String>>(6)?
                     .as_deref()
                     .and_then(RunId::parse),
+                last_started_at: row.get::<_, Option<i64>>(10)?.map(Timestamp::from_millis),
                 last_synced_at: row.get::<_, Option<i64>>(7)?.map(Timestamp::from_millis),
                 pending: row.get::<_, i64>(8)? as u64,
                 held: row.get::<_, Option<i64>>(9)?.unwrap_or_default() as u64,

@@ -267,21 +267,22 @@ impl Snapshot {
         Ok(runs)
     }
 
-    fn run(&self, number: i64) -> Result<JournaledRun, SnapshotError> {
+    /// A run as it stands now.
+    pub fn run(&self, number: i64) -> Result<JournaledRun, SnapshotError> {
         run(&self.connection, number)
     }
 
-    /// Remembers what Firehose said about some chunks, and hands out up to `want` further ones after `after`: one
+    /// Remembers what Firehose said about some chunks, and hands out further ones after `after`, as many as the credit allows: one
     /// transaction for both, so that what came back while the last one was committed shares the next.
     pub fn settle(
         &mut self,
         run: &JournaledRun,
         settled: &[Settled],
         after: i64,
-        want: usize,
+        credit: Credit,
     ) -> Result<Vec<Chunk>, SnapshotError> {
         if settled.is_empty() {
-            return take(&self.connection, run, after, want);
+            return take(&self.connection, run, after, credit);
         }
         let transaction = self.begin()?;
         let now = Timestamp::now().millis();
@@ -304,7 +305,7 @@ impl Snapshot {
                  WHERE number = ?1 AND planned = delivered + dead",
             )?
             .execute(params![run.number, now])?;
-        let chunks = take(&transaction, run, after, want)?;
+        let chunks = take(&transaction, run, after, credit)?;
         transaction.commit()?;
         Ok(chunks)
     }
@@ -741,34 +742,58 @@ fn keep(place: &mut Option<MemberBuf>, change: &Change<'_>) {
     member.id.push_str(change.member.user.id);
 }
 
+/// How much may be handed out: so many chunks, and no further one once there are so many bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Credit {
+    pub chunks: usize,
+    pub bytes: usize,
+}
+
+impl Credit {
+    pub const NONE: Self = Self {
+        chunks: 0,
+        bytes: 0,
+    };
+    pub(super) const ONE: Self = Self {
+        chunks: 1,
+        bytes: usize::MAX,
+    };
+}
+
 /// The next chunks of a run that are not delivered, in order.
 pub(super) fn take(
     connection: &Connection,
     run: &JournaledRun,
     after: i64,
-    want: usize,
+    credit: Credit,
 ) -> Result<Vec<Chunk>, SnapshotError> {
-    let mut chunks = Vec::with_capacity(want);
-    if want == 0 {
+    let mut chunks = Vec::with_capacity(credit.chunks);
+    if credit.chunks == 0 || credit.bytes == 0 {
         return Ok(chunks);
     }
+    let mut bytes = 0;
     let mut statement = connection.prepare_cached(
         "SELECT seq, count, entries FROM chunk
          WHERE run = ?1 AND seq > ?2
            AND NOT EXISTS (SELECT 1 FROM delivered WHERE delivered.run = chunk.run AND delivered.seq = chunk.seq)
          ORDER BY seq LIMIT ?3",
     )?;
-    let mut rows = statement.query(params![run.number, after, want as i64])?;
+    let mut rows = statement.query(params![run.number, after, credit.chunks as i64])?;
     while let Some(row) = rows.next()? {
         let seq = row.get(0)?;
         let count = row.get::<_, i64>(1)? as usize;
         let accepted = accepted(connection, run, seq, Some(count))?;
+        let entries: Vec<u8> = row.get(2)?;
+        bytes += entries.len();
         chunks.push(Chunk {
             seq,
             count,
-            entries: row.get(2)?,
+            entries,
             accepted,
         });
+        if bytes >= credit.bytes {
+            break;
+        }
     }
     Ok(chunks)
 }

@@ -58,7 +58,9 @@ impl RunLock {
     }
 }
 
+/// One lock for one file, by whatever links it is reached.
 fn beside(snapshot: &Path) -> PathBuf {
+    let snapshot = &fs::canonicalize(snapshot).unwrap_or_else(|_| snapshot.to_owned());
     let mut name = snapshot.file_name().unwrap_or_default().to_owned();
     name.push(".lock");
     snapshot.with_file_name(name)

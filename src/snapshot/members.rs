@@ -11,6 +11,7 @@ use crate::diff::Members;
 pub struct Delivered<'s> {
     rows: Rows<'s>,
     current: MemberBuf,
+    has_begun: bool,
 }
 
 pub(super) const ORDERED: &str =
@@ -21,6 +22,7 @@ impl<'s> Delivered<'s> {
         Self {
             rows,
             current: MemberBuf::default(),
+            has_begun: false,
         }
     }
 }
@@ -33,6 +35,11 @@ impl Members for Delivered<'_> {
             return Ok(false);
         };
         let (kind, id) = user(row.get_ref(0)?)?;
+        // A damaged index could give them in another order, and a merge would then let members leave.
+        if self.has_begun && (User { kind, id }) <= self.current.user() {
+            return Err(SnapshotError::OutOfOrder);
+        }
+        self.has_begun = true;
         self.current.kind = kind;
         self.current.id.clear();
         self.current.id.push_str(id);

@@ -5,7 +5,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::journal::{Decided, decide, number_of, take};
+use super::journal::{Credit, Decided, decide, number_of, take};
 use super::members::{ORDERED, SqlUser, SqlValue};
 use super::{Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, chunk};
 use crate::audience::{Action, Change};
@@ -83,7 +83,7 @@ fn lay_over(connection: &Connection, waiting: &[JournaledRun]) -> Result<(), Sna
     let mut put = connection.prepare("INSERT OR REPLACE INTO overlay VALUES (?1, ?2, ?3, ?4)")?;
     for run in waiting {
         let mut after = -1;
-        while let Some(chunk) = take(connection, run, after, 1)?.pop() {
+        while let Some(chunk) = take(connection, run, after, Credit::ONE)?.pop() {
             for change in chunk::changes(&chunk.entries) {
                 let Change { action, member } =
                     change.map_err(|_| SnapshotError::UnreadableChunk {

@@ -121,11 +121,16 @@ fn plan(snapshot: &mut Snapshot, millis: i64, streams: &[&str], members: &[(&str
 }
 
 /// Settles every chunk of a run: for each stream, which entries it accepts.
+const ALL: Credit = Credit {
+    chunks: 9,
+    bytes: usize::MAX,
+};
+
 fn settle(snapshot: &mut Snapshot, run: &JournaledRun, accepted: &[&[bool]], dead: &[usize]) {
-    let chunks = snapshot.settle(run, &[], -1, 9).unwrap();
+    let chunks = snapshot.settle(run, &[], -1, ALL).unwrap();
     assert_eq!(chunks.len(), 1);
     let settled = settled(chunks.into_iter().next().unwrap(), accepted, dead);
-    snapshot.settle(run, &[settled], -1, 0).unwrap();
+    snapshot.settle(run, &[settled], -1, Credit::NONE).unwrap();
 }
 
 fn settled(chunk: Chunk, accepted: &[&[bool]], dead: &[usize]) -> Settled {
@@ -242,14 +247,14 @@ fn members_are_what_was_accepted_and_never_what_was_sent() {
     drop(snapshot);
     let mut snapshot = folder.open();
     let run = snapshot.waiting().unwrap().remove(0);
-    let chunk = snapshot.settle(&run, &[], -1, 9).unwrap().remove(0);
+    let chunk = snapshot.settle(&run, &[], -1, ALL).unwrap().remove(0);
     assert_eq!(chunk.accepted, [[true, false, true, true]]);
     settle(&mut snapshot, &run, &[&[true; 4]], &[]);
     check(&snapshot, &["a=1", "b=2", "c=3", "~x=4"], 0);
-    assert!(snapshot.settle(&run, &[], -1, 9).unwrap().is_empty());
+    assert!(snapshot.settle(&run, &[], -1, ALL).unwrap().is_empty());
 
     let second = plan(&mut snapshot, 2, &["s"], &[("a", 1), ("b", 5), ("~x", 4)]);
-    let chunks = snapshot.settle(&second.run, &[], -1, 9).unwrap();
+    let chunks = snapshot.settle(&second.run, &[], -1, ALL).unwrap();
     let actions: Vec<Vec<Action>> = chunks
         .iter()
         .map(|chunk| {
@@ -263,7 +268,9 @@ fn members_are_what_was_accepted_and_never_what_was_sent() {
         .into_iter()
         .map(|chunk| settled(chunk, &[&[true]], &[]))
         .collect();
-    snapshot.settle(&second.run, &settled, -1, 0).unwrap();
+    snapshot
+        .settle(&second.run, &settled, -1, Credit::NONE)
+        .unwrap();
     check(&snapshot, &["a=1", "b=5", "~x=4"], 0);
 }
 
@@ -339,7 +346,7 @@ fn held_removals_are_not_in_the_journal() {
     let held = plan(&mut snapshot, 2, &["s"], &[]);
     assert_eq!((held.held, held.tally.removed, held.run.waiting), (2, 2, 0));
     check(&snapshot, &["a=1", "b=2"], 0);
-    assert!(snapshot.settle(&held.run, &[], -1, 9).unwrap().is_empty());
+    assert!(snapshot.settle(&held.run, &[], -1, ALL).unwrap().is_empty());
 }
 
 #[test]

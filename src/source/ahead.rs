@@ -10,8 +10,10 @@ use super::{Interrupt, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
 use crate::diff::Members;
 
-/// Members that change threads together,
+/// Members that change threads together, at most,
 const BATCH_MEMBERS: usize = 1_024;
+/// and as many as have so many bytes of text,
+const BATCH_BYTES: usize = 256 << 10;
 /// and how many such batches are read ahead.
 const BATCHES_AHEAD: usize = 8;
 
@@ -73,9 +75,7 @@ fn read_all(
         let mut batch = Batch::default();
         while members.advance()? {
             batch.push(&members.current());
-            if batch.members.len() == BATCH_MEMBERS
-                && say.send(Said::Batch(std::mem::take(&mut batch))).is_err()
-            {
+            if batch.is_full() && say.send(Said::Batch(std::mem::take(&mut batch))).is_err() {
                 return Ok(members.skipped);
             }
         }
@@ -138,6 +138,10 @@ enum PackedValue {
 }
 
 impl Batch {
+    fn is_full(&self) -> bool {
+        self.members.len() >= BATCH_MEMBERS || self.text.len() >= BATCH_BYTES
+    }
+
     fn push(&mut self, member: &Member<'_>) {
         let start = self.text.len();
         let id = self.add(member.user.id);

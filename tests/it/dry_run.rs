@@ -105,3 +105,28 @@ fn a_dry_run_neither_needs_nor_takes_the_right_to_write() {
     project.succeed(&["sync", "--dry-run"]);
     assert!(started.elapsed().as_secs() < 5);
 }
+
+/// What a crash left in SQLite's log is for the next run to take over, and not for somebody who looks.
+#[test]
+fn a_snapshot_that_a_crash_left_is_not_touched() {
+    let project = project();
+    let list = ["snapshot.sqlite", "snapshot.sqlite-wal"];
+    // A connection that never closes leaves its log as a crash does.
+    project.succeed(&["sync"]);
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    snapshot
+        .execute_batch("UPDATE audience SET name = 'Other'")
+        .unwrap();
+    std::mem::forget(snapshot);
+    let contents = || list.map(|name| std::fs::read(project.path(name)).unwrap());
+    let before = contents();
+    assert!(!before[1].is_empty());
+    for command in [
+        &["check"][..],
+        &["snapshot", "list"],
+        &["sync", "--dry-run"],
+    ] {
+        assert_eq!(project.run(command).code, 0, "{command:?}");
+        assert!(contents() == before, "{command:?}");
+    }
+}

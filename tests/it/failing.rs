@@ -211,3 +211,57 @@ fn a_schedule_whose_identifies_fit_no_row_is_refused() {
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(!project.path("snapshot.sqlite").exists());
 }
+
+/// Whoever reads the lines may have seen enough; the runs go on.
+#[test]
+fn a_reader_that_goes_away_ends_no_run() {
+    let audience = |name: &str| {
+        format!(
+            "[[audience]]\nname = \"{name}\"\nsource = \"shop\"\nquery = \"SELECT user_id FROM members\"\n"
+        )
+    };
+    let project = Project::new(&["One", "Two", "Three"].map(audience).concat());
+    project.shop("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a')");
+    let mut child = project.command(&["sync", "--json"]).spawn().unwrap();
+    drop(child.stdout.take());
+    assert!(child.wait().unwrap().success());
+    assert_eq!(project.delivered().len(), 3);
+}
+
+#[test]
+fn an_extra_trait_that_cannot_be_written_removes_nobody() {
+    let project = Project::new(
+        "[[audience]]\nname = \"Members\"\nsource = \"shop\"\nquery = \"SELECT user_id, n FROM members\"\ntraits = [\"n\"]\n",
+    );
+    project.shop(
+        "CREATE TABLE members (user_id TEXT, n); INSERT INTO members VALUES ('a', 1), ('b', 2)",
+    );
+    project.sync();
+    project.shop("UPDATE members SET n = 9e999 WHERE user_id = 'a'; UPDATE members SET n = CAST(x'ff' AS TEXT) WHERE user_id = 'b'");
+    let ran = project.succeed(&["sync", "--json"]);
+    assert_eq!(ran.lines()[0]["outcome"], "unchanged");
+    assert!(
+        ran.stderr
+            .contains("2 extra traits are infinite or not UTF-8, and go as null"),
+        "{ran:?}"
+    );
+}
+
+/// The journal does not depend on what the schedules name today.
+#[test]
+fn a_journal_is_delivered_even_when_no_audience_is_left() {
+    let project = Project::new(
+        "[[audience]]\nname = \"Members\"\nsource = \"shop\"\nquery = \"SELECT user_id FROM members\"\n",
+    );
+    project.shop("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a')");
+    fs::write(project.path("delivered"), "in the way").unwrap();
+    assert_eq!(project.run(&["sync"]).code, 3);
+    fs::remove_file(project.path("delivered")).unwrap();
+    fs::remove_file(project.path("schedules/main.toml")).unwrap();
+    let lines = project.succeed(&["sync", "--json"]).lines();
+    assert_eq!(
+        (&lines[0]["kind"], &lines[0]["outcome"]),
+        (&"resume".into(), &"delivered".into())
+    );
+    assert_eq!(project.delivered().len(), 1);
+}

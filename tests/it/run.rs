@@ -167,10 +167,14 @@ fn an_audience_that_fails_ends_neither_the_others_nor_the_program() {
             .replace("shop", "late")
             .replace("Members", "Late"),
     );
+    project.shop("CREATE TABLE nowhere (user_id TEXT)");
     let running = project.start(&["run"]);
-    eventually("the failures are logged", || {
-        let log = running.stderr();
-        log.contains("broken: failed: ") && log.contains("late: failed: ")
+    eventually("a missing source is logged", || {
+        running.stderr().contains("late: failed: ")
+    });
+    project.shop("DROP TABLE nowhere");
+    eventually("a query that went wrong is logged", || {
+        running.stderr().contains("broken: failed: ")
     });
     project.shop("INSERT INTO members VALUES ('c')");
     eventually("the delta", || members(&project) == ["a", "b", "c"]);
@@ -179,6 +183,18 @@ fn an_audience_that_fails_ends_neither_the_others_nor_the_program() {
         .unwrap();
     eventually("the late one", || members(&project) == ["a", "b", "c", "z"]);
     assert_stops(running, "TERM", &project);
+}
+
+#[test]
+fn a_query_that_cannot_run_is_said_at_the_start() {
+    let project = project(&EVERY_SECOND.replace("FROM members", "FROM nowhere"));
+    let ran = project.run(&["run"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("no such table: nowhere\n  --> schedules/main.toml:"),
+        "{ran:?}"
+    );
 }
 
 #[test]

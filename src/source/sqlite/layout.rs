@@ -2,6 +2,9 @@
 
 use crate::audience::{Audience, Class};
 
+/// What the wrapped query is called.
+const WRAPPED: &str = "\"the query of an audience\"";
+
 /// SQLite's own collation: the bytes of the file's encoding.
 pub(super) const BINARY: &str = "BINARY";
 
@@ -74,11 +77,11 @@ impl Layout {
         self.user_id.into_iter().chain(self.anonymous_id).collect()
     }
 
-    /// The query as a table `audience` with columns `c0`, `c1` and so on.
+    /// The query as a table with columns `c0`, `c1` and so on, by a name that no table of theirs has.
     fn named(&self, query: &str) -> String {
         let names: Vec<String> = (0..self.columns).map(|place| format!("c{place}")).collect();
         // A line of its own: the query may end with a comment.
-        format!("WITH audience ({}) AS (\n{query}\n)", names.join(", "))
+        format!("WITH {WRAPPED} ({}) AS (\n{query}\n)", names.join(", "))
     }
 
     /// The query with its columns in our order: ids first, then the value, then the traits.
@@ -89,22 +92,33 @@ impl Layout {
             .chain(self.value)
             .chain(self.traits.iter().map(|(_, place)| *place));
         let wanted: Vec<String> = wanted.map(|place| format!("c{place}")).collect();
-        let (audience, wanted) = (self.named(query), wanted.join(", "));
-        format!("{audience} SELECT {wanted} FROM audience")
+        let (named, wanted) = (self.named(query), wanted.join(", "));
+        format!("{named} SELECT {wanted} FROM {WRAPPED}")
     }
 
     /// The query, its result sorted.
     pub(super) fn sorted(&self) -> String {
         let ids = self.id_columns();
-        let by_bytes = |place: &usize| match self.as_text {
-            true => format!("CAST(c{place} AS TEXT) COLLATE {}", self.collation),
-            false => format!("c{place} COLLATE {}", self.collation),
+        let by_bytes = |id: String| match self.as_text {
+            true => format!("CAST({id} AS TEXT) COLLATE {}", self.collation),
+            false => format!("{id} COLLATE {}", self.collation),
         };
-        let mut order: Vec<String> = ids.iter().map(by_bytes).collect();
-        if self.both_ids() {
-            // Users before those who have only an anonymous id.
-            order.insert(0, format!("c{} IS NULL", ids[0]));
-        }
+        let order = match ids[..] {
+            // Users before those who have only an anonymous id. An empty user id is none where there may be another.
+            [user_id, anonymous_id] => {
+                let user_id = format!("nullif(c{user_id}, '')");
+                let anonymous_id = format!("c{anonymous_id}");
+                vec![
+                    format!("{user_id} IS NULL"),
+                    by_bytes(user_id),
+                    by_bytes(anonymous_id),
+                ]
+            }
+            _ => ids
+                .iter()
+                .map(|place| by_bytes(format!("c{place}")))
+                .collect(),
+        };
         format!("{} ORDER BY {}", self.wrap(&self.query), order.join(", "))
     }
 
@@ -117,9 +131,9 @@ impl Layout {
 
     /// Counts to 3 where ids compare as bytes: a UNION takes its collation from its first SELECT, which gives no row.
     pub(super) fn collation_probe(&self) -> String {
-        let (audience, id) = (self.named(&self.query), self.id_columns()[0]);
+        let (named, id) = (self.named(&self.query), self.id_columns()[0]);
         format!(
-            "SELECT count(*) FROM ({audience} SELECT c{id} FROM audience WHERE false
+            "SELECT count(*) FROM ({named} SELECT c{id} FROM {WRAPPED} WHERE false
              UNION VALUES ('a'), ('A'), ('a '))"
         )
     }

@@ -51,8 +51,15 @@ impl<'s> Columns<'s> {
 enum Id {
     Present,
     Null,
-    /// Counted as skipped: the row is worth nothing.
-    Bad,
+    Unusable(Reason),
+}
+
+/// Why an id cannot be used.
+enum Reason {
+    Empty,
+    TooLong,
+    HoldsNul,
+    NotUtf8,
 }
 
 impl<'s> SqliteMembers<'s> {
@@ -142,7 +149,11 @@ struct RowReader<'r, 's> {
 impl RowReader<'_, '_> {
     /// Whether the row is a member.
     fn read(&mut self, member: &mut MemberBuf) -> Result<bool, SourceError> {
-        Ok(self.read_ids(member)? && self.read_value(member)? && self.read_traits(member)?)
+        let is_member = self.read_ids(member)? && self.read_value(member)?;
+        if is_member {
+            self.read_traits(member)?;
+        }
+        Ok(is_member)
     }
 
     /// The identity, and the anonymous id that may stand beside a user id.
@@ -152,37 +163,42 @@ impl RowReader<'_, '_> {
             Some(column) => self.read_id(column, "user_id", &mut member.id)?,
             None => Id::Null,
         };
-        let has_user_id = match user_id {
-            Id::Bad => return Ok(false),
-            Id::Present => true,
-            Id::Null => false,
-        };
         let Some(column) = self.columns.anonymous_id else {
-            self.skipped.null += u64::from(!has_user_id);
-            return Ok(has_user_id);
+            return Ok(self.is_present(user_id));
         };
-        let place = if has_user_id {
-            member.anonymous_id.get_or_insert_default()
-        } else {
-            &mut member.id
-        };
-        match (self.read_id(column, "anonymous_id", place)?, has_user_id) {
-            (Id::Present, true) => Ok(true),
-            (Id::Present, false) => {
+        match user_id {
+            Id::Present => {
+                // A second id that cannot be used is no reason to take the user for gone.
+                let place = member.anonymous_id.get_or_insert_default();
+                let beside = self.read_id(column, "anonymous_id", place)?;
+                if !matches!(beside, Id::Present) {
+                    member.anonymous_id = None;
+                }
+                Ok(true)
+            }
+            // Exports write a missing id as an empty one.
+            Id::Null | Id::Unusable(Reason::Empty) => {
                 member.kind = UserKind::AnonymousId;
                 member.anonymous_id = None;
-                Ok(true)
+                let id = self.read_id(column, "anonymous_id", &mut member.id)?;
+                Ok(self.is_present(id))
             }
-            (Id::Null, true) => {
-                member.anonymous_id = None;
-                Ok(true)
-            }
-            (Id::Null, false) => {
-                self.skipped.null += 1;
-                Ok(false)
-            }
-            (Id::Bad, _) => Ok(false),
+            Id::Unusable(_) => Ok(self.is_present(user_id)),
         }
+    }
+
+    /// Whether there is an id; a row without one is skipped and counted.
+    fn is_present(&mut self, id: Id) -> bool {
+        let skipped = match id {
+            Id::Present => return true,
+            Id::Null => &mut self.skipped.null,
+            Id::Unusable(Reason::Empty) => &mut self.skipped.empty,
+            Id::Unusable(Reason::TooLong) => &mut self.skipped.too_long,
+            Id::Unusable(Reason::HoldsNul) => &mut self.skipped.nul,
+            Id::Unusable(Reason::NotUtf8) => &mut self.skipped.not_utf8,
+        };
+        *skipped += 1;
+        false
     }
 
     fn read_id(
@@ -194,27 +210,25 @@ impl RowReader<'_, '_> {
         use std::fmt::Write as _;
 
         id.clear();
-        let reason = match self.row.get_ref_unwrap(column) {
-            ValueRef::Null => return Ok(Id::Null),
+        match self.row.get_ref_unwrap(column) {
+            ValueRef::Null => Ok(Id::Null),
             ValueRef::Integer(integer) => {
                 *self.has_numbers = true;
                 write!(id, "{integer}").expect("a String takes any text");
-                return Ok(Id::Present);
+                Ok(Id::Present)
             }
-            ValueRef::Text(text) => match std::str::from_utf8(text) {
-                Ok("") => &mut self.skipped.empty,
-                Ok(text) if text.len() > MAX_ID_BYTES => &mut self.skipped.too_long,
-                Ok(text) if text.contains('\0') => &mut self.skipped.nul,
+            ValueRef::Text(text) => Ok(match std::str::from_utf8(text) {
+                Ok("") => Id::Unusable(Reason::Empty),
+                Ok(text) if text.len() > MAX_ID_BYTES => Id::Unusable(Reason::TooLong),
+                Ok(text) if text.contains('\0') => Id::Unusable(Reason::HoldsNul),
                 Ok(text) => {
                     id.push_str(text);
-                    return Ok(Id::Present);
+                    Id::Present
                 }
-                Err(_) => &mut self.skipped.not_utf8,
-            },
-            other => return Err(self.wrong_type(name, other.data_type(), "text or integers")),
-        };
-        *reason += 1;
-        Ok(Id::Bad)
+                Err(_) => Id::Unusable(Reason::NotUtf8),
+            }),
+            other => Err(self.wrong_type(name, other.data_type(), "text or integers")),
+        }
     }
 
     /// Whether there is one: NULL is the same as no row.
@@ -244,29 +258,22 @@ impl RowReader<'_, '_> {
         Ok(true)
     }
 
-    /// The extra traits as JSON members, each with a comma before it.
-    fn read_traits(&mut self, member: &mut MemberBuf) -> Result<bool, SourceError> {
+    /// The extra traits as JSON members, each with a comma before it. One that cannot be written is null: it must not
+    /// make a member look gone.
+    fn read_traits(&mut self, member: &mut MemberBuf) -> Result<(), SourceError> {
         member.traits.clear();
         for (column, name) in &self.columns.traits {
             let json = match self.row.get_ref_unwrap(*column) {
-                ValueRef::Null => serde_json::Value::Null,
-                ValueRef::Integer(integer) => integer.into(),
-                ValueRef::Real(real) if real.is_finite() => real.into(),
-                ValueRef::Real(_) => {
-                    self.skipped.infinite += 1;
-                    return Ok(false);
-                }
-                ValueRef::Text(text) => match std::str::from_utf8(text) {
-                    Ok(text) => text.into(),
-                    Err(_) => {
-                        self.skipped.not_utf8 += 1;
-                        return Ok(false);
-                    }
-                },
+                ValueRef::Null => Some(serde_json::Value::Null),
+                ValueRef::Integer(integer) => Some(integer.into()),
+                ValueRef::Real(real) => real.is_finite().then(|| real.into()),
+                ValueRef::Text(text) => std::str::from_utf8(text).ok().map(Into::into),
                 ValueRef::Blob(_) => {
                     return Err(self.wrong_type(name, Type::Blob, "text or numbers"));
                 }
             };
+            self.skipped.traits += u64::from(json.is_none());
+            let json = json.unwrap_or(serde_json::Value::Null);
             member.traits.push(',');
             member
                 .traits
@@ -274,7 +281,7 @@ impl RowReader<'_, '_> {
             member.traits.push(':');
             member.traits.push_str(&json.to_string());
         }
-        Ok(true)
+        Ok(())
     }
 
     fn wrong_type(&self, column: &str, found: Type, expected: &'static str) -> SourceError {
