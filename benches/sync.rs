@@ -87,11 +87,11 @@ fn compare(members: u64) {
     let scans = step("scans");
     print("two bare scans", &scans, None);
     // A copy, so that the sync after it has all of it to do.
-    std::fs::copy(
-        folder.path().join("snapshot.sqlite"),
-        folder.path().join(PLANNED),
-    )
-    .expect("a copy");
+    let planned = folder.path().join(PLANNED);
+    std::fs::copy(folder.path().join("snapshot.sqlite"), &planned).expect("a copy");
+    std::fs::File::open(planned)
+        .and_then(|copy| copy.sync_all())
+        .expect("the copy is on disk");
     print(
         "plan of 1 % entered, 1 % left, journalled",
         &step("plan"),

@@ -397,7 +397,8 @@ pub(super) fn decide<E: From<SnapshotError>>(
     mut journal: Journal<'_>,
     merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
 ) -> Result<Decided, E> {
-    let (tally, skipped_rows) = merge(&mut Delivered::new(delivered), &mut journal)?;
+    let mut delivered = Delivered::new(delivered, planning.computation.class);
+    let (tally, skipped_rows) = merge(&mut delivered, &mut journal)?;
     let holds = |guard: Guard| guard.holds(tally.removed, tally.delivered, tally.members);
     let held = if planning.guard.is_some_and(holds) {
         tally.removed

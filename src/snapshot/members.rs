@@ -4,12 +4,13 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRe
 use rusqlite::{CachedStatement, Connection, Rows, ToSql, params};
 
 use super::SnapshotError;
-use crate::audience::{Action, Change, Member, MemberBuf, User, UserKind, Value, ValueBuf};
+use crate::audience::{Action, Change, Class, Member, MemberBuf, User, UserKind, Value, ValueBuf};
 use crate::diff::Members;
 
 /// The members of one audience at one destination, in the order of users.
 pub struct Delivered<'s> {
     rows: Rows<'s>,
+    class: Class,
     current: MemberBuf,
     has_begun: bool,
 }
@@ -18,9 +19,10 @@ pub(super) const ORDERED: &str =
     "SELECT user, anonymous_id, value FROM member WHERE audience = ?1 ORDER BY user";
 
 impl<'s> Delivered<'s> {
-    pub(super) fn new(rows: Rows<'s>) -> Self {
+    pub(super) fn new(rows: Rows<'s>, class: Class) -> Self {
         Self {
             rows,
+            class,
             current: MemberBuf::default(),
             has_begun: false,
         }
@@ -43,11 +45,11 @@ impl Members for Delivered<'_> {
         self.current.kind = kind;
         self.current.id.clear();
         self.current.id.push_str(id);
-        // Most members have neither, and this is done for each of them.
+        // Most members have none, and this is done for each of them.
         if row.get_ref(1)? != ValueRef::Null || self.current.anonymous_id.is_some() {
             self.current.anonymous_id = row.get(1)?;
         }
-        if row.get_ref(2)? != ValueRef::Null || self.current.value != ValueBuf::True {
+        if self.class == Class::Trait {
             self.current.value = row.get::<_, SqlValueBuf>(2)?.0;
         }
         Ok(true)

@@ -148,7 +148,7 @@ fn settled(chunk: Chunk, accepted: &[&[bool]], dead: &[usize]) -> Settled {
 /// The members as `user=value`, and how many changes wait.
 fn state(snapshot: &Snapshot) -> (Vec<String>, u64) {
     let mut statement = snapshot.connection.prepare(members::ORDERED).unwrap();
-    let mut delivered = Delivered::new(statement.query([1]).unwrap());
+    let mut delivered = Delivered::new(statement.query([1]).unwrap(), Class::Trait);
     let mut members = Vec::new();
     while delivered.advance().unwrap() {
         let MemberBuf {
