@@ -12,8 +12,11 @@ mod history;
 mod journal;
 mod lock;
 mod members;
+mod plan;
 mod rehearsal;
 mod schema;
+mod writer;
+
 #[cfg(test)]
 mod tests;
 
@@ -29,9 +32,10 @@ use crate::run::Timestamp;
 
 pub use handle::Handle;
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
-pub use journal::{Chunk, Credit, Dead, Journal, JournaledRun, Plan, Planning, Rehearsed, Settled};
+pub use journal::{Chunk, Credit, Dead, JournaledRun, Settled};
 pub use lock::{Busy, RunLock};
 pub use members::Delivered;
+pub use plan::{Journal, Plan, Planning, Rehearsed};
 
 /// Why the snapshot could not be read or written.
 #[derive(Debug, thiserror::Error)]

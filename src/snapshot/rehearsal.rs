@@ -5,8 +5,9 @@
 
 use rusqlite::{Connection, params};
 
-use super::journal::{Credit, Decided, decide, number_of, take};
+use super::journal::{Credit, take};
 use super::members::{ORDERED, SqlUser, SqlValue};
+use super::plan::{Decided, decide, number_of};
 use super::{Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, chunk};
 use crate::audience::{Action, Change};
 use crate::diff::Tally;

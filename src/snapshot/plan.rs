@@ -1,0 +1,366 @@
+//! What a run decided, written whole before anything is sent: the run and all of its chunks, or nothing.
+
+use rusqlite::{Connection, OptionalExtension, Rows, params};
+
+use super::journal::{json, run};
+use super::members::{Delivered, ORDERED};
+use super::writer::{ChunkKind, ChunkWriter, MAX_CHUNK_ENTRIES};
+use super::{JournaledRun, Snapshot, SnapshotError, chunk};
+use crate::audience::{Action, Change, Guard};
+use crate::batch::billed_bytes;
+use crate::diff::Tally;
+use crate::event::{Computation, Identify};
+use crate::mapping::StreamName;
+use crate::run::{Counts, Outcome, RunKind, Timestamp};
+
+/// A run that is about to be decided.
+#[derive(Debug, Clone)]
+pub struct Planning {
+    pub computation: Computation,
+    pub name: String,
+    pub kind: RunKind,
+    pub streams: Vec<StreamName>,
+    /// `None` where removals are sent whatever their number.
+    pub guard: Option<Guard>,
+}
+
+/// What was decided.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub run: JournaledRun,
+    pub tally: Tally,
+    /// Removals that the guard kept out of the journal.
+    pub held: u64,
+    pub skipped_rows: u64,
+    /// Lines and their bytes, for one stream: only a rehearsal renders them.
+    pub rehearsed: Option<Rehearsed>,
+}
+
+/// What a plan would send to one stream.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rehearsed {
+    pub lines: u64,
+    pub chunks: u64,
+    pub bytes: u64,
+    /// Each line rounded up to what Firehose charges for.
+    pub billed_bytes: u64,
+}
+
+impl Rehearsed {
+    /// What would be counted for so many streams.
+    pub fn counts(&self, streams: usize) -> Counts {
+        let streams = streams as u64;
+        Counts {
+            requests: self.chunks * streams,
+            retries: 0,
+            records: self.lines * streams,
+            bytes: self.bytes * streams,
+            billed_bytes: self.billed_bytes * streams,
+        }
+    }
+}
+
+impl Snapshot {
+    /// Decides a run and writes it to the journal, all or nothing.
+    ///
+    /// `merge` compares the source with the delivered members and gives each change to the journal; it returns the
+    /// tally and the number of rows it skipped.
+    pub fn plan<E: From<SnapshotError>>(
+        &mut self,
+        planning: &Planning,
+        merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
+    ) -> Result<Plan, E> {
+        let transaction = self.begin()?;
+        let plan = plan(&transaction, planning, merge)?;
+        transaction.commit().map_err(SnapshotError::from)?;
+        Ok(plan)
+    }
+
+    /// Remembers a run that decided nothing, with the reason.
+    pub fn fail(&mut self, planning: &Planning, error: &str) -> Result<(), SnapshotError> {
+        let audience = number_of(&self.connection, &planning.computation)?;
+        let run = insert_run(&self.connection, planning, audience)?;
+        self.connection.execute(
+            "UPDATE run SET finished_at = ?2, outcome = ?3, error = ?4 WHERE number = ?1",
+            params![
+                run,
+                Timestamp::now().millis(),
+                Outcome::Failed.as_str(),
+                error
+            ],
+        )?;
+        Ok(())
+    }
+}
+
+fn plan<E: From<SnapshotError>>(
+    transaction: &Connection,
+    planning: &Planning,
+    merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
+) -> Result<Plan, E> {
+    let audience = audience(transaction, planning)?;
+    let number = insert_run(transaction, planning, Some(audience))?;
+    let mut statement = transaction
+        .prepare_cached(ORDERED)
+        .map_err(SnapshotError::from)?;
+    let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
+    let journal = Journal::write(transaction, number, &planning.computation)?;
+    let decided = decide(planning, delivered, journal, merge)?;
+    let Decided {
+        tally,
+        skipped_rows,
+        held,
+        ..
+    } = decided;
+    transaction
+        .execute(
+            "UPDATE run SET members = ?2, added = ?3, removed = ?4, changed = ?5, held = ?6, skipped_rows = ?7, planned = ?8
+             WHERE number = ?1",
+            params![
+                number,
+                tally.members as i64,
+                tally.added as i64,
+                tally.removed as i64,
+                tally.changed as i64,
+                held as i64,
+                skipped_rows as i64,
+                decided.planned() as i64
+            ],
+        )
+        .map_err(SnapshotError::from)?;
+    Ok(decided.into_plan(run(transaction, number)?))
+}
+
+/// What a merge came to.
+pub(super) struct Decided {
+    pub(super) tally: Tally,
+    pub(super) skipped_rows: u64,
+    pub(super) held: u64,
+    rehearsed: Option<Rehearsed>,
+}
+
+impl Decided {
+    /// Changes that are in the journal now.
+    pub(super) fn planned(&self) -> u64 {
+        let Tally {
+            added,
+            changed,
+            repeated,
+            removed,
+            ..
+        } = self.tally;
+        added + changed + repeated + removed - self.held
+    }
+
+    pub(super) fn into_plan(self, run: JournaledRun) -> Plan {
+        Plan {
+            run,
+            tally: self.tally,
+            held: self.held,
+            skipped_rows: self.skipped_rows,
+            rehearsed: self.rehearsed,
+        }
+    }
+}
+
+/// Merges into a journal, and takes the removals out of it where the guard holds them.
+pub(super) fn decide<E: From<SnapshotError>>(
+    planning: &Planning,
+    delivered: Rows<'_>,
+    mut journal: Journal<'_>,
+    merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
+) -> Result<Decided, E> {
+    let mut delivered = Delivered::new(delivered, planning.computation.class);
+    let (tally, skipped_rows) = merge(&mut delivered, &mut journal)?;
+    let holds = |guard: Guard| guard.holds(tally.removed, tally.delivered, tally.members);
+    let held = if planning.guard.is_some_and(holds) {
+        tally.removed
+    } else {
+        0
+    };
+    Ok(Decided {
+        tally,
+        skipped_rows,
+        held,
+        rehearsed: journal.close(held > 0)?,
+    })
+}
+
+/// The number of the audience, which is known from now on, and by its present name.
+fn audience(connection: &Connection, planning: &Planning) -> Result<i64, SnapshotError> {
+    let Computation {
+        audience,
+        destination,
+        key,
+        class,
+        ..
+    } = &planning.computation;
+    Ok(connection.query_row(
+        "INSERT INTO audience (id, destination, key, class, name) VALUES (?1, ?2, ?3, ?4, ?5)
+         ON CONFLICT (id, destination) DO UPDATE SET name = excluded.name RETURNING number",
+        params![
+            audience.as_str(),
+            destination.as_str(),
+            key.as_str(),
+            class.as_str(),
+            planning.name
+        ],
+        |row| row.get(0),
+    )?)
+}
+
+pub(super) fn number_of(
+    connection: &Connection,
+    computation: &Computation,
+) -> Result<Option<i64>, SnapshotError> {
+    let number = connection.query_row(
+        "SELECT number FROM audience WHERE id = ?1 AND destination = ?2",
+        params![
+            computation.audience.as_str(),
+            computation.destination.as_str()
+        ],
+        |row| row.get(0),
+    );
+    Ok(number.optional()?)
+}
+
+fn insert_run(
+    connection: &Connection,
+    planning: &Planning,
+    audience: Option<i64>,
+) -> Result<i64, SnapshotError> {
+    let Computation {
+        audience: id,
+        destination,
+        run,
+        started_at,
+        space_id,
+        ..
+    } = &planning.computation;
+    connection.execute(
+        "INSERT INTO run (id, audience, audience_id, destination, kind, started_at, space_id, streams)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            run.to_string(),
+            audience,
+            id.as_str(),
+            destination.as_str(),
+            planning.kind.as_str(),
+            started_at.millis(),
+            space_id,
+            json(&planning.streams)
+        ],
+    )?;
+    Ok(connection.last_insert_rowid())
+}
+
+/// Where a merge puts what it decides.
+pub struct Journal<'c> {
+    identify: Identify,
+    to: Destined<'c>,
+}
+
+enum Destined<'c> {
+    /// Entering and leaving users are both in order, each in chunks of their own.
+    Disk {
+        entering: Box<ChunkWriter<'c>>,
+        leaving: Box<ChunkWriter<'c>>,
+    },
+    Nowhere {
+        entering: Rehearsed,
+        leaving: Rehearsed,
+        line: Vec<u8>,
+    },
+}
+
+impl<'c> Journal<'c> {
+    fn write(
+        connection: &'c Connection,
+        run: i64,
+        computation: &Computation,
+    ) -> Result<Self, SnapshotError> {
+        // Even numbers for one, odd ones for the other: neither needs to know how many the other wrote.
+        let writer = |first| ChunkWriter::new(connection, run, first, 2).map(Box::new);
+        let to = Destined::Disk {
+            entering: writer(0)?,
+            leaving: writer(1)?,
+        };
+        Ok(Self {
+            identify: Identify::new(computation),
+            to,
+        })
+    }
+
+    /// Counts what it is given, and keeps nothing.
+    pub(super) fn rehearse(computation: &Computation) -> Self {
+        let to = Destined::Nowhere {
+            entering: Rehearsed::default(),
+            leaving: Rehearsed::default(),
+            line: Vec::new(),
+        };
+        Self {
+            identify: Identify::new(computation),
+            to,
+        }
+    }
+
+    pub fn push(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {
+        let leaves = change.action == Action::Leave;
+        match &mut self.to {
+            Destined::Disk { entering, leaving } => {
+                let (writer, kind) = if leaves {
+                    (leaving, ChunkKind::Leaving)
+                } else {
+                    (entering, ChunkKind::Entering)
+                };
+                let bytes = self.identify.longest_line(change);
+                writer.push(kind, Some(change), bytes, |entries| {
+                    chunk::push_change(entries, change)
+                })
+            }
+            Destined::Nowhere {
+                entering,
+                leaving,
+                line,
+            } => {
+                line.clear();
+                self.identify.render(change, line);
+                let rehearsed = if leaves { leaving } else { entering };
+                rehearsed.lines += 1;
+                rehearsed.bytes += line.len() as u64;
+                rehearsed.billed_bytes += billed_bytes(line.len());
+                Ok(())
+            }
+        }
+    }
+
+    /// Writes what is left, or drops all removals.
+    fn close(self, drop_leaving: bool) -> Result<Option<Rehearsed>, SnapshotError> {
+        match self.to {
+            Destined::Disk {
+                mut entering,
+                mut leaving,
+            } => {
+                entering.flush()?;
+                leaving.flush()?;
+                if drop_leaving {
+                    leaving.drop_all(ChunkKind::Leaving)?;
+                }
+                Ok(None)
+            }
+            Destined::Nowhere {
+                mut entering,
+                leaving,
+                ..
+            } => {
+                if !drop_leaving {
+                    entering.lines += leaving.lines;
+                    entering.bytes += leaving.bytes;
+                    entering.billed_bytes += leaving.billed_bytes;
+                }
+                entering.chunks = entering.lines.div_ceil(MAX_CHUNK_ENTRIES);
+                Ok(Some(entering))
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Fills chunks and writes them, so that each carries what one call of Firehose does.
+
+use rusqlite::{CachedStatement, Connection, params};
+
+use super::SnapshotError;
+use super::members::SqlUser;
+use crate::audience::{Change, MemberBuf};
+use crate::batch::{MAX_CALL_BYTES, MAX_CALL_RECORDS};
+
+/// A chunk holds what one PutRecordBatch carries.
+pub(super) const MAX_CHUNK_ENTRIES: u64 = MAX_CALL_RECORDS as u64;
+const MAX_CHUNK_BYTES: usize = MAX_CALL_BYTES;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ChunkKind {
+    Entering,
+    /// Apart from the others, so that the guard can take them back.
+    Leaving,
+    /// Lines given to `send`.
+    Calls,
+}
+
+impl ChunkKind {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Entering => "entering",
+            Self::Leaving => "leaving",
+            Self::Calls => "calls",
+        }
+    }
+}
+
+/// Fills chunks of one kind and inserts each as it is full.
+pub(super) struct ChunkWriter<'c> {
+    connection: &'c Connection,
+    insert: CachedStatement<'c>,
+    run: i64,
+    next_seq: i64,
+    step: i64,
+    kind: ChunkKind,
+    entries: Vec<u8>,
+    count: u64,
+    bytes: usize,
+    first: Option<MemberBuf>,
+    last: Option<MemberBuf>,
+}
+
+impl<'c> ChunkWriter<'c> {
+    pub(super) fn new(
+        connection: &'c Connection,
+        run: i64,
+        first_seq: i64,
+        step: i64,
+    ) -> Result<Self, SnapshotError> {
+        let insert = connection.prepare_cached(
+            "INSERT INTO chunk (run, seq, kind, count, first_user, last_user, entries) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?;
+        Ok(Self {
+            connection,
+            insert,
+            run,
+            next_seq: first_seq,
+            step,
+            kind: ChunkKind::Entering,
+            entries: Vec::new(),
+            count: 0,
+            bytes: 0,
+            first: None,
+            last: None,
+        })
+    }
+
+    /// Adds an entry whose line takes at most `bytes`.
+    pub(super) fn push(
+        &mut self,
+        kind: ChunkKind,
+        change: Option<&Change<'_>>,
+        bytes: usize,
+        append: impl FnOnce(&mut Vec<u8>),
+    ) -> Result<(), SnapshotError> {
+        if self.count == MAX_CHUNK_ENTRIES || self.count > 0 && self.bytes + bytes > MAX_CHUNK_BYTES
+        {
+            self.flush()?;
+        }
+        self.kind = kind;
+        append(&mut self.entries);
+        self.count += 1;
+        self.bytes += bytes;
+        if let Some(change) = change {
+            if self.count == 1 {
+                keep(&mut self.first, change);
+            }
+            keep(&mut self.last, change);
+        }
+        Ok(())
+    }
+
+    pub(super) fn flush(&mut self) -> Result<(), SnapshotError> {
+        if self.count == 0 {
+            return Ok(());
+        }
+        let user = |member: &Option<MemberBuf>| member.as_ref().map(|member| member.kind);
+        debug_assert_eq!(user(&self.first).is_some(), user(&self.last).is_some());
+        self.insert.execute(params![
+            self.run,
+            self.next_seq,
+            self.kind.as_str(),
+            self.count as i64,
+            self.first.as_ref().map(|member| SqlUser(member.user())),
+            self.last.as_ref().map(|member| SqlUser(member.user())),
+            self.entries
+        ])?;
+        self.next_seq += self.step;
+        self.entries.clear();
+        self.count = 0;
+        self.bytes = 0;
+        Ok(())
+    }
+
+    pub(super) fn drop_all(&self, kind: ChunkKind) -> Result<(), SnapshotError> {
+        self.connection.execute(
+            "DELETE FROM chunk WHERE run = ?1 AND kind = ?2",
+            params![self.run, kind.as_str()],
+        )?;
+        Ok(())
+    }
+}
+
+fn keep(place: &mut Option<MemberBuf>, change: &Change<'_>) {
+    let member = place.get_or_insert_default();
+    member.kind = change.member.user.kind;
+    member.id.clear();
+    member.id.push_str(change.member.user.id);
+}
