@@ -15,12 +15,13 @@ use std::time::{Duration, Instant};
 use audience_sync::audience::{Audience, AudienceId, Class, DestinationName, Key, SourceName};
 use audience_sync::diff::{Scope, merge};
 use audience_sync::event::Computation;
-use audience_sync::firehose::{Api, Aws, AwsSettings, Destination, Quota, Stop};
+use audience_sync::firehose::{Api, Aws, AwsSettings, Destination, Quota};
 use audience_sync::mapping::{Mapping, Match, Pattern, StreamName};
 use audience_sync::progress::Progress;
 use audience_sync::run::{RunId, RunKind, Timestamp};
 use audience_sync::snapshot::{Handle, Planning, Snapshot};
 use audience_sync::source::{Interrupt, Source, Sqlite};
+use audience_sync::stop::Stop;
 use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
 use rusqlite::Connection;
 

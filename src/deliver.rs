@@ -11,9 +11,10 @@ use tokio::task::JoinSet;
 
 use crate::batch::{LineBuffer, Lines, MAX_RECORD_BYTES};
 use crate::event::Identify;
-use crate::firehose::{Destination, Ended, Meter, Pulse, Stop};
+use crate::firehose::{Destination, Ended, Meter, Pulse};
 use crate::progress::Progress;
 use crate::snapshot::{Chunk, Credit, Dead, Handle, JournaledRun, Settled, SnapshotError, chunk};
+use crate::stop::Stop;
 
 /// Chunks taken and not yet remembered: what a crash can repeat,
 const CHUNKS_UNDER_WAY: usize = 16;

@@ -8,7 +8,9 @@ mod aws;
 mod credentials;
 mod deliver;
 mod directory;
+mod meter;
 mod pacing;
+mod pulse;
 
 use std::time::Duration;
 
@@ -18,9 +20,11 @@ use crate::mapping::StreamName;
 
 pub use aws::{Api, Aws, AwsSettings};
 pub use credentials::Role;
-pub use deliver::{Delivery, Ended, Meter, Pulse, Stop};
+pub use deliver::{Delivery, Ended};
 pub use directory::Directory;
+pub use meter::Meter;
 pub use pacing::Quota;
+pub use pulse::Pulse;
 
 /// What one call delivered, and why it did not deliver the rest.
 #[must_use]

@@ -46,7 +46,7 @@
 //! | [`source`] | reads members in order; the only one beside the snapshot that knows SQL |
 //! | [`snapshot`] | members, journal and history in one SQLite file, behind its own thread |
 //! | [`firehose`] | delivers records, tries again, renews credentials; the only one that knows AWS |
-//! | [`secret`] | a text that nobody may see |
+//! | [`secret`], [`causes`] | a text that nobody may see; errors in one line |
 //!
 //! Then what ties them together, and the shells.
 //!
@@ -55,7 +55,7 @@
 //! | [`deliver`](mod@deliver) | carries chunks from the journal to a destination, and the receipts back |
 //! | [`sync`] | one run |
 //! | [`send`] | Segment calls from a file or a pipe |
-//! | [`progress`] | how far a run is |
+//! | [`progress`], [`stop`] | how far a run is; the wish to end it |
 //! | [`config`] | the project's files as typed values, checked as a whole |
 //! | [`schedule`] | calls at the times that crontab lines name |
 //! | [`cli`] | a file a command; the only one that prints |
@@ -73,6 +73,7 @@
 
 pub mod audience;
 pub mod batch;
+pub mod causes;
 pub mod cli;
 pub mod config;
 pub mod deliver;
@@ -87,4 +88,5 @@ pub mod secret;
 pub mod send;
 pub mod snapshot;
 pub mod source;
+pub mod stop;
 pub mod sync;

@@ -13,7 +13,7 @@ use chrono_tz::Tz;
 use tokio_cron_scheduler::{Job, JobScheduler, JobSchedulerError};
 
 use crate::config::Cron;
-use crate::firehose::Stop;
+use crate::stop::Stop;
 
 /// When something is due, time after time.
 #[derive(Debug, Clone)]

@@ -9,15 +9,17 @@ use serde::{Serialize, Serializer};
 
 use crate::audience::keys::Known;
 use crate::audience::{Audience, AudienceId, DestinationName, Key, SourceName};
+use crate::causes::in_one_line;
 use crate::deliver::{Route, Sent, deliver};
 use crate::diff::{self, Members, Scope};
 use crate::event::{CallType, Computation};
-use crate::firehose::{Destination, Meter, Pulse, Stop};
+use crate::firehose::{Destination, Meter, Pulse};
 use crate::mapping::Mapping;
 use crate::progress::Progress;
 use crate::run::{Counts, Outcome, RunId, RunKind, Timestamp};
 use crate::snapshot::{Delivered, Handle, Journal, JournaledRun, Plan, Planning, SnapshotError};
 use crate::source::{Interrupt, Source, SourceError};
+use crate::stop::Stop;
 
 /// What runs work with: made once from the configuration.
 pub struct Project {
@@ -316,7 +318,7 @@ impl Runner<'_> {
             Err(PlanError::Stopped) => return Ok(None),
             Err(PlanError::Snapshot(error)) => return Err(error),
             Err(PlanError::Source(error)) => {
-                let reason = with_causes(&error);
+                let reason = in_one_line(&error);
                 report.outcome = Outcome::Failed;
                 report.misconfigured = error.is_configuration();
                 if !request.dry_run && !report.misconfigured {
@@ -539,22 +541,4 @@ impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
     fn current(&self) -> crate::audience::Member<'_> {
         self.members.current()
     }
-}
-
-/// An error and its causes, in one line.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut previous = text.clone();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let reason = error.to_string();
-        // SQLite's errors have one below them that says the same again, with a number.
-        if !reason.ends_with(&previous) {
-            text.push_str(": ");
-            text.push_str(&reason);
-        }
-        previous = reason;
-        cause = error.source();
-    }
-    text
 }

@@ -10,11 +10,12 @@ use super::output::{Output, printable, table};
 use super::project::{self, QueryFault};
 use super::{Exit, Refusal};
 use crate::audience::{AudienceId, Class, DestinationName, Key, SourceName};
+use crate::causes::in_one_line;
 use crate::config::{Config, Schedule};
 use crate::event::CallType;
 use crate::mapping::StreamName;
 use crate::run::Timestamp;
-use crate::sync::{Keyed, Project, with_causes};
+use crate::sync::{Keyed, Project};
 
 pub(super) fn run(args: &Args, output: &Output) -> anyhow::Result<Exit> {
     let config = project::load(args)?;
@@ -155,7 +156,7 @@ impl Findings {
                 }
                 Err(QueryFault::Unreadable(error)) => {
                     let fault = SourceFault {
-                        reason: with_causes(&error),
+                        reason: in_one_line(&error),
                         stopped: vec![keyed.key.clone()],
                     };
                     findings.sources.insert(source.clone(), fault);

@@ -7,6 +7,8 @@ use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
+use crate::causes::in_one_line;
+
 /// Where a command writes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Output {
@@ -38,18 +40,7 @@ impl Output {
 
     /// An error and its causes: `error: what: why`, then the hint if there is one.
     pub(super) fn error(&self, error: &anyhow::Error) {
-        let (mut text, mut previous) = (String::new(), String::new());
-        for cause in error.chain() {
-            let cause = cause.to_string();
-            // Transparent errors repeat their cause, and causes what they caused.
-            if !text.ends_with(&cause) && (previous.is_empty() || !cause.ends_with(&previous)) {
-                if !text.is_empty() {
-                    text.push_str(": ");
-                }
-                text.push_str(&cause);
-            }
-            previous = cause;
-        }
+        let text = in_one_line(&**error);
         self.note(format_args!("error: {text}"));
     }
 }

@@ -18,11 +18,11 @@ use super::sync::{Reports, Selection};
 use super::{Exit, Refusal, project, signals};
 use crate::audience::AudienceId;
 use crate::config::{Config, Schedule};
-use crate::firehose::Stop;
 use crate::progress::Progress;
 use crate::run::Outcome;
 use crate::schedule::{Timetable, keep};
 use crate::snapshot::{Busy, Handle, RunLock};
+use crate::stop::Stop;
 use crate::sync::{Project, Report, Request, Runner};
 
 pub(super) fn run(args: &Args, output: &Output) -> anyhow::Result<Exit> {

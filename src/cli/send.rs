@@ -11,11 +11,11 @@ use super::output::{Output, bytes, count, table};
 use super::{Exit, Refusal, progress, project, signals};
 use crate::audience::DestinationName;
 use crate::config::Config;
-use crate::firehose::Stop;
 use crate::progress::Progress;
 use crate::run::Outcome;
 use crate::send::{Line, LineError, Refused, SendReport, SendReports, Sender, read_lines};
 use crate::snapshot::Handle;
+use crate::stop::Stop;
 use crate::sync::Runner;
 
 pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Result<Exit> {

@@ -1,6 +1,6 @@
 //! SIGTERM and SIGINT: the first asks to stop, the second ends at once, which the journal makes safe.
 
-use crate::firehose::Stop;
+use crate::stop::Stop;
 
 /// Listens from now on.
 pub(super) fn listen(stop: Stop) -> anyhow::Result<()> {

@@ -7,10 +7,10 @@ use super::output::{Output, bytes, count, table};
 use super::{Exit, Refusal, progress, project, signals};
 use crate::audience::keys::Known;
 use crate::config::Config;
-use crate::firehose::Stop;
 use crate::progress::Progress;
 use crate::run::{Outcome, RunId, RunKind};
 use crate::snapshot::{Handle, Snapshot};
+use crate::stop::Stop;
 use crate::sync::{Keyed, Project, Report, Request, Runner};
 
 pub(super) fn sync(args: &Args, output: &Output, sync: &SyncArgs) -> anyhow::Result<Exit> {

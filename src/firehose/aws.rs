@@ -19,10 +19,11 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::credentials::{KeptCredentials, Role, chain, is_about_credentials};
+use super::credentials::{KeptCredentials, Role, is_about_credentials};
 use super::pacing::{Pacing, Quota};
 use super::{CALL_TIMEOUT, Meter, Parked, Receipt, Refusal};
 use crate::batch::Record;
+use crate::causes::in_one_line;
 use crate::mapping::StreamName;
 
 /// Firehose closes idle connections; ours are closed first, or a call on one of them is lost in between.
@@ -332,13 +333,13 @@ impl Call<'_> {
                 SdkError::ConstructionFailure(_) => Refusal::Park(Parked {
                     problem: format!(
                         "firehose cannot be called: {}",
-                        self.redacted(&chain(error))
+                        self.redacted(&in_one_line(error))
                     ),
                     hint: None,
                 }),
                 _ => Refusal::Retry(format!(
                     "firehose did not answer: {}",
-                    self.redacted(&chain(error))
+                    self.redacted(&in_one_line(error))
                 )),
             };
         };

@@ -3,7 +3,6 @@
 //! Kept here and not in the SDK's cache, which never drops credentials that AWS has stopped accepting, and whose
 //! errors do not tell a role that may not be assumed from a network that is down.
 
-use std::error::Error;
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_credential_types::Credentials;
@@ -14,6 +13,7 @@ use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
 use tokio::sync::Mutex;
 
 use super::{CALL_TIMEOUT, Parked, Refusal};
+use crate::causes::in_one_line;
 use crate::secret::Secret;
 
 /// After a failure to get credentials it is not tried again for so long; less than a backoff is long.
@@ -226,7 +226,7 @@ fn lasts(credentials: &Credentials, span: Duration) -> bool {
 }
 
 fn base_refusal(error: &CredentialsError) -> Refusal {
-    let problem = format!("no AWS credentials: {}", chain(error));
+    let problem = format!("no AWS credentials: {}", in_one_line(error));
     match error {
         CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_) => Refusal::Retry(problem),
         _ => Refusal::Park(Parked {
@@ -239,7 +239,10 @@ fn base_refusal(error: &CredentialsError) -> Refusal {
 fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
     let redacted = |text: &str| role.external_id.redact(text);
     let SdkError::ServiceError(answer) = error else {
-        return Refusal::Retry(redacted(&format!("STS did not answer: {}", chain(error))));
+        return Refusal::Retry(redacted(&format!(
+            "STS did not answer: {}",
+            in_one_line(error)
+        )));
     };
     let code = answer.err().code().unwrap_or("no code").to_owned();
     let status = answer.raw().status().as_u16();
@@ -267,21 +270,6 @@ fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
                 .to_owned(),
         ),
     })
-}
-
-/// An error and its causes, in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Expired, revoked, or signed by a clock that is off: new credentials and a new signature may do.

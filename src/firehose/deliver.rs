@@ -1,152 +1,17 @@
 //! Sends records until each is delivered, or until there is a reason to stop.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::credentials::NOT_ACCEPTED_HINT;
-use super::{Destination, Parked, Refusal};
-use crate::batch::{Record, billed_bytes, calls};
+use super::{Destination, Meter, Parked, Pulse, Refusal};
+use crate::batch::{Record, calls};
 use crate::mapping::StreamName;
-use crate::run::Counts;
+use crate::stop::Stop;
 
-/// A run in which nothing at all is accepted for so long is ended.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
-
-/// When something was last accepted, over all that is delivered to a destination.
-#[derive(Debug)]
-pub struct Pulse(Mutex<Beat>);
-
-#[derive(Debug)]
-struct Beat {
-    last: Instant,
-    /// The destination is out of reach: whoever comes next need not wait as long again.
-    gave_up: bool,
-}
-
-impl Pulse {
-    pub fn new() -> Self {
-        Self(Mutex::new(Beat {
-            last: Instant::now(),
-            gave_up: false,
-        }))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Beat> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Starts the clock for another delivery, unless an earlier one was given up.
-    pub fn start(&self) {
-        let mut beat = self.lock();
-        if !beat.gave_up {
-            beat.last = Instant::now();
-        }
-    }
-
-    /// Forgets an outage: whoever comes next has all the time again.
-    pub fn reset(&self) {
-        *self.lock() = Beat {
-            last: Instant::now(),
-            gave_up: false,
-        };
-    }
-
-    fn beat(&self) {
-        *self.lock() = Beat {
-            last: Instant::now(),
-            gave_up: false,
-        };
-    }
-
-    /// When a delivery without a further beat is given up.
-    fn deadline(&self) -> Instant {
-        self.lock().last + GIVE_UP_AFTER
-    }
-
-    fn give_up(&self) {
-        self.lock().gave_up = true;
-    }
-}
-
-impl Default for Pulse {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Whether to stop: what is in flight is finished, and nothing is begun.
-#[derive(Debug, Clone)]
-pub struct Stop(Arc<watch::Sender<bool>>);
-
-impl Stop {
-    pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(false)))
-    }
-
-    pub fn request(&self) {
-        self.0.send_replace(true);
-    }
-
-    pub fn is_requested(&self) -> bool {
-        *self.0.borrow()
-    }
-
-    pub async fn requested(&self) {
-        // The sender lives in `self`, so the channel cannot close.
-        drop(self.0.subscribe().wait_for(|stop| *stop).await);
-    }
-}
-
-impl Default for Stop {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Counts what a run sends.
-#[derive(Debug, Default)]
-pub struct Meter {
-    requests: AtomicU64,
-    retries: AtomicU64,
-    records: AtomicU64,
-    bytes: AtomicU64,
-    billed_bytes: AtomicU64,
-}
-
-impl Meter {
-    pub(super) fn request(&self) {
-        self.requests.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn retry(&self) {
-        self.retries.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn delivered(&self, record: &Record) {
-        self.records.fetch_add(1, Ordering::Relaxed);
-        self.bytes
-            .fetch_add(record.data.len() as u64, Ordering::Relaxed);
-        self.billed_bytes
-            .fetch_add(billed_bytes(record.data.len()), Ordering::Relaxed);
-    }
-
-    pub fn counts(&self) -> Counts {
-        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Counts {
-            requests: read(&self.requests),
-            retries: read(&self.retries),
-            records: read(&self.records),
-            bytes: read(&self.bytes),
-            billed_bytes: read(&self.billed_bytes),
-        }
-    }
-}
 
 /// What became of the records of a chunk at one stream.
 #[derive(Debug)]
@@ -318,6 +183,7 @@ impl Backoff {
 #[cfg(test)]
 mod tests {
     use std::iter;
+    use std::sync::Arc;
 
     use bytes::Bytes;
     use tempfile::TempDir;

@@ -8,12 +8,13 @@ use std::path::Path;
 
 use audience_sync::audience::{Audience, AudienceId, Class, DestinationName, Key, SourceName};
 use audience_sync::event::CallType;
-use audience_sync::firehose::{Destination, Directory, Stop};
+use audience_sync::firehose::{Destination, Directory};
 use audience_sync::mapping::{Mapping, Pattern, StreamName};
 use audience_sync::progress::Progress;
 use audience_sync::run::Outcome;
 use audience_sync::snapshot::{Handle, Snapshot};
 use audience_sync::source::{Source, Sqlite};
+use audience_sync::stop::Stop;
 use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
 use chrono::{Days, NaiveDate};
 use serde_json::{Value, json};

@@ -82,7 +82,7 @@ impl Shop {
     #[track_caller]
     fn fails(&self, query: &str, words: &str) {
         let error = self.read(query).expect_err(query);
-        let error = crate::sync::with_causes(&error);
+        let error = crate::causes::in_one_line(&error);
         assert!(error.contains(words), "{error}");
     }
 }

@@ -1,0 +1,54 @@
+//! Errors as people read them: what went wrong, and why.
+
+use std::error::Error;
+
+/// An error and its causes, in one line.
+pub fn in_one_line(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut previous = text.clone();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let reason = error.to_string();
+        // Some repeat their cause, and some causes say the same again with a number before it.
+        if !text.ends_with(&reason) && !reason.ends_with(&previous) {
+            text.push_str(": ");
+            text.push_str(&reason);
+        }
+        previous = reason;
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Reason(&'static str, #[source] Option<Box<Reason>>);
+
+    #[test]
+    fn nothing_is_said_twice() {
+        let error = |reasons: &[&'static str]| {
+            let nested = reasons
+                .iter()
+                .rev()
+                .fold(None, |cause, reason| Some(Box::new(Reason(reason, cause))));
+            in_one_line(&*nested.unwrap())
+        };
+        assert_eq!(error(&["cannot read"]), "cannot read");
+        assert_eq!(
+            error(&["cannot read", "it is locked"]),
+            "cannot read: it is locked"
+        );
+        assert_eq!(
+            error(&["cannot read: it is locked", "it is locked"]),
+            "cannot read: it is locked"
+        );
+        assert_eq!(
+            error(&["it is locked", "Error code 5: it is locked"]),
+            "it is locked"
+        );
+    }
+}
