@@ -109,7 +109,7 @@ pub fn run(command_line: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     log::start(&args);
-    let output = Output::new(args.json);
+    let output = Output::new(args.json, args.log_format);
     let exit = match execute(&args, &output) {
         Ok(exit) => exit,
         Err(error) if is_broken_pipe(&error) => Exit::Success,

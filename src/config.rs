@@ -53,7 +53,7 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let document = Document::read(path).map_err(|error| {
             let hint = "`audience-sync init` makes one, and `--config PATH` names another";
-            if error.hint.is_none() {
+            if error.hint.is_none() && !path.exists() {
                 error.hint(hint)
             } else {
                 error

@@ -7,17 +7,23 @@ use std::io::{self, BufWriter, IsTerminal as _, StdoutLock, Write};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
+use super::args::LogFormat;
 use crate::causes::in_one_line;
 
 /// Where a command writes.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Output {
     pub json: bool,
+    /// Words on standard error are logs too, for whoever collects them.
+    logs_json: bool,
 }
 
 impl Output {
-    pub(super) fn new(json: bool) -> Self {
-        Self { json }
+    pub(super) fn new(json: bool, log_format: LogFormat) -> Self {
+        Self {
+            json,
+            logs_json: log_format == LogFormat::Json,
+        }
     }
 
     /// One object, on one line.
@@ -34,6 +40,10 @@ impl Output {
 
     /// Something to know beside the data, on standard error.
     pub(super) fn note(&self, text: impl std::fmt::Display) {
+        if self.logs_json {
+            tracing::info!("{}", text.to_string().trim());
+            return;
+        }
         // Where standard error is gone there is nobody to tell.
         drop(writeln!(io::stderr(), "{text}"));
     }
@@ -41,6 +51,10 @@ impl Output {
     /// An error and its causes: `error: what: why`, then the hint if there is one.
     pub(super) fn error(&self, error: &anyhow::Error) {
         let text = in_one_line(&**error);
+        if self.logs_json {
+            tracing::error!("{text}");
+            return;
+        }
         self.note(format_args!("error: {text}"));
     }
 }

@@ -180,6 +180,7 @@ impl KeptCredentials {
             assumed = assume(role, sts).await;
         }
         let assumed = assumed.map_err(|error| role_refusal(role, &error))?;
+        tracing::debug!(role = role.arn, "assumed");
         let answer = assumed
             .credentials()
             .ok_or_else(|| Refusal::Retry("STS gave no credentials".to_owned()))?;

@@ -86,7 +86,15 @@ impl Destination {
                     ended_by: Some(Ended::Stopped),
                 };
             }
+            let began = Instant::now();
             let receipt = self.put(stream, &waiting, meter).await;
+            tracing::debug!(
+                %stream,
+                records = waiting.len(),
+                delivered = receipt.delivered.len(),
+                millis = began.elapsed().as_millis(),
+                "put"
+            );
             if !receipt.delivered.is_empty() {
                 pulse.beat();
                 backoff = Backoff::default();

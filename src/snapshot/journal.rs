@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, TransactionBehavior, params};
 use super::members::Apply;
 use super::writer::{ChunkKind, ChunkWriter};
 use super::{Snapshot, SnapshotError, chunk, class};
-use crate::audience::{AudienceId, DestinationName, Key};
+use crate::audience::{AudienceId, DestinationName, Key, Value};
 use crate::event::Computation;
 use crate::mapping::StreamName;
 use crate::run::{Outcome, RunId, RunKind, Timestamp};
@@ -346,6 +346,38 @@ pub(super) fn accepted(
     Ok(accepted)
 }
 
+/// Takes what was too long out of a chunk that nobody will send again: each run decides the dead anew, and would keep
+/// their megabytes anew.
+fn lighten(
+    connection: &Connection,
+    run: &JournaledRun,
+    chunk: &Chunk,
+    dead: &BTreeSet<usize>,
+) -> Result<(), SnapshotError> {
+    if run.computation.is_none() {
+        return Ok(());
+    }
+    let mut entries = Vec::new();
+    for (entry, change) in chunk::changes(&chunk.entries).enumerate() {
+        let mut change = change.map_err(|_| SnapshotError::UnreadableChunk {
+            run: run.number,
+            seq: chunk.seq,
+        })?;
+        if dead.contains(&entry) {
+            change.member.traits = "";
+            if let Value::Text(_) = change.member.value {
+                change.member.value = Value::Text("");
+            }
+        }
+        chunk::push_change(&mut entries, &change);
+    }
+    connection.execute(
+        "UPDATE chunk SET entries = ?3 WHERE run = ?1 AND seq = ?2",
+        params![run.number, chunk.seq, entries],
+    )?;
+    Ok(())
+}
+
 /// Applies what is newly accepted by every stream; returns how many entries that is, and how many are newly dead.
 fn remember(
     connection: &Connection,
@@ -388,6 +420,9 @@ fn remember(
         .prepare_cached("DELETE FROM partly_delivered WHERE run = ?1 AND seq = ?2")?
         .execute(params![run.number, chunk.seq])?;
     if (0..chunk.count).all(|entry| after[entry] || dead_positions.contains(&entry)) {
+        if !dead.is_empty() {
+            lighten(connection, run, chunk, &dead_positions)?;
+        }
         connection
             .prepare_cached("INSERT INTO delivered (run, seq, at) VALUES (?1, ?2, ?3)")?
             .execute(params![run.number, chunk.seq, now])?;

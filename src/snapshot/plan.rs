@@ -72,6 +72,15 @@ impl Snapshot {
     ) -> Result<Plan, E> {
         let transaction = self.begin()?;
         let plan = plan(&transaction, planning, merge)?;
+        tracing::debug!(
+            audience = %planning.computation.audience,
+            run = %planning.computation.run,
+            members = plan.tally.members,
+            delivered = plan.tally.delivered,
+            changes = plan.run.waiting,
+            held = plan.held,
+            "planned"
+        );
         transaction.commit().map_err(SnapshotError::from)?;
         Ok(plan)
     }

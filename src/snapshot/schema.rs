@@ -9,7 +9,7 @@ const APPLICATION_ID: i32 = 0x4153_796e;
 
 /// `user_version` is how many of these a file has seen.
 const MIGRATIONS: &[&str] = &[
-    // A chunk is never updated: its BLOB would be written twice. What became of it stands beside it.
+    // A delivered chunk is not updated: its BLOB would be written twice. What became of it stands beside it.
     "
     CREATE TABLE audience (
         number      INTEGER PRIMARY KEY,
