@@ -6,6 +6,8 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -15,9 +17,11 @@ use crate::batch::Record;
 use crate::mapping::StreamName;
 
 /// Files in a directory.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Directory {
     root: PathBuf,
+    /// Done once, before the first file.
+    swept: Once,
 }
 
 /// Files that are being written. What a crash leaves here never counted as delivered.
@@ -26,7 +30,10 @@ const INCOMING: &str = ".incoming";
 impl Directory {
     /// Nothing is created before the first record.
     pub fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self {
+            root,
+            swept: Once::new(),
+        }
     }
 
     pub(super) async fn put(
@@ -36,6 +43,7 @@ impl Directory {
         meter: &Meter,
     ) -> Receipt {
         meter.request();
+        self.swept.call_once(|| sweep(&self.root.join(INCOMING)));
         let (root, stream, count) = (self.root.clone(), stream.clone(), records.len());
         let records = records.to_vec();
         let written =
@@ -54,6 +62,7 @@ impl Directory {
             | ErrorKind::StorageFull
             | ErrorKind::QuotaExceeded
             | ErrorKind::NotADirectory
+            | ErrorKind::InvalidInput
             | ErrorKind::AlreadyExists => Refusal::Park(Parked {
                 problem,
                 hint: None,
@@ -80,6 +89,11 @@ fn write(
         Uuid::new_v4()
     );
     let incoming = root.join(INCOMING);
+    // `..` is a name that AWS allows, and `.incoming` is ours.
+    if stream.as_str().starts_with('.') {
+        let problem = format!("the stream `{stream}` begins with a dot, which no folder here may");
+        return Err(io::Error::new(ErrorKind::InvalidInput, problem));
+    }
     create_folder(&folder)?;
     create_folder(&incoming)?;
 
@@ -108,6 +122,21 @@ fn create_file(path: &Path) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options.open(path)
+}
+
+/// Removes what crashes left half-written, unless it is so young that another program may be writing it.
+fn sweep(incoming: &Path) {
+    const OLD: Duration = Duration::from_secs(60 * 60);
+    for entry in fs::read_dir(incoming).into_iter().flatten().flatten() {
+        let age = entry
+            .metadata()
+            .and_then(|file| file.modified())
+            .map(|at| at.elapsed().unwrap_or_default());
+        if age.is_ok_and(|age| age > OLD) {
+            // It does not count as delivered, and is in nobody's way: next time, then.
+            drop(fs::remove_file(entry.path()));
+        }
+    }
 }
 
 /// Makes a folder and those above it, each entry on disk.
@@ -162,6 +191,39 @@ mod tests {
         let name = files[0].file_name().unwrap().to_str().unwrap();
         assert!(name.starts_with("members-1-2026-11-23-10-00-00-"), "{name}");
         assert_eq!(fs::read_dir(root.path().join(INCOMING)).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_stream_never_leads_out_of_the_directory() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = Directory::new(root.path().join("delivered"));
+        let record = Record {
+            data: Bytes::from("a\n"),
+            lines: 0..1,
+        };
+        for name in ["..", ".", ".incoming"] {
+            let stream = StreamName::parse(name).unwrap();
+            let receipt = directory
+                .put(&stream, std::slice::from_ref(&record), &Meter::default())
+                .await;
+            assert!(
+                matches!(receipt.refusal, Some(Refusal::Park(_))),
+                "{name}: {receipt:?}"
+            );
+        }
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_what_is_old_is_swept() {
+        let incoming = tempfile::tempdir().unwrap();
+        let (old, young) = (incoming.path().join("old"), incoming.path().join("young"));
+        fs::write(&young, "half a li").unwrap();
+        let file = File::create(&old).unwrap();
+        file.set_modified(std::time::SystemTime::now() - Duration::from_secs(7_200))
+            .unwrap();
+        sweep(incoming.path());
+        assert!(young.exists() && !old.exists());
     }
 
     #[tokio::test]
