@@ -24,7 +24,7 @@ use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use crate::audience::keys::Known;
 use crate::audience::{AudienceId, Class, DestinationName, Key};
@@ -95,8 +95,9 @@ impl Snapshot {
         log.push("-wal");
         let has_log = fs::metadata(log).is_ok_and(|log| log.len() > 0);
         match Self::look(path, OpenFlags::SQLITE_OPEN_READ_WRITE, has_log) {
-            // Where nothing may be written beside it and no log is left, the file alone is all there is.
-            Err(_) if !has_log => {
+            // Where nothing may be written beside it and no log is left, the file alone is all there is. A file that is
+            // busy is another matter: it changes while it is read.
+            Err(SnapshotError::Sqlite(error)) if !has_log && is_write_protected(&error) => {
                 Self::look(&immutable(path), OpenFlags::SQLITE_OPEN_READ_ONLY, false)
             }
             looked => looked,
@@ -150,6 +151,11 @@ impl Snapshot {
         }
         Ok(known)
     }
+}
+
+fn is_write_protected(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen))
 }
 
 fn class(text: &str) -> Result<Class, SnapshotError> {

@@ -16,7 +16,7 @@ use super::{CALL_TIMEOUT, Parked, Refusal};
 use crate::causes::in_one_line;
 use crate::secret::Secret;
 
-/// After a failure to get credentials it is not tried again for so long; less than a backoff is long.
+/// After a failure to get credentials it is not tried again for so long: the calls that queued for the answer share it.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Renewed so long before they expire; the SDK's 10 seconds are too few when STS is slow.
 const RENEW_BEFORE: Duration = Duration::from_secs(5 * 60);
