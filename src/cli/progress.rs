@@ -1,8 +1,9 @@
 //! Shows how far a run is: a bar on a terminal, elsewhere a log line now and then.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use tokio::task::JoinHandle;
 
 use super::output::{count, is_watched};
@@ -54,9 +55,7 @@ fn draw(bar: &ProgressBar, step: &Step, shown: &Step) {
         Step::Planning { audience, read } => {
             if !matches!(shown, Step::Planning { audience: before, .. } if before == audience) {
                 bar.reset();
-                bar.set_style(style(
-                    "{spinner} {msg}: read {human_pos} members, {per_sec}",
-                ));
+                bar.set_style(style("{spinner} {msg}: read {human_pos} members, {rate}"));
                 bar.set_message(audience.clone());
             }
             bar.set_position(*read);
@@ -69,7 +68,7 @@ fn draw(bar: &ProgressBar, step: &Step, shown: &Step) {
             if !matches!(shown, Step::Delivering { audience: before, .. } if before == audience) {
                 bar.reset();
                 bar.set_style(style(
-                    "{bar:30} {msg}: {human_pos} of {human_len}, {per_sec}, {eta} left",
+                    "{bar:30} {msg}: {human_pos} of {human_len}, {rate}, {eta} left",
                 ));
                 bar.set_message(audience.clone());
             }
@@ -80,7 +79,15 @@ fn draw(bar: &ProgressBar, step: &Step, shown: &Step) {
 }
 
 fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("the templates here are valid")
+    let style = ProgressStyle::with_template(template).expect("the templates here are valid");
+    // indicatif's own rate has four decimals.
+    style.with_key(
+        "rate",
+        |state: &ProgressState, text: &mut dyn fmt::Write| {
+            // The bar would go on without it.
+            write!(text, "{}/s", count(state.per_sec() as u64)).unwrap_or_default();
+        },
+    )
 }
 
 fn log(step: &Step) {
