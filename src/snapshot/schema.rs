@@ -98,6 +98,19 @@ const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (run, seq, position)
     ) WITHOUT ROWID, STRICT;
     ",
+    "
+    -- What the guard held back: of how many members, a few of the users as a JSON array, and a digest of them all.
+    ALTER TABLE run ADD COLUMN held_of INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE run ADD COLUMN held_sample TEXT;
+    ALTER TABLE run ADD COLUMN held_digest BLOB;
+
+    -- Dead letters: since when, which of the run's streams refused it (NULL: no stream may be given it), whether the
+    -- chunk still holds all of it, and the later run that decided about its user anew.
+    ALTER TABLE dead ADD COLUMN at INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE dead ADD COLUMN stream INTEGER;
+    ALTER TABLE dead ADD COLUMN is_whole INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE dead ADD COLUMN superseded_by INTEGER;
+    ",
 ];
 
 /// Brings a file up to this version, or says why it cannot be used.
@@ -136,4 +149,30 @@ pub(super) fn version(connection: &Connection) -> Result<usize, SnapshotError> {
             found: version,
             known: MIGRATIONS.len(),
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_first_version_is_brought_up_to_this_one() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(MIGRATIONS[0]).unwrap();
+        connection
+            .execute_batch("INSERT INTO dead VALUES (1, 0, 3, 'too long')")
+            .unwrap();
+        connection
+            .pragma_update(None, "application_id", APPLICATION_ID)
+            .unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        migrate(&mut connection).unwrap();
+        assert_eq!(version(&connection).unwrap(), MIGRATIONS.len());
+        let dead: (String, bool) = connection
+            .query_row("SELECT reason, is_whole FROM dead", [], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })
+            .unwrap();
+        assert_eq!(dead, ("too long".to_owned(), false));
+    }
 }
