@@ -8,7 +8,9 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
@@ -60,6 +62,25 @@ fn not_a_query(statement: &Statement<'_>) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// The size of a file that ends inside a page, as no database does. <https://sqlite.org/fileformat.html#pages>
+fn cut_off(path: &Path) -> Option<u64> {
+    const SMALLEST_PAGE: u64 = 512;
+
+    let mut file = File::open(path).ok()?;
+    let bytes = file.metadata().ok()?.len();
+    if bytes < SMALLEST_PAGE {
+        return Some(bytes);
+    }
+    let mut header = [0; 18];
+    file.read_exact(&mut header).ok()?;
+    let page = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65_536,
+        page => u64::from(page).max(SMALLEST_PAGE),
+    };
+    // Anything else is for SQLite to refuse.
+    (header.starts_with(b"SQLite format 3\0") && !bytes.is_multiple_of(page)).then_some(bytes)
 }
 
 /// SQLite's words for an error, without rusqlite's around them.
@@ -127,11 +148,17 @@ impl Sqlite {
                 path: self.path.clone(),
             });
         }
-        if self.path.metadata().is_ok_and(|file| file.len() == 0) {
-            return Err(SourceError::Empty {
-                source_name: self.name.clone(),
-                path: self.path.clone(),
-            });
+        let (source_name, path) = (self.name.clone(), self.path.clone());
+        match cut_off(&path) {
+            None => {}
+            Some(0) => return Err(SourceError::Empty { source_name, path }),
+            Some(bytes) => {
+                return Err(SourceError::CutOff {
+                    source_name,
+                    path,
+                    bytes,
+                });
+            }
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.path, flags)

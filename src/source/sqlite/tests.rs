@@ -489,6 +489,8 @@ fn what_is_no_database_fails() {
     let query = "SELECT user_id FROM users";
     fs::write(shop.path(), "").unwrap();
     shop.fails(query, "shop.sqlite is empty");
+    fs::write(shop.path(), "SQLite format 3\0").unwrap();
+    shop.fails(query, "shop.sqlite is cut off after 16 bytes");
     fs::remove_file(shop.path()).unwrap();
     shop.fails(query, "there is no database at");
     assert!(!shop.path().exists());
@@ -523,7 +525,10 @@ fn a_source_that_is_damaged_half_way_fails() {
             .write(true)
             .open(shop.path())
             .unwrap();
-        file.set_len(middle).unwrap();
+        let whole = file.metadata().unwrap().len();
+        file.set_len(whole - 1).unwrap();
+        shop.fails(query, &format!("is cut off after {} bytes", whole - 1));
+        file.set_len(whole - 4096).unwrap();
         shop.fails(query, "database disk image is malformed");
     }
 }
