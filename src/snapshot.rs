@@ -8,6 +8,7 @@
 
 pub mod chunk;
 mod handle;
+mod held;
 mod history;
 mod journal;
 mod lock;
@@ -31,6 +32,7 @@ use crate::audience::{AudienceId, Class, DestinationName, Key};
 use crate::run::Timestamp;
 
 pub use handle::Handle;
+pub use held::{Approval, Held, HeldUser};
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
 pub use journal::{Chunk, Credit, Dead, JournaledRun, Settled};
 pub use lock::{Busy, RunLock};

