@@ -17,6 +17,7 @@ use super::output::{Output, count};
 use super::sync::{Reports, Selection};
 use super::{Exit, Refusal, project, signals};
 use crate::audience::AudienceId;
+use crate::causes::in_one_line;
 use crate::config::{Config, Schedule};
 use crate::progress::Progress;
 use crate::run::Outcome;
@@ -219,7 +220,7 @@ impl Daemon {
         if !self.stop.is_requested() {
             match self.sync(turn).await {
                 Ok(is_left) => turn.is_left.store(is_left, Ordering::Release),
-                Err(error) => tracing::error!("{}: {error:#}", turn.name),
+                Err(error) => tracing::error!("{}: {}", turn.name, in_one_line(&*error)),
             }
         }
     }

@@ -442,7 +442,8 @@ fn what_is_no_snapshot_of_ours_is_refused_and_stays_as_it_is() {
             Snapshot::open(&folder.path()).err().unwrap(),
             Snapshot::inspect(&folder.path()).err().unwrap(),
         ] {
-            assert!(error.to_string().contains(words), "{error}");
+            let error = crate::causes::in_one_line(&error);
+            assert!(error.contains(words), "{error}");
         }
         assert!(fs::read(folder.path()).unwrap() == bytes);
         assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 1);

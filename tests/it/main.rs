@@ -23,3 +23,4 @@ mod send;
 mod snapshot;
 mod support;
 mod sync;
+mod unusable;
