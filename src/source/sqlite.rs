@@ -3,6 +3,7 @@
 //! The query is wrapped, so that the engine sorts: from an index where there is one, else on disk. Ids compare as
 //! bytes. Text sorts so by itself; integers become decimal text and are then sorted as that, which costs a sort.
 
+mod access;
 mod layout;
 mod rows;
 #[cfg(test)]
@@ -17,6 +18,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
 use super::{Interrupt, SourceError};
 use crate::audience::{Audience, SourceName};
+use access::ONLY_READS;
 use layout::{BINARY, Layout};
 pub use rows::SqliteMembers;
 
@@ -32,10 +34,12 @@ pub struct Sqlite {
 
 /// Sees what can be seen of a query without its database: the reason why it can never be one.
 pub fn check_syntax(query: &str) -> Option<String> {
-    let connection = Connection::open_in_memory().ok()?;
+    let mut connection = Connection::open_in_memory().ok()?;
+    access::only_read(&mut connection).ok()?;
     let prepared = connection.prepare(query);
     match prepared {
         Ok(statement) => not_a_query(&statement).map(str::to_owned),
+        Err(error) if is_refused(&error) => Some(ONLY_READS.to_owned()),
         Err(error) => Some(message(&error)).filter(|reason| is_syntax(reason)),
     }
 }
@@ -50,6 +54,10 @@ fn is_syntax(reason: &str) -> bool {
     ]
     .iter()
     .any(|mistake| reason.contains(mistake))
+}
+
+fn is_refused(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::AuthorizationForStatementDenied)
 }
 
 fn not_a_query(statement: &Statement<'_>) -> Option<&'static str> {
@@ -161,11 +169,12 @@ impl Sqlite {
             }
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags)
+        let mut connection = Connection::open_with_flags(&self.path, flags)
             .map_err(|error| self.unreadable(error))?;
         connection
             .busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| connection.pragma_update(None, "query_only", true))
+            .and_then(|()| access::only_read(&mut connection))
             .map_err(|error| self.unreadable(error))?;
         Ok(connection)
     }
@@ -189,6 +198,7 @@ impl Sqlite {
     /// A statement that does not compile is a mistake in the query, unless the file is the trouble.
     fn prepare_error(&self, audience: &Audience, error: rusqlite::Error) -> SourceError {
         match error.sqlite_error_code() {
+            _ if is_refused(&error) => self.query_error(audience, ONLY_READS),
             Some(ErrorCode::Unknown) | None => self.query_error(audience, message(&error)),
             Some(_) => self.unreadable(error),
         }
