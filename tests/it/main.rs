@@ -1,5 +1,6 @@
 //! The binary as people and programs use it: a directory, a command line, what it prints, and what arrives.
 
+mod access;
 mod check;
 mod clock;
 mod command_line;
