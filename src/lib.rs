@@ -80,6 +80,8 @@ pub mod deliver;
 pub mod diff;
 pub mod event;
 pub mod firehose;
+#[cfg(test)]
+mod laws;
 pub mod mapping;
 pub mod progress;
 pub mod run;

@@ -4,6 +4,8 @@
 //! bytes. Text sorts so by itself; integers become decimal text and are then sorted as that, which costs a sort.
 
 mod access;
+#[cfg(test)]
+mod laws;
 mod layout;
 mod rows;
 #[cfg(test)]
