@@ -38,6 +38,7 @@
 //! | [`mapping`] | which streams an event goes to |
 //! | [`batch`] | lines as records, records as calls, within AWS's limits |
 //! | [`run`](mod@run) | a run's id, time, kind, outcome and counts |
+//! | [`policy`] | the statements of IAM that a stream and a role need |
 //!
 //! The edges do not know each other.
 //!
@@ -81,6 +82,7 @@ pub mod diff;
 pub mod event;
 pub mod firehose;
 pub mod mapping;
+pub mod policy;
 pub mod progress;
 pub mod run;
 pub mod schedule;
