@@ -45,6 +45,9 @@ pub struct SendReport {
     pub delivered: u64,
     /// Lines in the journal, or dead.
     pub undelivered: u64,
+    /// Those of them that are dead.
+    #[serde(skip)]
+    pub dead: u64,
     #[serde(flatten)]
     pub counts: Counts,
     pub seconds: f64,
@@ -158,6 +161,10 @@ struct Opened {
     delivered: u64,
     /// Why it is only journalled from now on. Other streams go on.
     problem: Option<String>,
+    /// Lines that can never be delivered,
+    dead: u64,
+    /// and why the last of them cannot.
+    obituary: Option<String>,
 }
 
 impl Opened {
@@ -167,6 +174,8 @@ impl Opened {
             journaled: 0,
             delivered: 0,
             problem: None,
+            dead: 0,
+            obituary: None,
         }
     }
 
@@ -343,6 +352,8 @@ impl<'a> Sender<'a> {
         let sent = deliver(snapshot, &opened.run, &route, meter, progress).await?;
         opened.delivered += sent.delivered;
         opened.problem = sent.problem;
+        opened.dead += sent.dead;
+        opened.obituary = sent.obituary.or(opened.obituary.take());
         Ok(())
     }
 
@@ -354,9 +365,11 @@ impl<'a> Sender<'a> {
             let runs: Vec<&Opened> = of_it.map(|(_, opened)| opened).collect();
             let delivered = runs.iter().map(|opened| opened.delivered).sum();
             let undelivered = runs.iter().map(|opened| opened.undelivered()).sum();
+            let dead = runs.iter().map(|opened| opened.dead).sum();
             let mut problems: Vec<&str> = runs
                 .iter()
-                .filter_map(|opened| opened.problem.as_deref())
+                .flat_map(|opened| [&opened.problem, &opened.obituary])
+                .filter_map(Option::as_deref)
                 .collect();
             problems.dedup();
             SendReport {
@@ -367,6 +380,7 @@ impl<'a> Sender<'a> {
                 unmapped: tally.unmapped,
                 delivered,
                 undelivered,
+                dead,
                 counts: tally.meter.counts(),
                 seconds,
                 error: (!problems.is_empty()).then(|| problems.join("\n")),

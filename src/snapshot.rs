@@ -7,6 +7,7 @@
 //! and its changes reach the members in one transaction too, so the snapshot never says more than Firehose did.
 
 pub mod chunk;
+mod dead;
 mod handle;
 mod history;
 mod journal;
@@ -30,6 +31,7 @@ use crate::audience::keys::Known;
 use crate::audience::{AudienceId, Class, DestinationName, Key};
 use crate::run::Timestamp;
 
+pub use dead::{DeadLetter, LetterContent};
 pub use handle::Handle;
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
 pub use journal::{Chunk, Credit, Dead, JournaledRun, Settled};

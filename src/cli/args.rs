@@ -137,6 +137,18 @@ pub(super) enum SnapshotCommand {
         /// A key, id or name.
         audience: Option<String>,
     },
+    /// What Firehose will not have, and why.
+    Dead(DeadArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DeadArgs {
+    /// Send them again, once the reason is mended.
+    #[arg(long)]
+    pub retry: bool,
+    /// Wait while another run holds the snapshot.
+    #[arg(long, requires = "retry")]
+    pub wait: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 
@@ -13,7 +14,7 @@ use crate::config::{
     Aws as AwsConfiguration, Config, ConfigError, Configured, Destination as Configuration,
     DestinationKind,
 };
-use crate::firehose::{Aws, AwsSettings, Destination, Directory, Quota, Role};
+use crate::firehose::{Aws, AwsSettings, Destination, Directory, Pulse, Quota, Role};
 use crate::snapshot::{Busy, RunLock, Snapshot};
 use crate::source::{SourceError, check_syntax};
 use crate::sync::{Keyed, Outlet, Project};
@@ -42,10 +43,13 @@ fn query_error(configured: &Configured, reason: &str) -> ConfigError {
 
 /// Makes everything that runs need. Nothing is connected to, and no file is written.
 pub(super) fn open(config: &Config) -> Result<Project, ConfigError> {
-    let outlets = config
-        .destinations
-        .iter()
-        .map(|(name, destination)| Ok((name.clone(), outlet(name, destination)?)));
+    let outlets = config.destinations.iter().map(|(name, destination)| {
+        let outlet = Outlet {
+            pulse: Arc::new(Pulse::bounded(config.deliver_for)),
+            ..outlet(name, destination)?
+        };
+        Ok((name.clone(), outlet))
+    });
     Ok(Project {
         sources: config.sources.clone(),
         destinations: outlets.collect::<Result<BTreeMap<_, _>, _>>()?,

@@ -139,10 +139,11 @@ fn explain(output: &Output, report: &SendReport) {
     if let Some(error) = &report.error {
         output.note(format_args!("\n{name}: {error}"));
     }
-    if report.undelivered > 0 {
+    let waiting = report.undelivered.saturating_sub(report.dead);
+    if waiting > 0 {
         output.note(format_args!(
             "\n{name}: {} lines are not delivered; they stay in the journal\n\nhint: the next send or sync sends them first",
-            count(report.undelivered)
+            count(waiting)
         ));
     }
 }

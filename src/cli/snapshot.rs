@@ -1,4 +1,7 @@
-//! `snapshot`: what Firehose has accepted, and why. Only ever reads: neither a file nor a secret is needed or made.
+//! `snapshot`: what Firehose has accepted, and why. Looking only ever reads: neither a file nor a secret is needed or
+//! made.
+
+mod dead;
 
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -20,6 +23,11 @@ const RUN: usize = 36;
 const NONE: &str = "-";
 
 pub(super) fn run(args: &Args, output: &Output, command: &SnapshotCommand) -> anyhow::Result<Exit> {
+    if let SnapshotCommand::Dead(dead) = command
+        && dead.retry
+    {
+        return dead::retry(args, output, dead);
+    }
     // Not `project::load`: a mistake in a query hides nothing that was delivered.
     let config = Config::load(&args.config)?;
     let snapshot = project::inspect(&config)?;
@@ -33,6 +41,7 @@ pub(super) fn run(args: &Args, output: &Output, command: &SnapshotCommand) -> an
         SnapshotCommand::Show { audience } => view.show(audience),
         SnapshotCommand::User { user } => view.user(user),
         SnapshotCommand::Runs { audience } => view.runs(audience.as_deref()),
+        SnapshotCommand::Dead(_) => view.dead(),
     };
     match shown {
         Ok(()) => Ok(Exit::Success),

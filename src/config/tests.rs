@@ -377,7 +377,7 @@ fn a_project_without_a_schedule_or_a_source_can_still_send() {
 fn a_mark_in_front_of_the_file_is_ignored() {
     let project = Project::new(&format!("\u{feff}{MAIN}"), SCHEDULE);
     assert!(project.load().is_ok());
-    Project::new("\u{feff}x = 1", SCHEDULE).check("unknown key `x`\n  --> audience-sync.toml:1:1\n\nhint: known: `snapshot`, `schedules`, `space_id`, `history`, `source`, `destination`");
+    Project::new("\u{feff}x = 1", SCHEDULE).check("unknown key `x`\n  --> audience-sync.toml:1:1\n\nhint: known: `snapshot`, `schedules`, `space_id`, `history`, `deliver_for`, `source`, `destination`");
 }
 
 #[test]
@@ -452,7 +452,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_main(
         "secret_id = \"hunter2\"",
-        "unknown key `secret_id`\n  --> audience-sync.toml:1:1\n\nhint: known: `snapshot`, `schedules`, `space_id`, `history`, `source`, `destination`",
+        "unknown key `secret_id`\n  --> audience-sync.toml:1:1\n\nhint: known: `snapshot`, `schedules`, `space_id`, `history`, `deliver_for`, `source`, `destination`",
     );
     check_main(
         "[source.shop]\nsqlite = \"x\"\nquery = 1",

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Rows, params};
 
+use super::dead::supersede_dead;
 use super::journal::{json, run};
 use super::members::{Delivered, ORDERED};
 use super::writer::{ChunkKind, ChunkWriter, MAX_CHUNK_ENTRIES};
@@ -109,6 +110,7 @@ fn plan<E: From<SnapshotError>>(
 ) -> Result<Plan, E> {
     let audience = audience(transaction, planning)?;
     let number = insert_run(transaction, planning, Some(audience))?;
+    supersede_dead(transaction, &planning.computation, number)?;
     let mut statement = transaction
         .prepare_cached(ORDERED)
         .map_err(SnapshotError::from)?;

@@ -24,7 +24,7 @@ query = "SELECT user_id FROM members"
 const TO_MEMBERS: &str = r#"identify = "members""#;
 
 /// A project that delivers to the endpoint with credentials of its own, and whose source is an empty table `members`.
-fn project(endpoint: &Endpoint, settings: &str) -> Project {
+pub(crate) fn project(endpoint: &Endpoint, settings: &str) -> Project {
     mapped(endpoint, settings, TO_MEMBERS)
 }
 
@@ -35,7 +35,7 @@ fn project_with_role(endpoint: &Endpoint) -> Project {
     project(endpoint, &role)
 }
 
-fn mapped(endpoint: &Endpoint, settings: &str, mapping: &str) -> Project {
+pub(crate) fn mapped(endpoint: &Endpoint, settings: &str, mapping: &str) -> Project {
     let mut project = Project::new(MEMBERS);
     let url = endpoint.url();
     project.write(
@@ -59,7 +59,7 @@ fn mapped(endpoint: &Endpoint, settings: &str, mapping: &str) -> Project {
 }
 
 /// Adds users `u00000` and so on.
-fn enter(project: &Project, users: std::ops::Range<usize>) {
+pub(crate) fn enter(project: &Project, users: std::ops::Range<usize>) {
     let rows: Vec<_> = users.map(|user| format!("('u{user:05}')")).collect();
     project.shop(&format!("INSERT INTO members VALUES {}", rows.join(",")));
 }
@@ -94,12 +94,12 @@ fn resumed(project: &Project) -> (Value, Value) {
 }
 
 /// Fields of a report that are numbers.
-fn numbers<const N: usize>(report: &Value, fields: [&str; N]) -> [u64; N] {
+pub(crate) fn numbers<const N: usize>(report: &Value, fields: [&str; N]) -> [u64; N] {
     fields.map(|field| report[field].as_u64().unwrap())
 }
 
 /// Which user a record is about.
-fn user(record: &[u8]) -> String {
+pub(crate) fn user(record: &[u8]) -> String {
     let record: Value = serde_json::from_slice(record).unwrap();
     record["userId"].as_str().unwrap().to_owned()
 }

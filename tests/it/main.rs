@@ -3,6 +3,7 @@
 mod check;
 mod clock;
 mod command_line;
+mod dead;
 mod demo;
 mod dry_run;
 mod failing;
