@@ -142,10 +142,11 @@ impl Sending<'_> {
     }
 
     /// Waits for the right to make a call, or for a reason to make none.
-    async fn admit(&mut self, records: &[Record]) -> Result<Admitted, Ended> {
+    async fn admit(&self, records: &[Record]) -> Result<Admitted, Ended> {
         let singly = self.destination.sends_singly(self.stream);
+        let is_first = self.refused_for.is_none();
         let admitted = tokio::select! {
-            admitted = self.pace.admit(records, singly, self.pulse) => admitted,
+            admitted = self.pace.admit(records, singly, is_first, self.pulse) => admitted,
             () = self.stop.requested() => return Err(Ended::Stopped),
             () = self.pulse.time_is_up() => return Err(Ended::TimeUp),
         };
@@ -156,13 +157,10 @@ impl Sending<'_> {
         if self.pulse.is_time_up() {
             return Err(Ended::TimeUp);
         }
-        if let Some(reason) = &self.refused_for
-            && self.pulse.deadline() <= Instant::now()
-        {
+        admitted.ok_or_else(|| {
             self.pulse.give_up();
-            return Err(Ended::GaveUp(reason.clone()));
-        }
-        Ok(admitted)
+            Ended::GaveUp(self.refused_for.clone().unwrap_or_default())
+        })
     }
 
     fn put_back(&mut self, records: Vec<Record>, is_tried: bool) {

@@ -164,21 +164,25 @@ impl Pace {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until some of these records may go. `singly`: each is a request.
+    /// Waits until some of these records may go; `None` where the destination is given up before. `singly`: each is a
+    /// request. `is_first`: nobody has tried them yet, so that one call is made in any case.
     pub(super) async fn admit(
         self: &Arc<Self>,
         records: &[Record],
         singly: bool,
+        is_first: bool,
         pulse: &Pulse,
-    ) -> Admitted {
+    ) -> Option<Admitted> {
         let mut admitted = self.enter().await;
-        self.back_off(pulse).await;
+        if !self.back_off(pulse).await && !is_first {
+            return None;
+        }
         let (count, at) = self
             .lock()
             .reserve(&self.quota, records, singly, Instant::now());
         sleep_until(at).await;
         (admitted.records, admitted.round) = (count, self.lock().round);
-        admitted
+        Some(admitted)
     }
 
     /// Waits until fewer calls are in flight than may be.
@@ -200,14 +204,17 @@ impl Pace {
         }
     }
 
-    /// Waits as long as a refusal has everyone wait, but not until the destination is given up.
-    async fn back_off(&self, pulse: &Pulse) {
+    /// Waits as long as a refusal has everyone wait; `false` where the destination is given up first.
+    async fn back_off(&self, pulse: &Pulse) -> bool {
         loop {
-            let until = self.lock().not_before.min(pulse.deadline());
-            if until <= Instant::now() {
-                return;
+            let (until, deadline, now) = (self.lock().not_before, pulse.deadline(), Instant::now());
+            if deadline <= now {
+                return false;
             }
-            sleep_until(until).await;
+            if until <= now {
+                return true;
+            }
+            sleep_until(until.min(deadline)).await;
         }
     }
 
@@ -316,13 +323,18 @@ mod tests {
         Pacing::new(quota).of(&StreamName::parse("members").unwrap())
     }
 
+    async fn admit(pace: &Arc<Pace>, records: &[Record]) -> Admitted {
+        let admitted = pace.admit(records, false, true, &Pulse::new()).await;
+        admitted.expect("the first call is made in any case")
+    }
+
     /// How long it takes to send so many calls one after another, in as many parts as they are given.
     async fn seconds(pace: &Arc<Pace>, calls: usize, records: usize, bytes: usize) -> f64 {
-        let (started, pulse) = (Instant::now(), Pulse::new());
+        let started = Instant::now();
         for _ in 0..calls {
             let mut left = vec![record(bytes); records];
             while !left.is_empty() {
-                let admitted = pace.admit(&left, false, &pulse).await;
+                let admitted = admit(pace, &left).await;
                 left.drain(..admitted.records);
                 pace.hear(&admitted, Said::Enough, admitted.records * bytes);
             }
@@ -366,15 +378,14 @@ mod tests {
             records: 200.0,
             ..Quota::NONE
         };
-        let (pace, pulse) = (pace(quota), Pulse::new());
-        let admitted = pace.admit(&vec![record(1); 500], false, &pulse).await;
+        let admitted = admit(&pace(quota), &vec![record(1); 500]).await;
         assert_eq!(admitted.records, 200);
         let large = record(1_000_000);
         let tiny = Quota {
             bytes: 1.0,
             ..Quota::NONE
         };
-        let admitted = self::pace(tiny).admit(&[large], false, &pulse).await;
+        let admitted = admit(&pace(tiny), &[large]).await;
         assert_eq!(admitted.records, 1);
     }
 
@@ -390,14 +401,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_refused_makes_the_next_calls_smaller_and_slower() {
-        let (pace, pulse) = (pace(Quota::NONE), Pulse::new());
+        let pace = pace(Quota::NONE);
         let records = vec![record(1_000); 500];
-        let admitted = pace.admit(&records, false, &pulse).await;
+        let admitted = admit(&pace, &records).await;
         assert_eq!(admitted.records, 500);
         // It has taken 200,000 bytes in its first second, and had enough of 60 %.
         pace.hear(&admitted, Said::TooMuch(0.6), 200_000);
         drop(admitted);
-        let admitted = pace.admit(&records, false, &pulse).await;
+        let admitted = admit(&pace, &records).await;
         assert_eq!(admitted.records, 35);
         drop(admitted);
         let took = seconds(&pace, 2, 500, 1_000).await;
@@ -406,11 +417,11 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_takes_nothing_is_asked_by_one_call_at_a_time_and_less_and_less_often() {
-        let (pace, pulse) = (pace(Quota::NONE), Pulse::new());
+        let pace = pace(Quota::NONE);
         let all_at_once: Vec<_> = {
             let mut calls = Vec::new();
             for _ in 0..16 {
-                calls.push(pace.admit(&[record(1)], false, &pulse).await);
+                calls.push(admit(&pace, &[record(1)]).await);
             }
             calls
         };
@@ -421,13 +432,13 @@ mod tests {
         assert_eq!(pace.lock().window.calls(), 8);
         let started = Instant::now();
         for _ in 0..20 {
-            let admitted = pace.admit(&[record(1)], false, &pulse).await;
+            let admitted = admit(&pace, &[record(1)]).await;
             pace.hear(&admitted, Said::Nothing, 0);
         }
         assert_eq!(pace.lock().window.calls(), 1);
         assert!(started.elapsed() > Duration::from_secs(10));
         // Something is accepted: all is well again, step by step.
-        let admitted = pace.admit(&[record(1)], false, &pulse).await;
+        let admitted = admit(&pace, &[record(1)]).await;
         pace.hear(&admitted, Said::Enough, 1);
         assert_eq!(pace.lock().backoff, FIRST_BACKOFF);
         assert_eq!(pace.lock().window.calls(), 2);
