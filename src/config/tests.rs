@@ -381,6 +381,29 @@ fn a_mark_in_front_of_the_file_is_ignored() {
 }
 
 #[test]
+fn a_length_of_time_is_written_with_its_unit() {
+    let load = |text: &str| Project::new(&format!("{text}\n{MAIN}"), SCHEDULE).load();
+    assert_eq!(load("").unwrap().deliver_for, None);
+    let hour = Duration::from_secs(3_600);
+    assert_eq!(
+        load("deliver_for = \"1h\"").unwrap().deliver_for,
+        Some(hour)
+    );
+    assert_eq!(load("history = \"1h\"").unwrap().history, hour);
+    let check = |text: &str, expected: &str| {
+        Project::new(&format!("{text}\n{MAIN}"), SCHEDULE).check(expected);
+    };
+    check(
+        "deliver_for = \"soon\"",
+        "`deliver_for` is not a length of time: `soon`\n  --> audience-sync.toml:1:15\n\nhint: write it like \"1h\" or \"12h\"",
+    );
+    check(
+        "deliver_for = \"0s\"",
+        "`deliver_for` must be longer than no time at all\n  --> audience-sync.toml:1:15\n\nhint: leave it out to deliver for as long as it takes",
+    );
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_named() {
     Project::empty().check("there is no file audience-sync.toml\n\nhint: `audience-sync init` makes one, and `--config PATH` names another");
     let directory = Project::empty();
