@@ -47,7 +47,7 @@
 //! | [`source`] | reads members in order; the only one beside the snapshot that knows SQL |
 //! | [`snapshot`] | members, journal and history in one SQLite file, behind its own thread |
 //! | [`firehose`] | delivers records, tries again, renews credentials; the only one that knows AWS |
-//! | [`secret`], [`causes`] | a text that nobody may see; errors in one line |
+//! | [`secret`], [`causes`], [`disk`] | a text that nobody may see; errors in one line; files that outlive a power cut |
 //!
 //! Then what ties them together, and the shells.
 //!
@@ -79,6 +79,7 @@ pub mod cli;
 pub mod config;
 pub mod deliver;
 pub mod diff;
+pub mod disk;
 pub mod event;
 pub mod firehose;
 pub mod mapping;
