@@ -82,6 +82,8 @@ pub mod diff;
 pub mod disk;
 pub mod event;
 pub mod firehose;
+#[cfg(test)]
+mod laws;
 pub mod mapping;
 pub mod policy;
 pub mod progress;

@@ -8,13 +8,13 @@ use serde_json::value::RawValue;
 
 use super::args::{Args, SnapshotCommand};
 use super::output::{Column, Lines, Output, count, printable, table};
-use super::{Exit, Refusal, project};
+use super::{Exit, Refusal, held, project};
 use crate::audience::keys::Known;
 use crate::audience::{AudienceId, Class, DestinationName, Key, User, UserKind, Value};
 use crate::config::Config;
 use crate::run::{Outcome, RunId, RunKind, Timestamp};
 use crate::snapshot::{
-    AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary, Snapshot,
+    AudienceSummary, Deed, DeedState, Held, MemberSummary, Membership, RunSummary, Snapshot,
     SnapshotError,
 };
 
@@ -77,6 +77,13 @@ impl View<'_> {
             let rows = audiences.iter().map(audience_row).collect();
             self.output
                 .text(table(&LIST, &["members", "pending", "held"], rows))?;
+            for audience in &audiences {
+                if let Some(held) = &audience.hold {
+                    let (key, destination) = (&audience.key, &audience.destination);
+                    let sample = held::sample(key.as_str(), destination.as_str(), held);
+                    self.output.text(sample)?;
+                }
+            }
         }
         Ok(())
     }
@@ -275,6 +282,8 @@ struct AudienceLine<'a> {
     last_synced_at: Option<Timestamp>,
     pending: u64,
     held: u64,
+    #[serde(flatten)]
+    hold: Option<&'a Held>,
 }
 
 impl<'a> AudienceLine<'a> {
@@ -290,6 +299,7 @@ impl<'a> AudienceLine<'a> {
             last_synced_at: audience.last_synced_at,
             pending: audience.pending,
             held: audience.held,
+            hold: audience.hold.as_ref(),
         }
     }
 }
@@ -302,7 +312,10 @@ fn audience_row(audience: &AudienceSummary) -> Vec<String> {
         count(audience.members),
         optional(audience.last_synced_at),
         count(audience.pending),
-        count(audience.held),
+        audience
+            .hold
+            .as_ref()
+            .map_or_else(|| count(audience.held), held::part),
     ]
 }
 

@@ -18,7 +18,10 @@ pub enum Busy {
     /// Somebody else runs; `holder` is what they wrote about themselves.
     #[error("another run holds the snapshot: {holder}\n\nhint: wait for it to end, or use --wait")]
     Held { holder: String },
-    #[error("cannot lock {}", path.display())]
+    #[error(
+        "cannot lock {}\n\nhint: a run makes this file beside the snapshot, and must be able to write to it",
+        path.display()
+    )]
     Unusable { path: PathBuf, source: io::Error },
 }
 
@@ -41,7 +44,10 @@ impl RunLock {
         let mut file = options.open(&path).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => {
-                introduce(&mut file, command).map_err(unusable)?;
+                // A full disk is for whoever writes what matters to report.
+                if let Err(error) = introduce(&mut file, command) {
+                    tracing::warn!("cannot write to {}: {error}", path.display());
+                }
                 Ok(Self { _file: file })
             }
             Err(TryLockError::WouldBlock) => {

@@ -1,5 +1,6 @@
 //! The binary as people and programs use it: a directory, a command line, what it prints, and what arrives.
 
+mod access;
 mod check;
 mod clock;
 mod command_line;
@@ -24,3 +25,4 @@ mod send;
 mod snapshot;
 mod support;
 mod sync;
+mod unusable;
