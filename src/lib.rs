@@ -82,6 +82,7 @@ pub mod diff;
 pub mod disk;
 pub mod event;
 pub mod firehose;
+pub mod landed;
 pub mod lines;
 pub mod mapping;
 pub mod policy;

@@ -161,11 +161,7 @@ fn is_write_protected(error: &rusqlite::Error) -> bool {
 }
 
 fn class(text: &str) -> Result<Class, SnapshotError> {
-    let known = [Class::Audience, Class::Trait];
-    known
-        .into_iter()
-        .find(|class| class.as_str() == text)
-        .ok_or(SnapshotError::Unknown("class of audience"))
+    Class::parse(text).ok_or(SnapshotError::Unknown("class of audience"))
 }
 
 /// The name by which SQLite reads a file as if nobody could change it. <https://sqlite.org/uri.html>
