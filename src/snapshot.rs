@@ -14,8 +14,10 @@ mod journal;
 mod lock;
 mod members;
 mod plan;
+mod rebuild;
 mod rehearsal;
 mod schema;
+mod scratch;
 mod writer;
 
 #[cfg(test)]
@@ -38,6 +40,7 @@ pub use journal::{Chunk, Credit, Dead, JournaledRun, Settled};
 pub use lock::{Busy, RunLock};
 pub use members::Delivered;
 pub use plan::{Journal, Plan, Planning, Rehearsed};
+pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
 
 /// Why the snapshot could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +66,9 @@ pub enum SnapshotError {
     Unknown(&'static str),
     #[error("cannot create the file")]
     Create(#[source] std::io::Error),
+    /// The disk that it lies on may be full.
+    #[error("what landed cannot be kept in a temporary file, for which TMPDIR names the folder")]
+    Scratch(#[source] rusqlite::Error),
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
 }

@@ -2,6 +2,8 @@
 //! made.
 
 mod dead;
+mod landing;
+mod rebuild;
 
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -30,20 +32,30 @@ pub(super) fn run(args: &Args, output: &Output, command: &SnapshotCommand) -> an
     }
     // Not `project::load`: a mistake in a query hides nothing that was delivered.
     let config = Config::load(&args.config)?;
-    let snapshot = project::inspect(&config)?;
+    match command {
+        SnapshotCommand::List => look(&config, output, |view| view.list()),
+        SnapshotCommand::Show { audience } => look(&config, output, |view| view.show(audience)),
+        SnapshotCommand::User { user } => look(&config, output, |view| view.user(user)),
+        SnapshotCommand::Runs { audience } => {
+            look(&config, output, |view| view.runs(audience.as_deref()))
+        }
+        SnapshotCommand::Dead(_) => look(&config, output, |view| view.dead()),
+        SnapshotCommand::Rebuild(rebuild) => rebuild::run(&config, output, rebuild),
+    }
+}
+
+fn look(
+    config: &Config,
+    output: &Output,
+    show: impl FnOnce(&View<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<Exit> {
+    let snapshot = project::inspect(config)?;
     let view = View {
-        config: &config,
+        config,
         snapshot: snapshot.as_ref(),
         output,
     };
-    let shown = match command {
-        SnapshotCommand::List => view.list(),
-        SnapshotCommand::Show { audience } => view.show(audience),
-        SnapshotCommand::User { user } => view.user(user),
-        SnapshotCommand::Runs { audience } => view.runs(audience.as_deref()),
-        SnapshotCommand::Dead(_) => view.dead(),
-    };
-    match shown {
+    match show(&view) {
         Ok(()) => Ok(Exit::Success),
         Err(error) if error.is::<SnapshotError>() => {
             Err(error.context(project::unusable(&config.snapshot)))

@@ -16,6 +16,7 @@ mod init;
 mod keys;
 mod lock;
 mod moto;
+mod rebuild;
 mod replay;
 mod resync;
 mod run;
