@@ -18,6 +18,7 @@ mod rebuild;
 mod rehearsal;
 mod schema;
 mod scratch;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use lock::{Busy, RunLock};
 pub use members::Delivered;
 pub use plan::{Journal, Plan, Planning, Rehearsed};
 pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
+pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 
 /// Why the snapshot could not be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -141,6 +141,8 @@ pub(super) enum SnapshotCommand {
     Dead(DeadArgs),
     /// Make a lost snapshot anew from the records that were delivered.
     Rebuild(RebuildArgs),
+    /// Compare what landed with what the snapshot says was delivered.
+    Verify(VerifyArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -160,6 +162,15 @@ pub(super) struct RebuildArgs {
     /// Wait while another run holds the snapshot.
     #[arg(long)]
     pub wait: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    pub landing: LandingArgs,
+    /// Only what was delivered to this stream.
+    #[arg(long, value_name = "NAME")]
+    pub stream: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -4,6 +4,7 @@
 mod dead;
 mod landing;
 mod rebuild;
+mod verify;
 
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -41,6 +42,7 @@ pub(super) fn run(args: &Args, output: &Output, command: &SnapshotCommand) -> an
         }
         SnapshotCommand::Dead(_) => look(&config, output, |view| view.dead()),
         SnapshotCommand::Rebuild(rebuild) => rebuild::run(&config, output, rebuild),
+        SnapshotCommand::Verify(verify) => verify::run(&config, output, verify),
     }
 }
 
@@ -199,10 +201,7 @@ impl View<'_> {
     /// The snapshot, or a word about why there is nothing to see.
     fn snapshot(&self) -> Option<&Snapshot> {
         if self.snapshot.is_none() {
-            self.output.note(format_args!(
-                "there is no snapshot at {} yet\n\nhint: `audience-sync sync` makes it",
-                self.config.snapshot.display()
-            ));
+            note_absent(self.config, self.output);
         }
         self.snapshot
     }
@@ -262,6 +261,13 @@ impl View<'_> {
         let configured = configured.find(|configured| configured.audience.id == *id);
         configured.map(|configured| configured.audience.key.clone())
     }
+}
+
+fn note_absent(config: &Config, output: &Output) {
+    output.note(format_args!(
+        "there is no snapshot at {} yet\n\nhint: `audience-sync sync` makes it",
+        config.snapshot.display()
+    ));
 }
 
 const LIST: [&str; 7] = [

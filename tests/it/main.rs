@@ -25,3 +25,4 @@ mod send;
 mod snapshot;
 mod support;
 mod sync;
+mod verify;
