@@ -17,6 +17,7 @@ use super::journal::json;
 use super::members::{SqlUser, SqlValue};
 use super::{SnapshotError, create, schema, set_up};
 use crate::audience::{Action, AudienceId, Class, DestinationName, Key, MemberBuf, User};
+use crate::disk;
 use crate::event::Statement;
 use crate::mapping::StreamName;
 use crate::run::{Outcome, RunKind};
@@ -189,10 +190,7 @@ fn open_new(temporary: &Path) -> Result<Connection, SnapshotError> {
 fn put(temporary: &Path, path: &Path) -> io::Result<()> {
     File::open(temporary)?.sync_all()?;
     fs::rename(temporary, path)?;
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    disk::sync_folder(disk::above(path))
 }
 
 /// Writes into the new file, by the numbers that audiences were found under.

@@ -12,6 +12,8 @@ use audience_sync::run::{RunId, Timestamp};
 use audience_sync::snapshot::{Scope, Snapshot};
 use serde_json::{Value, json};
 
+use crate::firehose::{enter, mapped};
+use crate::support::endpoint::{Answer, Endpoint};
 use crate::support::{CONFIG, Project, Ran, assert_fields, files};
 
 const SCHEDULE: &str = r#"
@@ -717,6 +719,60 @@ fn a_run_that_begins_meanwhile_is_no_difference() {
         .succeed(&["snapshot", "verify", "--from", "delivered", "--json"])
         .lines();
     assert_eq!(lines[0]["records"], comparison.verified[0].records + 2);
+}
+
+/// Puts what the endpoint has accepted so far where S3 would have it.
+fn deliver(endpoint: &Endpoint, project: &Project) {
+    for (number, (stream, record)) in endpoint.ledger().accepted.iter().enumerate() {
+        let name = format!("delivered/{stream}-1-2026-11-23-10-00-00-{number}");
+        fs::create_dir_all(project.path("delivered")).unwrap();
+        fs::write(project.path(&name), record).unwrap();
+    }
+}
+
+#[test]
+fn what_firehose_took_and_forgot_to_say_is_no_difference() {
+    let endpoint = Endpoint::start();
+    let project = mapped(&endpoint, "pack = true", "identify = [\"one\", \"two\"]");
+    enter(&project, 0..700);
+    let refused = vec![0];
+    endpoint.answer([
+        Answer::AcceptAndClose,
+        Answer::Refuse(refused, "ServiceUnavailableException"),
+    ]);
+    project.sync();
+    deliver(&endpoint, &project);
+    let ran = verify(&project, &["--from", "delivered"]);
+    let line = &ran.lines()[0];
+    assert_eq!(
+        (ran.code, &line["records"], &line["missing"], &line["extra"]),
+        (0, &json!(1_400), &json!(0), &json!(0)),
+        "{ran:?}"
+    );
+    let landed = crate::support::raw_lines(&project.path("delivered")).len();
+    assert!(landed > 1_400, "nothing was repeated");
+    assert_eq!(line["duplicated"], landed - 1_400);
+}
+
+/// A stream that refuses a record lacks nothing, and the others have it.
+#[test]
+fn a_dead_letter_is_expected_where_it_was_accepted() {
+    let endpoint = Endpoint::start();
+    let project = mapped(&endpoint, "", "identify = [\"one\", \"two\"]");
+    enter(&project, 0..3);
+    endpoint.script(|call| {
+        let is_bad = |record: &Vec<u8>| String::from_utf8_lossy(record).contains("u00001");
+        match call.stream == "two" && call.records.iter().any(is_bad) {
+            true => Answer::error(400, "ValidationException"),
+            false => Answer::Accept,
+        }
+    });
+    assert_eq!(project.run(&["sync"]).code, 3);
+    deliver(&endpoint, &project);
+    let lines = check(&project, 0, &[]);
+    assert_eq!(lines[0]["records"], 5);
+    edit(&project, &["u00001"], |_| String::new());
+    check(&project, 1, &[("members", [1, 0, 0, 0])]);
 }
 
 /// Real orders, by the binary alone.

@@ -27,20 +27,14 @@ struct Common {
 /// What became of the entries of a chunk.
 struct States {
     is_delivered: bool,
+    /// For each stream; empty where all have the chunk, or none.
     accepted: Vec<Vec<bool>>,
-    dead: HashMap<usize, Dead>,
-}
-
-struct Dead {
-    /// The one that does not take it; `None` where none does.
-    stream: Option<usize>,
-    /// Whether it can be rendered as it was.
-    is_whole: bool,
+    /// Those that can never be delivered, with whether they can still be rendered as they were.
+    dead: HashMap<usize, bool>,
 }
 
 impl States {
     fn side(&self, position: usize, stream: usize) -> Side {
-        let is_dead = |dead: &Dead| !dead.is_whole || dead.stream.is_none_or(|it| it == stream);
         let accepted = || {
             let accepted = self
                 .accepted
@@ -48,17 +42,16 @@ impl States {
                 .and_then(|stream| stream.get(position));
             accepted.copied().unwrap_or(false)
         };
-        if self.dead.get(&position).is_some_and(is_dead) {
-            Side::May
-        } else if self.is_delivered || accepted() {
-            Side::Must
-        } else {
-            Side::May
-        }
+        let is_delivered = match self.dead.get(&position) {
+            // Other streams may have what one refuses.
+            Some(is_whole) => *is_whole && accepted(),
+            None => self.is_delivered || accepted(),
+        };
+        if is_delivered { Side::Must } else { Side::May }
     }
 
     fn is_whole(&self, position: usize) -> bool {
-        self.dead.get(&position).is_none_or(|dead| dead.is_whole)
+        self.dead.get(&position).copied().unwrap_or(true)
     }
 }
 
@@ -148,23 +141,15 @@ impl Verify<'_> {
         count: usize,
         is_delivered: bool,
     ) -> Result<States, SnapshotError> {
-        let mut select = self.view.prepare_cached(
-            "SELECT position, stream, is_whole FROM dead WHERE run = ?1 AND seq = ?2",
-        )?;
+        let mut select = self
+            .view
+            .prepare_cached("SELECT position, is_whole FROM dead WHERE run = ?1 AND seq = ?2")?;
         let dead = select.query_map(params![run.number, seq], |row| {
-            let stream: Option<i64> = row.get(1)?;
-            let dead = Dead {
-                stream: stream.map(|stream| stream as usize),
-                is_whole: row.get(2)?,
-            };
-            Ok((row.get::<_, i64>(0)? as usize, dead))
+            Ok((row.get::<_, i64>(0)? as usize, row.get(1)?))
         })?;
         Ok(States {
             is_delivered,
-            accepted: match is_delivered {
-                true => Vec::new(),
-                false => journal::accepted(&self.view, run, seq, Some(count))?,
-            },
+            accepted: journal::accepted(&self.view, run, seq, Some(count))?,
             dead: dead.collect::<Result<_, _>>()?,
         })
     }
