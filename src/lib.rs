@@ -82,8 +82,10 @@ pub mod diff;
 pub mod disk;
 pub mod event;
 pub mod firehose;
+pub mod landed;
 #[cfg(test)]
 mod laws;
+pub mod lines;
 pub mod mapping;
 pub mod policy;
 pub mod progress;

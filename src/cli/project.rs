@@ -176,6 +176,29 @@ pub(super) fn select(
         .collect())
 }
 
+/// The destination that a word of the command line names, or all of them without a word.
+pub(super) fn destinations(
+    config: &Config,
+    word: Option<&str>,
+) -> anyhow::Result<Vec<DestinationName>> {
+    let all: Vec<DestinationName> = config.destinations.keys().cloned().collect();
+    let Some(word) = word else { return Ok(all) };
+    let named: Vec<_> = all
+        .iter()
+        .filter(|name| name.as_str() == word)
+        .cloned()
+        .collect();
+    if named.is_empty() {
+        let known: Vec<_> = all.iter().map(DestinationName::as_str).collect();
+        let message = format!(
+            "no destination is called {word:?}\n\nhint: there are {}",
+            known.join(", ")
+        );
+        return Err(Refusal::usage(message).into());
+    }
+    Ok(named)
+}
+
 /// Says which audiences the snapshot knows and no schedule names any more.
 pub(super) fn report_forgotten(config: &Config, known: &[Known]) {
     let named: Vec<&Audience> = config
