@@ -74,6 +74,11 @@ impl Class {
         }
     }
 
+    pub fn parse(text: &str) -> Option<Self> {
+        let known = [Self::Audience, Self::Trait];
+        known.into_iter().find(|class| class.as_str() == text)
+    }
+
     /// What it is called in a schedule and in messages.
     pub const fn noun(self) -> &'static str {
         match self {

@@ -112,6 +112,30 @@ pub struct Record {
     pub lines: Range<usize>,
 }
 
+impl Record {
+    /// Half of the lines and the other half; `None` for a single line.
+    pub fn halves(&self) -> Option<(Self, Self)> {
+        if self.lines.len() < 2 {
+            return None;
+        }
+        let middle = self.lines.len() / 2;
+        let mut newlines = (0..self.data.len()).filter(|at| self.data[*at] == b'\n');
+        // Each line ends with the only newline that it has.
+        let end = newlines.nth(middle - 1)? + 1;
+        let split = self.lines.start + middle;
+        Some((
+            Self {
+                data: self.data.slice(..end),
+                lines: self.lines.start..split,
+            },
+            Self {
+                data: self.data.slice(end..),
+                lines: split..self.lines.end,
+            },
+        ))
+    }
+}
+
 /// Splits records into calls, in order: each of at most 500 records and 4 MiB.
 pub fn calls(records: &[Record]) -> impl Iterator<Item = Range<usize>> {
     let mut start = 0;
@@ -175,6 +199,24 @@ mod tests {
             .map(|record| (record.lines.clone(), record.data.as_ref()))
             .collect();
         assert_eq!(found, [(0..1, b"a".as_slice()), (2..4, b"cd")]);
+    }
+
+    #[test]
+    fn a_record_is_halved_between_lines() {
+        let record = Record {
+            data: Bytes::from("a\nbb\nccc\n"),
+            lines: 4..7,
+        };
+        let (first, second) = record.halves().unwrap();
+        assert_eq!(
+            (&*first.data, first.lines.clone()),
+            (b"a\n".as_slice(), 4..5)
+        );
+        assert_eq!(
+            (&*second.data, &second.lines),
+            (b"bb\nccc\n".as_slice(), &(5..7))
+        );
+        assert_eq!(first.halves(), None);
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct Config {
     pub space_id: Option<String>,
     /// How long delivered changes are kept to be explained.
     pub history: Duration,
+    /// How long one command or tick may deliver; what is left then stays in the journal.
+    pub deliver_for: Option<Duration>,
     pub sources: BTreeMap<SourceName, Source>,
     /// At least one.
     pub destinations: BTreeMap<DestinationName, Destination>,
@@ -68,6 +70,7 @@ impl Config {
             "schedules",
             "space_id",
             "history",
+            "deliver_for",
             "source",
             "destination",
         ])?;
@@ -82,7 +85,11 @@ impl Config {
             .transpose()?;
         let history = table
             .get("history")
-            .map_or(Ok(DEFAULT_HISTORY), |item| read_history(&item))?;
+            .map_or(Ok(DEFAULT_HISTORY), |item| read_duration(&item, "90d"))?;
+        let deliver_for = table
+            .get("deliver_for")
+            .map(|item| read_deliver_for(&item))
+            .transpose()?;
         let sources = named(&table, "source")?
             .into_iter()
             .map(|(name, item)| Ok((SourceName::new(name), read_source(name, &item, &root)?)))
@@ -111,6 +118,7 @@ impl Config {
             snapshot: root.join(snapshot),
             space_id: space_id.map(str::to_owned),
             history,
+            deliver_for,
             root: root.0,
             sources,
             destinations,
@@ -128,12 +136,22 @@ impl Config {
 
 const DEFAULT_HISTORY: Duration = Duration::from_secs(90 * 24 * 60 * 60);
 
-fn read_history(item: &Item<'_>) -> Result<Duration, ConfigError> {
+fn read_duration(item: &Item<'_>, example: &str) -> Result<Duration, ConfigError> {
     let text = item.text()?;
     humantime::parse_duration(text).map_err(|_| {
         item.error(format!("is not a length of time: `{}`", shown(text)))
-            .hint("write it like \"90d\" or \"12h\"")
+            .hint(format!("write it like \"{example}\" or \"12h\""))
     })
+}
+
+fn read_deliver_for(item: &Item<'_>) -> Result<Duration, ConfigError> {
+    let time = read_duration(item, "1h")?;
+    if time.is_zero() {
+        return Err(item
+            .error("must be longer than no time at all")
+            .hint("leave it out to deliver for as long as it takes"));
+    }
+    Ok(time)
 }
 
 fn read_source(name: &str, item: &Item<'_>, root: &Root) -> Result<Source, ConfigError> {

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::batch::{LineBuffer, Lines, MAX_RECORD_BYTES};
 use crate::event::Identify;
-use crate::firehose::{Destination, Ended, Meter, Pulse};
+use crate::firehose::{Blamed, Destination, Ended, Meter, Pulse};
 use crate::progress::Progress;
 use crate::snapshot::{Chunk, Credit, Dead, Handle, JournaledRun, Settled, SnapshotError, chunk};
 use crate::stop::Stop;
@@ -26,8 +26,23 @@ const BYTES_UNDER_WAY: usize = 4 << 20;
 pub struct Sent {
     /// Changes that every stream has.
     pub delivered: u64,
-    /// Why not all of them are delivered, in words for people.
+    /// Why changes stay in the journal, in words for people.
     pub problem: Option<String>,
+    /// How many were found that can never be delivered: they are in the way of nothing,
+    pub dead: u64,
+    /// and why.
+    pub obituary: Option<String>,
+}
+
+impl Sent {
+    /// Everything that is wrong.
+    pub fn trouble(&self) -> Option<String> {
+        let both: Vec<&str> = [&self.problem, &self.obituary]
+            .into_iter()
+            .filter_map(Option::as_deref)
+            .collect();
+        (!both.is_empty()).then(|| both.join("\n"))
+    }
 }
 
 /// Where records go, and what watches over them.
@@ -57,7 +72,7 @@ pub async fn deliver(
     let mut outcome = Sent::default();
     let mut under_way = JoinSet::new();
     let mut bytes_under_way = 0;
-    let mut dead = 0;
+    let mut obituary = Obituary::default();
     let mut settled = Vec::new();
     let mut after = run.after;
     loop {
@@ -87,14 +102,60 @@ pub async fn deliver(
             let chunk = joined.expect("carrying a chunk does not panic")?;
             bytes_under_way -= chunk.chunk.entries.len();
             outcome.delivered += chunk.newly_delivered();
-            dead += chunk.dead.len() as u64;
+            outcome.dead += chunk.dead.len() as u64;
+            chunk.dead.iter().for_each(|dead| obituary.add(dead));
             settled.push(chunk);
             back = under_way.try_join_next();
         }
         progress.delivered(outcome.delivered);
     }
-    outcome.problem = courier.problem(dead);
+    outcome.problem = courier.problem();
+    outcome.obituary = obituary.words(run);
     Ok(outcome)
+}
+
+/// Counts what can never be delivered, for people. The reasons themselves may repeat what was sent, and are for
+/// `snapshot dead` only.
+#[derive(Debug, Default)]
+struct Obituary {
+    too_long: u64,
+    /// By position in the run's streams and code.
+    refused: BTreeMap<(usize, String), u64>,
+}
+
+impl Obituary {
+    fn add(&mut self, dead: &Dead) {
+        let Some(stream) = dead.stream else {
+            self.too_long += 1;
+            return;
+        };
+        let code = dead.reason.split(':').next().unwrap_or_default();
+        *self.refused.entry((stream, code.to_owned())).or_default() += 1;
+    }
+
+    fn words(&self, run: &JournaledRun) -> Option<String> {
+        let mut words = Vec::new();
+        if self.too_long > 0 {
+            words.push(format!(
+                "{} can never be delivered: over {MAX_RECORD_BYTES} bytes",
+                self.too_long
+            ));
+        }
+        words.extend(self.refused.iter().map(|((stream, code), count)| {
+            let stream = &run.streams[*stream];
+            format!("stream `{stream}` refuses the content of {count} ({code})")
+        }));
+        if !self.refused.is_empty() {
+            let again = match run.computation {
+                Some(_) => "the next run decides them anew",
+                None => "`audience-sync snapshot dead --retry` sends them again",
+            };
+            words.push(format!(
+                "\nhint: `audience-sync snapshot dead` lists them, with the reason; {again}"
+            ));
+        }
+        (!words.is_empty()).then(|| words.join("\n"))
+    }
 }
 
 /// Renders and sends the chunks of one run.
@@ -128,7 +189,7 @@ impl Courier {
             && trouble.parked.len() < self.run.streams.len()
     }
 
-    fn problem(&self, dead: u64) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         let trouble = self.trouble();
         let mut problems: Vec<String> = trouble
             .parked
@@ -136,11 +197,6 @@ impl Courier {
             .chain(&trouble.given_up)
             .cloned()
             .collect();
-        if dead > 0 {
-            problems.push(format!(
-                "{dead} can never be delivered: over {MAX_RECORD_BYTES} bytes"
-            ));
-        }
         problems.dedup();
         (!problems.is_empty()).then(|| problems.join("\n"))
     }
@@ -148,19 +204,35 @@ impl Courier {
     /// One chunk to every stream that does not have it yet.
     async fn carry(&self, chunk: Chunk) -> Result<Settled, SnapshotError> {
         let lines = self.render(&chunk)?;
-        let too_long = lines.too_long().map(|(position, bytes)| Dead {
-            position,
-            reason: format!("the record is {bytes} bytes, over the limit of {MAX_RECORD_BYTES}"),
-        });
-        let dead: Vec<Dead> = too_long.collect();
+        let mut dead: Vec<Dead> = lines
+            .too_long()
+            .filter(|(position, _)| !chunk.dead.contains(position))
+            .map(|(position, bytes)| Dead {
+                position,
+                reason: format!(
+                    "the record is {bytes} bytes, over the limit of {MAX_RECORD_BYTES}"
+                ),
+                stream: None,
+            })
+            .collect();
         let mut accepted = chunk.accepted.clone();
         accepted.resize(self.run.streams.len(), vec![false; chunk.count]);
+        let mut is_out = vec![false; chunk.count];
+        let out = dead.iter().map(|dead| dead.position);
+        out.chain(chunk.dead.iter().copied())
+            .for_each(|position| is_out[position] = true);
         for (stream, accepted) in accepted.iter_mut().enumerate() {
-            for dead in &dead {
-                accepted[dead.position] = false;
+            for blamed in self.carry_to(stream, &lines, accepted, &is_out).await {
+                let position = blamed.record.lines.start;
+                // Two streams may both refuse it; that it is dead is said once.
+                if !dead.iter().any(|dead| dead.position == position) {
+                    dead.push(Dead {
+                        position,
+                        reason: format!("{}: {}", blamed.code, blamed.message),
+                        stream: Some(stream),
+                    });
+                }
             }
-            let is_dead = |line| dead.iter().any(|dead| dead.position == line);
-            self.carry_to(stream, &lines, accepted, is_dead).await;
         }
         Ok(Settled {
             chunk,
@@ -169,15 +241,16 @@ impl Courier {
         })
     }
 
+    /// Returns the lines that the stream will not have.
     async fn carry_to(
         &self,
         stream: usize,
         lines: &Lines,
         accepted: &mut [bool],
-        is_dead: impl Fn(usize) -> bool,
-    ) {
+        is_out: &[bool],
+    ) -> Vec<Blamed> {
         if self.trouble().parked.contains_key(&stream) {
-            return;
+            return Vec::new();
         }
         let Route {
             destination,
@@ -185,7 +258,7 @@ impl Courier {
             stop,
         } = &self.route;
         let name = &self.run.streams[stream];
-        let records = lines.records(destination.pack, |line| !accepted[line] && !is_dead(line));
+        let records = lines.records(destination.pack, |line| !accepted[line] && !is_out[line]);
         let delivery = destination
             .deliver(name, records, &self.meter, pulse, stop)
             .await;
@@ -201,7 +274,12 @@ impl Courier {
                 let problem = format!("stream `{name}` accepted nothing for 90 s: {reason}");
                 self.trouble().given_up.get_or_insert(problem);
             }
+            Some(Ended::TimeUp) => {
+                let problem = "the time for deliveries is over (`deliver_for`)".to_owned();
+                self.trouble().given_up.get_or_insert(problem);
+            }
         }
+        delivery.blamed
     }
 
     fn render(&self, chunk: &Chunk) -> Result<Lines, SnapshotError> {

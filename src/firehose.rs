@@ -1,9 +1,11 @@
 //! Delivers records to streams: to Amazon Data Firehose, or to files laid out as Firehose lays them out.
 //!
 //! A call has no single outcome. Its [`Receipt`] names the records that were delivered, and says by a [`Refusal`] what
-//! to do about the others; [`Destination::deliver`] does it, and is the only place that tries again. The SDK's own
+//! to do about the others: try again, renew the credentials, leave them to somebody who must act, or find the one
+//! whose content is to blame. [`Destination::deliver`] does it, and is the only place that tries again. The SDK's own
 //! retries are off: it neither sees refused records inside a 200 nor drops expired credentials.
 
+mod aimd;
 mod aws;
 mod credentials;
 mod deliver;
@@ -12,6 +14,7 @@ mod https_only;
 mod meter;
 mod pacing;
 mod pulse;
+mod refusals;
 
 use std::time::Duration;
 
@@ -21,10 +24,11 @@ use crate::mapping::StreamName;
 
 pub use aws::{Api, Aws, AwsSettings};
 pub use credentials::Role;
-pub use deliver::{Delivery, Ended};
+pub use deliver::{Blamed, Delivery, Ended};
 pub use directory::Directory;
 pub use https_only::{PLAIN_HTTP_HINT, endpoint_host, is_loopback, is_private};
 pub use meter::Meter;
+use pacing::Pacing;
 pub use pacing::Quota;
 pub use pulse::Pulse;
 
@@ -34,6 +38,8 @@ pub use pulse::Pulse;
 pub struct Receipt {
     /// Indices of the records that have a record ID, or are on disk.
     pub delivered: Vec<usize>,
+    /// How many of the others Firehose itself has refused for now: it had too much.
+    pub refused: usize,
     /// Never absent when something is not delivered.
     pub refusal: Option<Refusal>,
 }
@@ -42,6 +48,7 @@ impl Receipt {
     fn all(count: usize) -> Self {
         Self {
             delivered: (0..count).collect(),
+            refused: 0,
             refusal: None,
         }
     }
@@ -49,6 +56,7 @@ impl Receipt {
     fn none(refusal: Refusal) -> Self {
         Self {
             delivered: Vec::new(),
+            refused: 0,
             refusal: Some(refusal),
         }
     }
@@ -63,6 +71,8 @@ pub enum Refusal {
     Refresh { reason: String, refused: u64 },
     /// Nothing reaches this stream until somebody acts. The records stay in the journal.
     Park(Parked),
+    /// The content of some record is to blame, and nothing says of which: halves of the call find it.
+    Bisect { code: String, message: String },
 }
 
 /// What somebody must act on.
@@ -87,6 +97,7 @@ pub struct Destination {
     pub name: DestinationName,
     /// Several lines in one record.
     pub pack: bool,
+    pacing: Pacing,
     kind: Kind,
 }
 
@@ -101,6 +112,7 @@ impl Destination {
         Self {
             name,
             pack,
+            pacing: Pacing::new(aws.quota()),
             kind: Kind::Firehose(Box::new(aws)),
         }
     }
@@ -109,15 +121,16 @@ impl Destination {
         Self {
             name,
             pack,
+            pacing: Pacing::new(Quota::NONE),
             kind: Kind::Directory(directory),
         }
     }
 
-    /// Waits for the right moment for a call.
-    async fn pace(&self, stream: &StreamName, records: &[Record]) {
+    /// Whether each record is a request of its own.
+    fn sends_singly(&self, stream: &StreamName) -> bool {
         match &self.kind {
-            Kind::Firehose(aws) => aws.pace(stream, records).await,
-            Kind::Directory(_) => {}
+            Kind::Firehose(aws) => aws.sends_singly(stream),
+            Kind::Directory(_) => false,
         }
     }
 

@@ -38,6 +38,7 @@
 //! | [`mapping`] | which streams an event goes to |
 //! | [`batch`] | lines as records, records as calls, within AWS's limits |
 //! | [`run`](mod@run) | a run's id, time, kind, outcome and counts |
+//! | [`policy`] | the statements of IAM that a stream and a role need |
 //!
 //! The edges do not know each other.
 //!
@@ -46,7 +47,7 @@
 //! | [`source`] | reads members in order; the only one beside the snapshot that knows SQL |
 //! | [`snapshot`] | members, journal and history in one SQLite file, behind its own thread |
 //! | [`firehose`] | delivers records, tries again, renews credentials; the only one that knows AWS |
-//! | [`secret`], [`causes`] | a text that nobody may see; errors in one line |
+//! | [`secret`], [`causes`], [`disk`] | a text that nobody may see; errors in one line; files that outlive a power cut |
 //!
 //! Then what ties them together, and the shells.
 //!
@@ -78,11 +79,15 @@ pub mod cli;
 pub mod config;
 pub mod deliver;
 pub mod diff;
+pub mod disk;
 pub mod event;
 pub mod firehose;
+pub mod landed;
 #[cfg(test)]
 mod laws;
+pub mod lines;
 pub mod mapping;
+pub mod policy;
 pub mod progress;
 pub mod run;
 pub mod schedule;

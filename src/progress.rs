@@ -13,6 +13,7 @@ struct State {
     read: AtomicU64,
     delivered: AtomicU64,
     to_deliver: AtomicU64,
+    landed: AtomicU64,
 }
 
 /// What there is to show.
@@ -29,6 +30,10 @@ pub enum Step {
         audience: String,
         delivered: u64,
         of: u64,
+    },
+    /// So many records were read of what landed.
+    Landing {
+        read: u64,
     },
 }
 
@@ -58,8 +63,16 @@ impl Progress {
         self.0.delivered.store(changes, Ordering::Relaxed);
     }
 
+    pub fn landed(&self, records: u64) {
+        self.0.landed.store(records, Ordering::Relaxed);
+    }
+
     /// Where the run is.
     pub fn step(&self) -> Step {
+        let landed = self.0.landed.load(Ordering::Relaxed);
+        if landed > 0 {
+            return Step::Landing { read: landed };
+        }
         let audience = self
             .0
             .what

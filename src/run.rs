@@ -23,6 +23,12 @@ impl Timestamp {
         Self(Utc::now().timestamp_millis())
     }
 
+    /// Reads what [`Display`](fmt::Display) writes, and other ways of RFC 3339.
+    pub fn parse(text: &str) -> Option<Self> {
+        let at = DateTime::parse_from_rfc3339(text).ok()?;
+        Some(Self(at.timestamp_millis()))
+    }
+
     /// The start of a run that begins `now`, strictly later than `last`: the latest timestamp downstream is the truth
     /// even when a clock has stepped back.
     pub fn after(now: Self, last: Option<Self>) -> Self {
@@ -177,6 +183,21 @@ mod tests {
             Timestamp::from_millis(1_795_428_000_000).to_string(),
             "2026-11-23T10:00:00.000Z"
         );
+    }
+
+    #[test]
+    fn a_timestamp_is_read_as_it_is_written() {
+        let check = |text: &str, millis| {
+            assert_eq!(
+                Timestamp::parse(text).map(Timestamp::millis),
+                millis,
+                "{text}"
+            );
+        };
+        check("2026-11-23T10:00:00.001Z", Some(1_795_428_000_001));
+        check("2026-11-23T11:00:00+01:00", Some(1_795_428_000_000));
+        check("2026-11-23", None);
+        check("yesterday", None);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! later lines for it are journalled too, so that a pipe never loses its end.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead};
+use std::io::BufRead;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use crate::batch::MAX_RECORD_BYTES;
 use crate::deliver::{Route, deliver};
 use crate::event::{Call, CallError};
 use crate::firehose::Meter;
+use crate::lines::{Line, LineError, next_line};
 use crate::mapping::StreamName;
 use crate::run::{Counts, Outcome, RunId, Timestamp};
 use crate::snapshot::{JournaledRun, SnapshotError};
@@ -45,6 +46,9 @@ pub struct SendReport {
     pub delivered: u64,
     /// Lines in the journal, or dead.
     pub undelivered: u64,
+    /// Those of them that are dead.
+    #[serde(skip)]
+    pub dead: u64,
     #[serde(flatten)]
     pub counts: Counts,
     pub seconds: f64,
@@ -58,20 +62,6 @@ pub struct SendReports {
     pub by_destination: Vec<SendReport>,
     /// The number of the last line that was taken, when asked to stop before the input had ended.
     pub stopped_after: Option<u64>,
-}
-
-/// A line that was read, or why it could not be.
-pub type Line = Result<String, LineError>;
-
-/// Why a line is no line.
-#[derive(Debug, thiserror::Error)]
-pub enum LineError {
-    #[error("longer than a record may be ({MAX_RECORD_BYTES} bytes)")]
-    TooLong,
-    #[error("not UTF-8")]
-    NotUtf8,
-    #[error("cannot be read: {0}")]
-    Io(#[from] io::Error),
 }
 
 /// Why a line was not sent.
@@ -95,41 +85,6 @@ pub fn read_lines(mut input: impl BufRead + Send + 'static) -> mpsc::Receiver<Li
         }
     });
     read
-}
-
-/// The next line without its end; one that is too long is read to its end and not kept.
-fn next_line(input: &mut impl BufRead) -> Option<Line> {
-    let mut line = Vec::new();
-    let mut is_too_long = false;
-    loop {
-        let available = match input.fill_buf() {
-            Ok(available) => available,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Some(Err(error.into())),
-        };
-        if available.is_empty() {
-            if line.is_empty() && !is_too_long {
-                return None;
-            }
-            break;
-        }
-        let end = available.iter().position(|byte| *byte == b'\n');
-        let part = &available[..end.unwrap_or(available.len())];
-        is_too_long |= line.len() + part.len() > MAX_RECORD_BYTES;
-        if !is_too_long {
-            line.extend(part);
-        }
-        let used = part.len() + usize::from(end.is_some());
-        input.consume(used);
-        if end.is_some() {
-            break;
-        }
-    }
-    Some(if is_too_long {
-        Err(LineError::TooLong)
-    } else {
-        String::from_utf8(line).map_err(|_| LineError::NotUtf8)
-    })
 }
 
 /// Sends lines until there are no more, or until asked to stop.
@@ -158,6 +113,10 @@ struct Opened {
     delivered: u64,
     /// Why it is only journalled from now on. Other streams go on.
     problem: Option<String>,
+    /// Lines that can never be delivered,
+    dead: u64,
+    /// and why the last of them cannot.
+    obituary: Option<String>,
 }
 
 impl Opened {
@@ -167,6 +126,8 @@ impl Opened {
             journaled: 0,
             delivered: 0,
             problem: None,
+            dead: 0,
+            obituary: None,
         }
     }
 
@@ -343,6 +304,8 @@ impl<'a> Sender<'a> {
         let sent = deliver(snapshot, &opened.run, &route, meter, progress).await?;
         opened.delivered += sent.delivered;
         opened.problem = sent.problem;
+        opened.dead += sent.dead;
+        opened.obituary = sent.obituary.or(opened.obituary.take());
         Ok(())
     }
 
@@ -354,9 +317,11 @@ impl<'a> Sender<'a> {
             let runs: Vec<&Opened> = of_it.map(|(_, opened)| opened).collect();
             let delivered = runs.iter().map(|opened| opened.delivered).sum();
             let undelivered = runs.iter().map(|opened| opened.undelivered()).sum();
+            let dead = runs.iter().map(|opened| opened.dead).sum();
             let mut problems: Vec<&str> = runs
                 .iter()
-                .filter_map(|opened| opened.problem.as_deref())
+                .flat_map(|opened| [&opened.problem, &opened.obituary])
+                .filter_map(Option::as_deref)
                 .collect();
             problems.dedup();
             SendReport {
@@ -367,6 +332,7 @@ impl<'a> Sender<'a> {
                 unmapped: tally.unmapped,
                 delivered,
                 undelivered,
+                dead,
                 counts: tally.meter.counts(),
                 seconds,
                 error: (!problems.is_empty()).then(|| problems.join("\n")),
@@ -383,45 +349,5 @@ impl<'a> Sender<'a> {
                 .await?;
         }
         Ok(reports)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::BufReader;
-
-    use super::*;
-
-    fn check(input: &[u8], expected: &[Result<&str, &str>]) {
-        // A small buffer, so that lines come in parts.
-        let mut input = BufReader::with_capacity(3, input);
-        let lines: Vec<_> = std::iter::from_fn(|| next_line(&mut input)).collect();
-        let lines: Vec<_> = lines
-            .iter()
-            .map(|line| line.as_deref().map_err(|error| error.to_string()))
-            .collect();
-        let expected: Vec<_> = expected
-            .iter()
-            .map(|line| line.map_err(str::to_owned))
-            .collect();
-        assert_eq!(lines, expected);
-    }
-
-    #[test]
-    fn lines_are_read_whole_or_refused_by_name() {
-        check(b"", &[]);
-        check(b"one\n\ntwo", &[Ok("one"), Ok(""), Ok("two")]);
-        check(b"\xff\nok\n", &[Err("not UTF-8"), Ok("ok")]);
-        let mut long = vec![b'x'; MAX_RECORD_BYTES];
-        let fits = String::from_utf8(long.clone()).unwrap();
-        check(&long, &[Ok(&fits)]);
-        long.extend(b"x\nnext");
-        check(
-            &long,
-            &[
-                Err("longer than a record may be (1024000 bytes)"),
-                Ok("next"),
-            ],
-        );
     }
 }

@@ -7,6 +7,7 @@
 //! and its changes reach the members in one transaction too, so the snapshot never says more than Firehose did.
 
 pub mod chunk;
+mod dead;
 mod handle;
 mod held;
 mod history;
@@ -14,8 +15,11 @@ mod journal;
 mod lock;
 mod members;
 mod plan;
+mod rebuild;
 mod rehearsal;
 mod schema;
+mod scratch;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -31,6 +35,7 @@ use crate::audience::keys::Known;
 use crate::audience::{AudienceId, Class, DestinationName, Key};
 use crate::run::Timestamp;
 
+pub use dead::{DeadLetter, LetterContent};
 pub use handle::Handle;
 pub use held::{Approval, Held, HeldUser};
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
@@ -38,6 +43,8 @@ pub use journal::{Chunk, Credit, Dead, JournaledRun, Settled};
 pub use lock::{Busy, RunLock};
 pub use members::Delivered;
 pub use plan::{Journal, Plan, Planning, Rehearsed};
+pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
+pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 
 /// Why the snapshot could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +70,9 @@ pub enum SnapshotError {
     Unknown(&'static str),
     #[error("cannot create the file")]
     Create(#[source] std::io::Error),
+    /// The disk that it lies on may be full.
+    #[error("what landed cannot be kept in a temporary file, for which TMPDIR names the folder")]
+    Scratch(#[source] rusqlite::Error),
     #[error("{}", in_words(.0))]
     Sqlite(#[from] rusqlite::Error),
 }
@@ -191,11 +201,7 @@ fn is_write_protected(error: &rusqlite::Error) -> bool {
 }
 
 fn class(text: &str) -> Result<Class, SnapshotError> {
-    let known = [Class::Audience, Class::Trait];
-    known
-        .into_iter()
-        .find(|class| class.as_str() == text)
-        .ok_or(SnapshotError::Unknown("class of audience"))
+    Class::parse(text).ok_or(SnapshotError::Unknown("class of audience"))
 }
 
 /// The name by which SQLite reads a file as if nobody could change it. <https://sqlite.org/uri.html>

@@ -467,7 +467,7 @@ impl Runner<'_> {
         // Those found dead by an earlier attempt were not waiting any more.
         report.dead = report.undelivered.saturating_sub(left);
         report.counts = meter.counts();
-        report.error = sent.problem;
+        report.error = sent.trouble();
         report.outcome = if report.undelivered > 0 {
             Outcome::Undelivered
         // What an earlier run held is decided anew by the one that follows.

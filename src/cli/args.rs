@@ -137,6 +137,50 @@ pub(super) enum SnapshotCommand {
         /// A key, id or name.
         audience: Option<String>,
     },
+    /// What Firehose will not have, and why.
+    Dead(DeadArgs),
+    /// Make a lost snapshot anew from the records that were delivered.
+    Rebuild(RebuildArgs),
+    /// Compare what landed with what the snapshot says was delivered.
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DeadArgs {
+    /// Send them again, once the reason is mended.
+    #[arg(long)]
+    pub retry: bool,
+    /// Wait while another run holds the snapshot.
+    #[arg(long, requires = "retry")]
+    pub wait: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RebuildArgs {
+    #[command(flatten)]
+    pub landing: LandingArgs,
+    /// Wait while another run holds the snapshot.
+    #[arg(long)]
+    pub wait: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    pub landing: LandingArgs,
+    /// Only what was delivered to this stream.
+    #[arg(long, value_name = "NAME")]
+    pub stream: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct LandingArgs {
+    /// A folder with what landed: of a directory destination, or objects of S3, gzip or not. May be given several times.
+    #[arg(long, value_name = "DIR", required = true)]
+    pub from: Vec<PathBuf>,
+    /// Only what was delivered to this destination; without it, to any.
+    #[arg(long, value_name = "NAME")]
+    pub destination: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -12,12 +12,9 @@ use super::output::{Output, printable};
 use super::{Exit, Refusal};
 use crate::audience::DestinationName;
 use crate::config::{
-    Aws, Config, ConfigError, Destination, DestinationKind, Region, RoleArn, SecretRef,
-    SecretSource,
+    Aws, Config, ConfigError, Destination, DestinationKind, RoleArn, SecretRef, SecretSource,
 };
-
-const ACCOUNT: &str = "YOUR_ACCOUNT_ID";
-const SECRET: &str = "YOUR_SECRET_ID";
+use crate::policy::{self, ACCOUNT, Permission, SECRET, Trust};
 
 pub(super) fn run(
     args: &Args,
@@ -107,30 +104,17 @@ fn grantees(config: &Config) -> impl Iterator<Item = Grantee<'_>> {
 
 impl Grantee<'_> {
     fn policies(&self, show_secrets: bool) -> Result<Policies<'_>, ConfigError> {
-        let permission = Permission {
-            effect: "Allow",
-            action: ["firehose:PutRecordBatch", "firehose:PutRecord"],
-            resource: self.streams(),
-        };
         let trust = match self.role {
-            Some(role) => Some(Policy::of(Trust {
-                effect: "Allow",
-                principal: Principal {
-                    aws: format!("arn:{}:iam::{ACCOUNT}:root", role.partition()),
-                },
-                action: "sts:AssumeRole",
-                condition: Condition {
-                    string_equals: ExternalId {
-                        ids: self.external_ids(show_secrets)?,
-                    },
-                },
-            })),
+            Some(role) => {
+                let ids = self.external_ids(show_secrets)?;
+                Some(Policy::of(Trust::of(role.partition(), ids)))
+            }
             None => None,
         };
         Ok(Policies {
             role: self.role.map(RoleArn::as_str),
             destinations: self.destinations.iter().map(|(name, ..)| *name).collect(),
-            permission_policy: Policy::of(permission),
+            permission_policy: Policy::of(Permission::to_put(self.streams())),
             trust_policy: trust,
         })
     }
@@ -138,15 +122,10 @@ impl Grantee<'_> {
     /// The ARN of every stream that a mapping names, once, by destination.
     fn streams(&self) -> Vec<String> {
         let mut arns = Vec::new();
+        let role = self.role.map(RoleArn::as_str);
         for (_, destination, aws) in &self.destinations {
-            let (partition, account) = match self.role {
-                Some(role) => (role.partition(), role.account()),
-                None => (partition(&aws.region), ACCOUNT),
-            };
             for stream in destination.mapping.all_streams() {
-                let region = &aws.region;
-                let arn =
-                    format!("arn:{partition}:firehose:{region}:{account}:deliverystream/{stream}");
+                let arn = policy::stream_arn(role, aws.region.as_str(), stream.as_str());
                 if !arns.contains(&arn) {
                     arns.push(arn);
                 }
@@ -155,8 +134,8 @@ impl Grantee<'_> {
         arns
     }
 
-    /// Each secret once: one text where there is one, as IAM has it. What is not shown is not read.
-    fn external_ids(&self, show_secrets: bool) -> Result<OneOrMore, ConfigError> {
+    /// Each secret once. What is not shown is not read.
+    fn external_ids(&self, show_secrets: bool) -> Result<Vec<String>, ConfigError> {
         let mut ids = Vec::new();
         for secret in self.secrets() {
             if !show_secrets {
@@ -168,10 +147,7 @@ impl Grantee<'_> {
                 ids.push(id);
             }
         }
-        Ok(match <[String; 1]>::try_from(ids) {
-            Ok([id]) => OneOrMore::One(id),
-            Err(ids) => OneOrMore::More(ids),
-        })
+        Ok(ids)
     }
 
     /// Where the secrets are, each place once.
@@ -186,24 +162,6 @@ impl Grantee<'_> {
         }
         secrets
     }
-}
-
-/// The partition that a region belongs to, where no role tells.
-/// <https://docs.aws.amazon.com/whitepapers/latest/aws-fault-isolation-boundaries/partitions.html>
-fn partition(region: &Region) -> &'static str {
-    let by_start = [
-        ("cn-", "aws-cn"),
-        ("us-gov-", "aws-us-gov"),
-        ("us-iso-", "aws-iso"),
-        ("us-isob-", "aws-iso-b"),
-        ("eu-isoe-", "aws-iso-e"),
-        ("us-isof-", "aws-iso-f"),
-        ("eusc-", "aws-eusc"),
-    ];
-    by_start
-        .into_iter()
-        .find(|(start, _)| region.as_str().starts_with(start))
-        .map_or("aws", |(_, partition)| partition)
 }
 
 /// The fields of `iam --json`.
@@ -229,48 +187,6 @@ impl<S> Policy<S> {
             statement: [statement],
         }
     }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Permission {
-    effect: &'static str,
-    action: [&'static str; 2],
-    resource: Vec<String>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Trust {
-    effect: &'static str,
-    principal: Principal,
-    action: &'static str,
-    condition: Condition,
-}
-
-#[derive(Serialize)]
-struct Principal {
-    #[serde(rename = "AWS")]
-    aws: String,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Condition {
-    string_equals: ExternalId,
-}
-
-#[derive(Serialize)]
-struct ExternalId {
-    #[serde(rename = "sts:ExternalId")]
-    ids: OneOrMore,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum OneOrMore {
-    One(String),
-    More(Vec<String>),
 }
 
 fn print(output: &Output, set: &Policies<'_>) -> anyhow::Result<()> {

@@ -75,6 +75,13 @@ fn draw(bar: &ProgressBar, step: &Step, shown: &Step) {
             bar.set_length(*of);
             bar.set_position(*delivered);
         }
+        Step::Landing { read } => {
+            if !matches!(shown, Step::Landing { .. }) {
+                bar.reset();
+                bar.set_style(style("{spinner} read {human_pos} records, {rate}"));
+            }
+            bar.set_position(*read);
+        }
     }
 }
 
@@ -107,5 +114,6 @@ fn log(step: &Step) {
                 count(*of)
             );
         }
+        Step::Landing { read } => tracing::info!("read {} records", count(*read)),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 
@@ -13,7 +14,7 @@ use crate::config::{
     Aws as AwsConfiguration, Config, ConfigError, Configured, Destination as Configuration,
     DestinationKind,
 };
-use crate::firehose::{Aws, AwsSettings, Destination, Directory, Quota, Role};
+use crate::firehose::{Aws, AwsSettings, Destination, Directory, Pulse, Quota, Role};
 use crate::snapshot::{Busy, RunLock, Snapshot};
 use crate::source::{SourceError, check_syntax};
 use crate::sync::{Keyed, Outlet, Project};
@@ -42,10 +43,13 @@ fn query_error(configured: &Configured, reason: &str) -> ConfigError {
 
 /// Makes everything that runs need. Nothing is connected to, and no file is written.
 pub(super) fn open(config: &Config) -> Result<Project, ConfigError> {
-    let outlets = config
-        .destinations
-        .iter()
-        .map(|(name, destination)| Ok((name.clone(), outlet(name, destination)?)));
+    let outlets = config.destinations.iter().map(|(name, destination)| {
+        let outlet = Outlet {
+            pulse: Arc::new(Pulse::bounded(config.deliver_for)),
+            ..outlet(name, destination)?
+        };
+        Ok((name.clone(), outlet))
+    });
     Ok(Project {
         sources: config.sources.clone(),
         destinations: outlets.collect::<Result<BTreeMap<_, _>, _>>()?,
@@ -170,6 +174,29 @@ pub(super) fn select(
         .into_iter()
         .filter(|keyed| words.iter().any(|word| is_called(keyed, word)))
         .collect())
+}
+
+/// The destination that a word of the command line names, or all of them without a word.
+pub(super) fn destinations(
+    config: &Config,
+    word: Option<&str>,
+) -> anyhow::Result<Vec<DestinationName>> {
+    let all: Vec<DestinationName> = config.destinations.keys().cloned().collect();
+    let Some(word) = word else { return Ok(all) };
+    let named: Vec<_> = all
+        .iter()
+        .filter(|name| name.as_str() == word)
+        .cloned()
+        .collect();
+    if named.is_empty() {
+        let known: Vec<_> = all.iter().map(DestinationName::as_str).collect();
+        let message = format!(
+            "no destination is called {word:?}\n\nhint: there are {}",
+            known.join(", ")
+        );
+        return Err(Refusal::usage(message).into());
+    }
+    Ok(named)
 }
 
 /// Says which audiences the snapshot knows and no schedule names any more.

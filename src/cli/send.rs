@@ -9,18 +9,17 @@ use anyhow::Context as _;
 use super::args::{Args, SendArgs};
 use super::output::{Output, bytes, count, table};
 use super::{Exit, Refusal, progress, project, signals};
-use crate::audience::DestinationName;
-use crate::config::Config;
+use crate::lines::{Line, LineError};
 use crate::progress::Progress;
 use crate::run::Outcome;
-use crate::send::{Line, LineError, Refused, SendReport, SendReports, Sender, read_lines};
+use crate::send::{Refused, SendReport, SendReports, Sender, read_lines};
 use crate::snapshot::Handle;
 use crate::stop::Stop;
 use crate::sync::Runner;
 
 pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Result<Exit> {
     let config = project::load(args)?;
-    let destinations = destinations(&config, send.destination.as_deref())?;
+    let destinations = project::destinations(&config, send.destination.as_deref())?;
     let project = project::open(&config)?;
     let lines = open(send.file.as_deref())?;
     let _lock = project::lock(&config, "send", send.wait)?;
@@ -93,25 +92,6 @@ pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Resu
     Ok(exit)
 }
 
-fn destinations(config: &Config, word: Option<&str>) -> anyhow::Result<Vec<DestinationName>> {
-    let all: Vec<DestinationName> = config.destinations.keys().cloned().collect();
-    let Some(word) = word else { return Ok(all) };
-    let named: Vec<_> = all
-        .iter()
-        .filter(|name| name.as_str() == word)
-        .cloned()
-        .collect();
-    if named.is_empty() {
-        let known: Vec<_> = all.iter().map(DestinationName::as_str).collect();
-        let message = format!(
-            "no destination is called {word:?}\n\nhint: there are {}",
-            known.join(", ")
-        );
-        return Err(Refusal::usage(message).into());
-    }
-    Ok(named)
-}
-
 fn open(file: Option<&Path>) -> anyhow::Result<tokio::sync::mpsc::Receiver<Line>> {
     match file.filter(|file| *file != Path::new("-")) {
         None => Ok(read_lines(BufReader::new(stdin()))),
@@ -139,10 +119,11 @@ fn explain(output: &Output, report: &SendReport) {
     if let Some(error) = &report.error {
         output.note(format_args!("\n{name}: {error}"));
     }
-    if report.undelivered > 0 {
+    let waiting = report.undelivered.saturating_sub(report.dead);
+    if waiting > 0 {
         output.note(format_args!(
             "\n{name}: {} lines are not delivered; they stay in the journal\n\nhint: the next send or sync sends them first",
-            count(report.undelivered)
+            count(waiting)
         ));
     }
 }

@@ -1,4 +1,10 @@
-//! `snapshot`: what Firehose has accepted, and why. Only ever reads: neither a file nor a secret is needed or made.
+//! `snapshot`: what Firehose has accepted, and why. Looking only ever reads: neither a file nor a secret is needed or
+//! made.
+
+mod dead;
+mod landing;
+mod rebuild;
+mod verify;
 
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
@@ -20,21 +26,38 @@ const RUN: usize = 36;
 const NONE: &str = "-";
 
 pub(super) fn run(args: &Args, output: &Output, command: &SnapshotCommand) -> anyhow::Result<Exit> {
+    if let SnapshotCommand::Dead(dead) = command
+        && dead.retry
+    {
+        return dead::retry(args, output, dead);
+    }
     // Not `project::load`: a mistake in a query hides nothing that was delivered.
     let config = Config::load(&args.config)?;
-    let snapshot = project::inspect(&config)?;
+    match command {
+        SnapshotCommand::List => look(&config, output, |view| view.list()),
+        SnapshotCommand::Show { audience } => look(&config, output, |view| view.show(audience)),
+        SnapshotCommand::User { user } => look(&config, output, |view| view.user(user)),
+        SnapshotCommand::Runs { audience } => {
+            look(&config, output, |view| view.runs(audience.as_deref()))
+        }
+        SnapshotCommand::Dead(_) => look(&config, output, |view| view.dead()),
+        SnapshotCommand::Rebuild(rebuild) => rebuild::run(&config, output, rebuild),
+        SnapshotCommand::Verify(verify) => verify::run(&config, output, verify),
+    }
+}
+
+fn look(
+    config: &Config,
+    output: &Output,
+    show: impl FnOnce(&View<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<Exit> {
+    let snapshot = project::inspect(config)?;
     let view = View {
-        config: &config,
+        config,
         snapshot: snapshot.as_ref(),
         output,
     };
-    let shown = match command {
-        SnapshotCommand::List => view.list(),
-        SnapshotCommand::Show { audience } => view.show(audience),
-        SnapshotCommand::User { user } => view.user(user),
-        SnapshotCommand::Runs { audience } => view.runs(audience.as_deref()),
-    };
-    match shown {
+    match show(&view) {
         Ok(()) => Ok(Exit::Success),
         Err(error) if error.is::<SnapshotError>() => {
             Err(error.context(project::unusable(&config.snapshot)))
@@ -185,10 +208,7 @@ impl View<'_> {
     /// The snapshot, or a word about why there is nothing to see.
     fn snapshot(&self) -> Option<&Snapshot> {
         if self.snapshot.is_none() {
-            self.output.note(format_args!(
-                "there is no snapshot at {} yet\n\nhint: `audience-sync sync` makes it",
-                self.config.snapshot.display()
-            ));
+            note_absent(self.config, self.output);
         }
         self.snapshot
     }
@@ -248,6 +268,13 @@ impl View<'_> {
         let configured = configured.find(|configured| configured.audience.id == *id);
         configured.map(|configured| configured.audience.key.clone())
     }
+}
+
+fn note_absent(config: &Config, output: &Output) {
+    output.note(format_args!(
+        "there is no snapshot at {} yet\n\nhint: `audience-sync sync` makes it",
+        config.snapshot.display()
+    ));
 }
 
 const LIST: [&str; 7] = [

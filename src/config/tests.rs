@@ -377,7 +377,30 @@ fn a_project_without_a_schedule_or_a_source_can_still_send() {
 fn a_mark_in_front_of_the_file_is_ignored() {
     let project = Project::new(&format!("\u{feff}{MAIN}"), SCHEDULE);
     assert!(project.load().is_ok());
-    Project::new("\u{feff}x = 1", SCHEDULE).check("unknown key `x`\n  --> audience-sync.toml:1:1\n\nhint: known: `snapshot`, `schedules`, `space_id`, `history`, `source`, `destination`");
+    Project::new("\u{feff}x = 1", SCHEDULE).check("unknown key `x`\n  --> audience-sync.toml:1:1\n\nhint: known: `snapshot`, `schedules`, `space_id`, `history`, `deliver_for`, `source`, `destination`");
+}
+
+#[test]
+fn a_length_of_time_is_written_with_its_unit() {
+    let load = |text: &str| Project::new(&format!("{text}\n{MAIN}"), SCHEDULE).load();
+    assert_eq!(load("").unwrap().deliver_for, None);
+    let hour = Duration::from_secs(3_600);
+    assert_eq!(
+        load("deliver_for = \"1h\"").unwrap().deliver_for,
+        Some(hour)
+    );
+    assert_eq!(load("history = \"1h\"").unwrap().history, hour);
+    let check = |text: &str, expected: &str| {
+        Project::new(&format!("{text}\n{MAIN}"), SCHEDULE).check(expected);
+    };
+    check(
+        "deliver_for = \"soon\"",
+        "`deliver_for` is not a length of time: `soon`\n  --> audience-sync.toml:1:15\n\nhint: write it like \"1h\" or \"12h\"",
+    );
+    check(
+        "deliver_for = \"0s\"",
+        "`deliver_for` must be longer than no time at all\n  --> audience-sync.toml:1:15\n\nhint: leave it out to deliver for as long as it takes",
+    );
 }
 
 #[test]
@@ -452,7 +475,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_main(
         "secret_id = \"hunter2\"",
-        "unknown key `secret_id`\n  --> audience-sync.toml:1:1\n\nhint: known: `snapshot`, `schedules`, `space_id`, `history`, `source`, `destination`",
+        "unknown key `secret_id`\n  --> audience-sync.toml:1:1\n\nhint: known: `snapshot`, `schedules`, `space_id`, `history`, `deliver_for`, `source`, `destination`",
     );
     check_main(
         "[source.shop]\nsqlite = \"x\"\nquery = 1",

@@ -154,7 +154,7 @@ fn set(fields: &mut IndexMap<String, Box<RawValue>>, name: &str, value: impl Ser
 }
 
 /// What is wrong and where, without the words of the input that serde quotes.
-fn position_only(error: &serde_json::Error) -> String {
+pub(super) fn position_only(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         serde_json::error::Category::Eof => "it ends too early",
         serde_json::error::Category::Data => "it is another kind of value",

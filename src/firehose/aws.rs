@@ -20,10 +20,11 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::credentials::{KeptCredentials, Role, is_about_credentials};
+use super::credentials::{KeptCredentials, Role};
 use super::https_only::{self, HttpsOnly};
-use super::pacing::{Pacing, Quota};
-use super::{CALL_TIMEOUT, Meter, Parked, Receipt, Refusal};
+use super::pacing::Quota;
+use super::refusals::{Called, is_denied, is_throttled};
+use super::{CALL_TIMEOUT, Meter, Receipt, Refusal};
 use crate::batch::Record;
 use crate::causes::in_one_line;
 use crate::mapping::StreamName;
@@ -63,7 +64,6 @@ pub struct Aws {
     /// Streams whose role may not PutRecordBatch.
     singly: Mutex<HashSet<StreamName>>,
     singles: Arc<Semaphore>,
-    pacing: Pacing,
 }
 
 impl Aws {
@@ -72,7 +72,6 @@ impl Aws {
             client: OnceCell::new(),
             singly: Mutex::default(),
             singles: Arc::new(Semaphore::new(SINGLES_IN_FLIGHT)),
-            pacing: Pacing::new(settings.quota),
             settings,
         }
     }
@@ -85,11 +84,13 @@ impl Aws {
         }
     }
 
-    /// Waits until the stream's quota has room for these records.
-    pub(super) async fn pace(&self, stream: &StreamName, records: &[Record]) {
-        let singly = self.settings.api == Api::PutRecord || self.is_sent_singly(stream);
-        let requests = if singly { records.len() } else { 1 };
-        self.pacing.wait(stream, records, requests).await;
+    pub(super) const fn quota(&self) -> Quota {
+        self.settings.quota
+    }
+
+    /// Whether records go to a stream one by one.
+    pub(super) fn sends_singly(&self, stream: &StreamName) -> bool {
+        self.settings.api == Api::PutRecord || self.is_sent_singly(stream)
     }
 
     pub(super) async fn put(
@@ -119,7 +120,7 @@ impl Aws {
     }
 
     async fn put_by_either(&self, call: &Call<'_>) -> Receipt {
-        if self.settings.api == Api::PutRecord || self.is_sent_singly(call.stream) {
+        if self.sends_singly(call.stream) {
             return call.put_singly().await;
         }
         let (receipt, denied) = call.put_batch().await;
@@ -234,11 +235,12 @@ impl Call<'_> {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                let denied = error.code().is_some_and(is_denied);
-                return (
-                    Receipt::none(self.refusal("firehose:PutRecordBatch", &error)),
-                    denied,
-                );
+                let receipt = Receipt {
+                    delivered: Vec::new(),
+                    refused: Self::too_many(&error, self.records.len()),
+                    refusal: Some(self.refusal("firehose:PutRecordBatch", &error)),
+                };
+                return (receipt, error.code().is_some_and(is_denied));
             }
         };
         let entries = answer.request_responses();
@@ -263,12 +265,19 @@ impl Call<'_> {
                 self.records.len()
             ))
         });
-        (Receipt { delivered, refusal }, false)
+        let is_too_many = |entry: &&usize| entries[**entry].error_code().is_some_and(is_throttled);
+        let receipt = Receipt {
+            delivered,
+            refused: refused.iter().filter(is_too_many).count(),
+            refusal,
+        };
+        (receipt, false)
     }
 
     async fn put_singly(&self) -> Receipt {
         let mut receipt = Receipt {
             delivered: Vec::with_capacity(self.records.len()),
+            refused: 0,
             refusal: None,
         };
         let mut calls = JoinSet::new();
@@ -306,6 +315,7 @@ impl Call<'_> {
                         .get_or_insert(Refusal::Retry("no record ID".to_owned()));
                 }
                 Some(Ok((_, Err(error)))) => {
+                    receipt.refused += Self::too_many(&error, 1);
                     let refusal = self.refusal("firehose:PutRecord", &error);
                     receipt.refusal.get_or_insert(refusal);
                 }
@@ -327,6 +337,12 @@ impl Call<'_> {
         singles.try_acquire_owned().ok()
     }
 
+    /// How many of a call's records were too many for the stream.
+    fn too_many<E: ProvideErrorMetadata>(error: &SdkError<E>, records: usize) -> usize {
+        let is_busy = status(error) == 429 || error.code().is_some_and(is_throttled);
+        if is_busy { records } else { 0 }
+    }
+
     /// What to do about a call that failed as a whole.
     fn refusal<E>(&self, permission: &str, error: &SdkError<E>) -> Refusal
     where
@@ -335,59 +351,22 @@ impl Call<'_> {
         if let Some(parked) = https_only::refused(error) {
             return Refusal::Park(parked);
         }
-        let Some(code) = error.code() else {
-            return match error {
-                SdkError::ConstructionFailure(_) => Refusal::Park(Parked {
-                    problem: format!(
-                        "firehose cannot be called: {}",
-                        self.redacted(&in_one_line(error))
-                    ),
-                    hint: None,
-                }),
-                _ => Refusal::Retry(format!(
-                    "firehose did not answer: {}",
-                    self.redacted(&in_one_line(error))
-                )),
-            };
+        let settings = &self.aws.settings;
+        let message = match error.code() {
+            Some(_) => self.redacted(error.message().unwrap_or_default()),
+            None => self.redacted(&in_one_line(error)),
         };
-        let message = self.redacted(error.message().unwrap_or_default());
-        let reason = format!("{code}: {message}");
-        let status = error
-            .raw_response()
-            .map_or(0, |answer| answer.status().as_u16());
-        if status >= 500 || status == 429 || is_throttled(code) {
-            return Refusal::Retry(reason);
-        }
-        if is_about_credentials(code) {
-            return Refusal::Refresh {
-                reason,
-                refused: self.generation,
-            };
-        }
-        let (region, stream) = (&self.aws.settings.region, self.stream);
-        let (problem, hint) = match code {
-            "ResourceNotFoundException" => (
-                format!("there is no stream `{stream}` in {region} ({reason})"),
-                "create it, or correct the mapping or the region".to_owned(),
-            ),
-            code if is_denied(code) => (
-                format!("no permission for {permission} on stream `{stream}` ({reason})"),
-                "`audience-sync iam` prints the policy to add".to_owned(),
-            ),
-            "InvalidKMSResourceException" => (
-                format!("the encryption key of stream `{stream}` cannot be used ({reason})"),
-                "the stream's KMS key must be enabled, and its policy must let Firehose use it"
-                    .to_owned(),
-            ),
-            _ => (
-                format!("stream `{stream}` refuses the records ({reason})"),
-                "they stay in the journal; the next run tries again".to_owned(),
-            ),
+        let called = Called {
+            permission,
+            stream: self.stream,
+            region: &settings.region,
+            role: settings.role.as_ref().map(|role| role.arn.as_str()),
+            generation: self.generation,
         };
-        Refusal::Park(Parked {
-            problem,
-            hint: Some(hint),
-        })
+        match error {
+            SdkError::ConstructionFailure(_) => called.was_not_made(&message),
+            _ => called.was_answered(status(error), error.code(), &message),
+        }
     }
 
     /// Words of a server, which might repeat what it was sent.
@@ -408,22 +387,8 @@ fn sdk_record(record: &Record) -> SdkRecord {
         .expect("a record has data")
 }
 
-fn is_denied(code: &str) -> bool {
-    matches!(code, "AccessDenied" | "AccessDeniedException")
-}
-
-fn is_throttled(code: &str) -> bool {
-    code.contains("Throttl")
-        || matches!(
-            code,
-            "ServiceUnavailableException"
-                | "ServiceUnavailable"
-                | "InternalFailure"
-                | "LimitExceededException"
-                | "RequestLimitExceeded"
-                | "TooManyRequestsException"
-                | "SlowDown"
-                | "RequestExpired"
-                | "RequestTimeout"
-        )
+/// The HTTP status of an answer; 0 where there was none.
+fn status<E>(error: &SdkError<E>) -> u16 {
+    let answer = error.raw_response();
+    answer.map_or(0, |answer| answer.status().as_u16())
 }

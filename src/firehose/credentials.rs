@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 
 use super::{CALL_TIMEOUT, Parked, Refusal, https_only};
 use crate::causes::in_one_line;
+use crate::policy::{self, Trust};
 use crate::secret::Secret;
 
 /// After a failure to get credentials it is not tried again for so long: the calls that queued for the answer share it.
@@ -269,11 +270,18 @@ fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
             "the role {} may not be assumed ({code}: {message})",
             role.arn
         )),
-        hint: Some(
-            "its trust policy must name you and the external ID; `audience-sync iam` prints one"
-                .to_owned(),
-        ),
+        hint: Some(trust_hint(role)),
     })
+}
+
+/// The statement that lets the role be assumed, without the secret.
+fn trust_hint(role: &Role) -> String {
+    let partition = policy::home_of(&role.arn).map_or("aws", |(partition, _)| partition);
+    let statement = policy::line(&Trust::of(partition, vec![policy::SECRET.to_owned()]));
+    format!(
+        "its trust policy must name who runs audience-sync and the external ID: {statement}; \
+         `audience-sync iam` prints all of it"
+    )
 }
 
 /// Expired, revoked, or signed by a clock that is off: new credentials and a new signature may do.

@@ -1,24 +1,34 @@
 //! Sends records until each is delivered, or until there is a reason to stop.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::credentials::NOT_ACCEPTED_HINT;
-use super::{Destination, Meter, Parked, Pulse, Refusal};
+use super::pacing::{Admitted, Pace, Said};
+use super::{Destination, Meter, Parked, Pulse, Receipt, Refusal};
 use crate::batch::{Record, calls};
 use crate::mapping::StreamName;
 use crate::stop::Stop;
 
-const FIRST_BACKOFF: Duration = Duration::from_millis(100);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
-
 /// What became of the records of a chunk at one stream.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Delivery {
     pub delivered: Vec<Record>,
-    /// Why not all of them are.
+    /// Single lines that Firehose will not have, whatever is done.
+    pub blamed: Vec<Blamed>,
+    /// Why not all of the others are delivered.
     pub ended_by: Option<Ended>,
+}
+
+/// A line whose content Firehose refuses.
+#[derive(Debug, Clone)]
+pub struct Blamed {
+    pub record: Record,
+    /// AWS's code, such as `ValidationException`,
+    pub code: String,
+    /// and its words, which may repeat what it was sent.
+    pub message: String,
 }
 
 /// Why a delivery ended before all was delivered.
@@ -28,6 +38,8 @@ pub enum Ended {
     Parked(Parked),
     /// Nothing at all was accepted for too long; the last reason that was given.
     GaveUp(String),
+    /// The time that deliveries may take is over.
+    TimeUp,
     /// The run was asked to stop.
     Stopped,
 }
@@ -44,154 +56,229 @@ impl Destination {
         pulse: &Pulse,
         stop: &Stop,
     ) -> Delivery {
-        let mut delivered = Vec::with_capacity(records.len());
-        let ranges: Vec<_> = calls(&records).collect();
-        for range in ranges {
-            let call = self
-                .deliver_call(stream, records[range].to_vec(), meter, pulse, stop)
-                .await;
-            delivered.extend(call.delivered);
-            if call.ended_by.is_some() {
-                return Delivery {
-                    delivered,
-                    ended_by: call.ended_by,
-                };
-            }
-        }
-        Delivery {
-            delivered,
-            ended_by: None,
-        }
-    }
-
-    async fn deliver_call(
-        &self,
-        stream: &StreamName,
-        mut waiting: Vec<Record>,
-        meter: &Meter,
-        pulse: &Pulse,
-        stop: &Stop,
-    ) -> Delivery {
-        let mut delivered = Vec::with_capacity(waiting.len());
-        let mut backoff = Backoff::default();
-        loop {
-            tokio::select! {
-                () = self.pace(stream, &waiting) => {}
-                () = stop.requested() => {}
-            }
-            // Nothing is begun after that.
-            if stop.is_requested() {
-                return Delivery {
-                    delivered,
-                    ended_by: Some(Ended::Stopped),
-                };
-            }
-            let began = Instant::now();
-            let receipt = self.put(stream, &waiting, meter).await;
-            tracing::debug!(
-                %stream,
-                records = waiting.len(),
-                delivered = receipt.delivered.len(),
-                millis = began.elapsed().as_millis(),
-                "put"
-            );
-            if !receipt.delivered.is_empty() {
-                pulse.beat();
-                backoff = Backoff::default();
-                let mut accepted = vec![false; waiting.len()];
-                receipt
-                    .delivered
-                    .iter()
-                    .for_each(|record| accepted[*record] = true);
-                let mut accepted = accepted.into_iter();
-                let (done, rest): (Vec<_>, Vec<_>) = waiting
-                    .into_iter()
-                    .partition(|_| accepted.next().unwrap_or_default());
-                done.iter().for_each(|record| meter.delivered(record));
-                delivered.extend(done);
-                waiting = rest;
-            }
-            let end = |ended_by| Delivery {
-                delivered: Vec::new(),
-                ended_by,
-            };
-            let ended = match receipt.refusal {
-                _ if waiting.is_empty() => end(None),
-                Some(Refusal::Park(parked)) => end(Some(Ended::Parked(parked))),
-                Some(Refusal::Refresh { reason, refused }) => {
-                    if stop.is_requested() {
-                        end(Some(Ended::Stopped))
-                    } else if self.refresh(refused).await {
-                        meter.retry();
-                        continue;
-                    } else {
-                        let problem = format!(
-                            "the credentials are not accepted, nor are new ones ({reason})"
-                        );
-                        end(Some(Ended::Parked(Parked {
-                            problem,
-                            hint: Some(NOT_ACCEPTED_HINT.to_owned()),
-                        })))
-                    }
-                }
-                Some(Refusal::Retry(reason)) => {
-                    tracing::debug!(%stream, records = waiting.len(), reason, "not accepted yet");
-                    match backoff.wait(pulse, stop).await {
-                        Waited::Enough => {
-                            meter.retry();
-                            continue;
-                        }
-                        Waited::Stopped => end(Some(Ended::Stopped)),
-                        Waited::InVain => end(Some(Ended::GaveUp(reason))),
-                    }
-                }
-                None => unreachable!("a receipt says why something is not delivered"),
-            };
-            return Delivery { delivered, ..ended };
-        }
+        let batches = calls(&records).map(|call| Batch {
+            records: records[call].to_vec(),
+            is_tried: false,
+        });
+        let mut batches: Vec<Batch> = batches.collect();
+        batches.reverse();
+        let sending = Sending {
+            destination: self,
+            stream,
+            pace: self.pacing.of(stream),
+            meter,
+            pulse,
+            stop,
+            batches,
+            refused_for: None,
+            delivery: Delivery {
+                delivered: Vec::with_capacity(records.len()),
+                ..Delivery::default()
+            },
+        };
+        sending.finish().await
     }
 }
 
-enum Waited {
-    Enough,
-    Stopped,
-    /// Nothing at all was accepted meanwhile, for too long.
-    InVain,
+/// Records for one call.
+#[derive(Debug)]
+struct Batch {
+    records: Vec<Record>,
+    /// A call has been made for them.
+    is_tried: bool,
 }
 
-/// Exponential, with full jitter: <https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/>
-struct Backoff {
-    ceiling: Duration,
+/// A delivery that is under way.
+struct Sending<'a> {
+    destination: &'a Destination,
+    stream: &'a StreamName,
+    pace: Arc<Pace>,
+    meter: &'a Meter,
+    pulse: &'a Pulse,
+    stop: &'a Stop,
+    /// What is yet to be delivered; the next one is the last.
+    batches: Vec<Batch>,
+    /// Why a call was refused the last time.
+    refused_for: Option<String>,
+    delivery: Delivery,
 }
 
-impl Default for Backoff {
-    fn default() -> Self {
-        Self {
-            ceiling: FIRST_BACKOFF,
+impl Sending<'_> {
+    async fn finish(mut self) -> Delivery {
+        while let Some(batch) = self.batches.pop() {
+            if let Err(ended) = self.attempt(batch).await {
+                self.delivery.ended_by = Some(ended);
+                break;
+            }
         }
+        self.delivery
+    }
+
+    /// Makes one call, with as many of the records as may go now, and sees to what it does not deliver.
+    async fn attempt(&mut self, mut batch: Batch) -> Result<(), Ended> {
+        let admitted = self.admit(&batch.records).await?;
+        let later = batch.records.split_off(admitted.records);
+        self.put_back(later, batch.is_tried);
+        if batch.is_tried {
+            self.meter.retry();
+        }
+        let began = Instant::now();
+        let receipt = self
+            .destination
+            .put(self.stream, &batch.records, self.meter)
+            .await;
+        tracing::debug!(
+            stream = %self.stream,
+            records = batch.records.len(),
+            delivered = receipt.delivered.len(),
+            millis = began.elapsed().as_millis(),
+            "put"
+        );
+        let tried = batch.records.len();
+        let (rest, bytes) = self.take_delivered(batch.records, &receipt);
+        self.pace.hear(&admitted, said(&receipt, tried), bytes);
+        drop(admitted);
+        self.see_to(rest, receipt.refusal).await
+    }
+
+    /// Waits for the right to make a call, or for a reason to make none.
+    async fn admit(&self, records: &[Record]) -> Result<Admitted, Ended> {
+        let singly = self.destination.sends_singly(self.stream);
+        let is_first = self.refused_for.is_none();
+        let admitted = tokio::select! {
+            admitted = self.pace.admit(records, singly, is_first, self.pulse) => admitted,
+            () = self.stop.requested() => return Err(Ended::Stopped),
+            () = self.pulse.time_is_up() => return Err(Ended::TimeUp),
+        };
+        // Nothing is begun after that.
+        if self.stop.is_requested() {
+            return Err(Ended::Stopped);
+        }
+        if self.pulse.is_time_up() {
+            return Err(Ended::TimeUp);
+        }
+        admitted.ok_or_else(|| {
+            self.pulse.give_up();
+            Ended::GaveUp(self.refused_for.clone().unwrap_or_default())
+        })
+    }
+
+    fn put_back(&mut self, records: Vec<Record>, is_tried: bool) {
+        if !records.is_empty() {
+            self.batches.push(Batch { records, is_tried });
+        }
+    }
+
+    /// Sets aside what was delivered; returns the other records, and how many bytes were delivered.
+    fn take_delivered(&mut self, records: Vec<Record>, receipt: &Receipt) -> (Vec<Record>, usize) {
+        if receipt.delivered.is_empty() {
+            return (records, 0);
+        }
+        self.pulse.beat();
+        self.refused_for = None;
+        let mut is_delivered = vec![false; records.len()];
+        for index in &receipt.delivered {
+            is_delivered[*index] = true;
+        }
+        let mut is_delivered = is_delivered.into_iter();
+        let (done, rest): (Vec<_>, Vec<_>) = records
+            .into_iter()
+            .partition(|_| is_delivered.next().unwrap_or_default());
+        done.iter().for_each(|record| self.meter.delivered(record));
+        let bytes = done.iter().map(|record| record.data.len()).sum();
+        self.delivery.delivered.extend(done);
+        (rest, bytes)
+    }
+
+    /// Does about the records of a call what the refusal says.
+    async fn see_to(&mut self, rest: Vec<Record>, refusal: Option<Refusal>) -> Result<(), Ended> {
+        if rest.is_empty() {
+            return Ok(());
+        }
+        match refusal.expect("a receipt says why something is not delivered") {
+            Refusal::Park(parked) => Err(Ended::Parked(parked)),
+            Refusal::Retry(reason) => {
+                tracing::debug!(stream = %self.stream, records = rest.len(), reason, "not accepted yet");
+                self.refused_for = Some(reason);
+                self.put_back(rest, true);
+                Ok(())
+            }
+            Refusal::Refresh { reason, refused } => self.refresh(rest, reason, refused).await,
+            Refusal::Bisect { code, message } => self.bisect(rest, code, message),
+        }
+    }
+
+    async fn refresh(
+        &mut self,
+        rest: Vec<Record>,
+        reason: String,
+        refused: u64,
+    ) -> Result<(), Ended> {
+        if self.stop.is_requested() {
+            return Err(Ended::Stopped);
+        }
+        if self.destination.refresh(refused).await {
+            self.put_back(rest, true);
+            return Ok(());
+        }
+        Err(Ended::Parked(Parked {
+            problem: format!("the credentials are not accepted, nor are new ones ({reason})"),
+            hint: Some(NOT_ACCEPTED_HINT.to_owned()),
+        }))
+    }
+
+    /// Halves a call until the line that is to blame stands alone. The others are delivered on the way.
+    fn bisect(&mut self, rest: Vec<Record>, code: String, message: String) -> Result<(), Ended> {
+        if let Some((first, second)) = halves(&rest) {
+            self.put_back(second, true);
+            self.put_back(first, true);
+            return Ok(());
+        }
+        let is_hopeless = self.pace.refused_alone();
+        let problem = format!(
+            "stream `{}` refuses every record that it is given ({code})",
+            self.stream
+        );
+        let blamed = rest.into_iter().map(|record| Blamed {
+            record,
+            code: code.clone(),
+            message: message.clone(),
+        });
+        self.delivery.blamed.extend(blamed);
+        if is_hopeless {
+            return Err(Ended::Parked(Parked {
+                problem,
+                hint: Some("`audience-sync snapshot dead` has its words for the first of them; the rest stays in the journal".to_owned()),
+            }));
+        }
+        Ok(())
     }
 }
 
-impl Backoff {
-    async fn wait(&mut self, pulse: &Pulse, stop: &Stop) -> Waited {
-        let until = Instant::now() + self.ceiling.mul_f64(fastrand::f64());
-        self.ceiling = LONGEST_BACKOFF.min(self.ceiling * 2);
-        tokio::select! {
-            () = tokio::time::sleep_until(until.min(pulse.deadline())) => {}
-            () = stop.requested() => return Waited::Stopped,
-        }
-        if Instant::now() < pulse.deadline() {
-            return Waited::Enough;
-        }
-        pulse.give_up();
-        Waited::InVain
+/// What a call tells about how much the stream takes.
+fn said(receipt: &Receipt, tried: usize) -> Said {
+    match receipt.refusal {
+        Some(Refusal::Retry(_)) if receipt.refused == 0 => Said::Nothing,
+        Some(Refusal::Retry(_)) => Said::TooMuch(receipt.refused as f64 / tried as f64),
+        _ => Said::Enough,
     }
+}
+
+/// Two halves by records, or the lines of a single one; `None` for a single line.
+fn halves(records: &[Record]) -> Option<(Vec<Record>, Vec<Record>)> {
+    if let [record] = records {
+        let (first, second) = record.halves()?;
+        return Some((vec![first], vec![second]));
+    }
+    let (first, second) = records.split_at(records.len() / 2);
+    Some((first.to_vec(), second.to_vec()))
 }
 
 #[cfg(test)]
 mod tests {
     use std::iter;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use bytes::Bytes;
     use tempfile::TempDir;

@@ -3,7 +3,7 @@
 //! A file is written beside its place and appears in it whole, already on disk. A reader never sees half of one, and
 //! a crash leaves none behind that counts.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Once;
@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use super::{Meter, Parked, Receipt, Refusal};
 use crate::batch::Record;
+use crate::disk::{create_folder, private, sync_folder};
 use crate::mapping::StreamName;
 
 /// Files in a directory.
@@ -98,7 +99,7 @@ fn write(
     create_folder(&incoming)?;
 
     let temporary = incoming.join(&name);
-    let mut file = create_file(&temporary)?;
+    let mut file = private().write(true).create_new(true).open(&temporary)?;
     let all: Vec<u8> = records
         .iter()
         .flat_map(|record| record.data.iter().copied())
@@ -107,21 +108,12 @@ fn write(
         .write_all(&all)
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&temporary, folder.join(&name)))
-        .and_then(|()| sync(&folder));
+        .and_then(|()| sync_folder(&folder));
     if placed.is_err() {
         // It may not exist any more; what matters is the first error.
         drop(fs::remove_file(&temporary));
     }
     placed
-}
-
-/// Makes a file that only its owner may read: it holds people's ids.
-fn create_file(path: &Path) -> io::Result<File> {
-    let mut options = File::options();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)
 }
 
 /// Removes what crashes left half-written, unless it is so young that another program may be writing it.
@@ -137,31 +129,6 @@ fn sweep(incoming: &Path) {
             drop(fs::remove_file(entry.path()));
         }
     }
-}
-
-/// Makes a folder and those above it, each entry on disk.
-fn create_folder(folder: &Path) -> io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let above = folder
-        .parent()
-        .filter(|above| !above.as_os_str().is_empty());
-    if let Some(above) = above {
-        create_folder(above)?;
-    }
-    match fs::create_dir(folder) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists || !folder.is_dir() => {
-            return Err(error);
-        }
-        _ => {}
-    }
-    sync(above.unwrap_or(Path::new(".")))
-}
-
-/// Puts the names in a folder on disk.
-fn sync(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }
 
 #[cfg(test)]
@@ -219,7 +186,7 @@ mod tests {
         let incoming = tempfile::tempdir().unwrap();
         let (old, young) = (incoming.path().join("old"), incoming.path().join("young"));
         fs::write(&young, "half a li").unwrap();
-        let file = File::create(&old).unwrap();
+        let file = fs::File::create(&old).unwrap();
         file.set_modified(std::time::SystemTime::now() - Duration::from_secs(7_200))
             .unwrap();
         sweep(incoming.path());

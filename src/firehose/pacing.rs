@@ -1,14 +1,20 @@
-//! Keeps calls within a stream's quota, so that Firehose has no reason to refuse them.
+//! When the next call to a stream may go, and how much of it.
 //!
-//! A quota is by the second while throttling shows by the minute, so bursts are what hurts: AWS's advice is to send
-//! smoothly. <https://repost.aws/knowledge-center/firehose-traffic-throttles-in-quota>
+//! Its quota is kept beforehand, so that Firehose has no reason to refuse anything: a quota is by the second while
+//! throttling shows by the minute, so bursts are what hurts, and AWS's advice is to send smoothly.
+//! <https://repost.aws/knowledge-center/firehose-traffic-throttles-in-quota>
+//! What a stream takes less than that is found out by what it refuses ([`aimd`](super::aimd)). A stream that takes
+//! nothing at all is asked less and less often, by all calls to it together.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
+use super::Pulse;
+use super::aimd::{Rate, Window};
 use crate::batch::Record;
 use crate::mapping::StreamName;
 
@@ -42,54 +48,261 @@ impl Quota {
     }
 }
 
-/// Waits before calls, so that no stream gets more than its quota.
+/// The pace of each stream of a destination.
 #[derive(Debug)]
 pub(super) struct Pacing {
     quota: Quota,
-    /// When each stream will have worked off what it was given, for each of the three limits.
-    busy_until: Mutex<HashMap<StreamName, [Instant; 3]>>,
+    streams: Mutex<HashMap<StreamName, Arc<Pace>>>,
 }
-
-/// So much may be sent at once after a pause.
-const BURST: Duration = Duration::from_secs(1);
-
-/// In seconds, whatever the quota says: a clock does not count to ever.
-const LONGEST_WAIT: f64 = 3_600.0;
 
 impl Pacing {
     pub(super) fn new(quota: Quota) -> Self {
         Self {
             quota,
-            busy_until: Mutex::default(),
+            streams: Mutex::default(),
         }
     }
 
-    /// Waits until a stream may be given these records in so many requests.
-    pub(super) async fn wait(&self, stream: &StreamName, records: &[Record], requests: usize) {
-        if self.quota == Quota::NONE {
+    pub(super) fn of(&self, stream: &StreamName) -> Arc<Pace> {
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        let pace = || Arc::new(Pace::new(self.quota));
+        Arc::clone(streams.entry(stream.clone()).or_insert_with(pace))
+    }
+}
+
+/// So much of the quota may be sent at once after a pause.
+const BURST: Duration = Duration::from_secs(1);
+/// The same where a stream takes less than it should: smaller calls, and more often.
+const SMALL_BURST: Duration = Duration::from_millis(250);
+/// In seconds, whatever the quota says: a clock does not count to ever.
+const LONGEST_WAIT: f64 = 3_600.0;
+/// Calls to one stream that may be in flight together.
+const MOST_CALLS: f64 = 16.0;
+const FIRST_BACKOFF: Duration = Duration::from_millis(100);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
+/// So many lines may be refused by themselves, with nothing accepted in between, before the stream is to blame:
+const SUSPICIOUS: u32 = 20;
+/// and so many by a stream that has accepted others.
+const VERY_SUSPICIOUS: u32 = 1_000;
+
+/// The pace of one stream, which all calls to it share.
+#[derive(Debug)]
+pub(super) struct Pace {
+    quota: Quota,
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    /// When the stream will have worked off what it was given: bytes, records and requests of its quota, and bytes of
+    /// the rate that was found out.
+    busy_until: [Instant; 4],
+    rate: Rate,
+    window: Window,
+    in_flight: usize,
+    /// Begins anew with each refusal: calls that were in flight then say nothing new.
+    round: u64,
+    /// Nothing is sent before.
+    not_before: Instant,
+    /// The longest that the next refusal makes everyone wait.
+    backoff: Duration,
+    has_accepted: bool,
+    /// Lines that were refused by themselves since something was accepted.
+    alone: u32,
+}
+
+/// The right to make a call.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    /// With so many of the records.
+    pub(super) records: usize,
+    round: u64,
+    pace: Arc<Pace>,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.pace.lock().in_flight -= 1;
+        self.pace.changed.notify_waiters();
+    }
+}
+
+/// What a stream said to a call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Said {
+    /// It took all of it, or had another reason than its own state not to.
+    Enough,
+    /// It refused this fraction for now.
+    TooMuch(f64),
+    /// Nothing that could be understood.
+    Nothing,
+}
+
+impl Pace {
+    fn new(quota: Quota) -> Self {
+        let now = Instant::now();
+        let state = State {
+            busy_until: [now; 4],
+            rate: Rate::new(now),
+            window: Window::new(MOST_CALLS),
+            in_flight: 0,
+            round: 0,
+            not_before: now,
+            backoff: FIRST_BACKOFF,
+            has_accepted: false,
+            alone: 0,
+        };
+        Self {
+            quota,
+            state: Mutex::new(state),
+            changed: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until some of these records may go; `None` where the destination is given up before. `singly`: each is a
+    /// request. `is_first`: nobody has tried them yet, so that one call is made in any case.
+    pub(super) async fn admit(
+        self: &Arc<Self>,
+        records: &[Record],
+        singly: bool,
+        is_first: bool,
+        pulse: &Pulse,
+    ) -> Option<Admitted> {
+        let mut admitted = self.enter().await;
+        if !self.back_off(pulse).await && !is_first {
+            return None;
+        }
+        let (count, at) = self
+            .lock()
+            .reserve(&self.quota, records, singly, Instant::now());
+        sleep_until(at).await;
+        (admitted.records, admitted.round) = (count, self.lock().round);
+        Some(admitted)
+    }
+
+    /// Waits until fewer calls are in flight than may be.
+    async fn enter(self: &Arc<Self>) -> Admitted {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut state = self.lock();
+                if state.in_flight < state.window.calls() {
+                    state.in_flight += 1;
+                    return Admitted {
+                        records: 0,
+                        round: state.round,
+                        pace: Arc::clone(self),
+                    };
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Waits as long as a refusal has everyone wait; `false` where the destination is given up first.
+    async fn back_off(&self, pulse: &Pulse) -> bool {
+        loop {
+            let (until, deadline, now) = (self.lock().not_before, pulse.deadline(), Instant::now());
+            if deadline <= now {
+                return false;
+            }
+            if until <= now {
+                return true;
+            }
+            sleep_until(until.min(deadline)).await;
+        }
+    }
+
+    /// Takes in what came of a call that delivered so many bytes.
+    pub(super) fn hear(&self, admitted: &Admitted, said: Said, delivered: usize) {
+        let now = Instant::now();
+        let mut state = self.lock();
+        if delivered > 0 {
+            let enough = self.quota.bytes;
+            state.rate.accept(delivered, enough, now);
+            (state.has_accepted, state.alone) = (true, 0);
+            state.backoff = FIRST_BACKOFF;
+        }
+        let fraction = match said {
+            Said::Enough => {
+                state.window.grow();
+                return;
+            }
+            Said::TooMuch(fraction) => fraction,
+            Said::Nothing => 1.0,
+        };
+        if admitted.round != state.round {
             return;
         }
-        let bytes: usize = records.iter().map(|record| record.data.len()).sum();
-        let costs = [
-            bytes as f64 / self.quota.bytes,
-            records.len() as f64 / self.quota.records,
-            requests as f64 / self.quota.requests,
-        ];
-        let now = Instant::now();
-        let ready = {
-            let mut streams = self
-                .busy_until
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            let busy_until = streams.entry(stream.clone()).or_insert([now; 3]);
-            let mut ready = now;
-            for (until, seconds) in busy_until.iter_mut().zip(costs) {
-                ready = ready.max(until.checked_sub(BURST).unwrap_or(now));
-                *until = now.max(*until) + Duration::from_secs_f64(seconds.min(LONGEST_WAIT));
-            }
-            ready
+        state.round += 1;
+        state.window.shrink(fraction);
+        if said != Said::Nothing && state.rate.refuse(fraction, now) {
+            // What it took at once was its burst, and is used up.
+            state.busy_until[3] = now + SMALL_BURST;
+        }
+        state.not_before = now + state.backoff.mul_f64(fastrand::f64());
+        if delivered == 0 {
+            state.backoff = LONGEST_BACKOFF.min(state.backoff * 2);
+        }
+    }
+
+    /// Notes that a line was refused by itself. Returns whether that has become so usual that the stream is to blame.
+    pub(super) fn refused_alone(&self) -> bool {
+        let mut state = self.lock();
+        state.alone += 1;
+        let most = match state.has_accepted {
+            true => VERY_SUSPICIOUS,
+            false => SUSPICIOUS,
         };
-        sleep_until(ready).await;
+        state.alone >= most
+    }
+}
+
+impl State {
+    /// How many of these records may go together, and when.
+    fn reserve(
+        &mut self,
+        quota: &Quota,
+        records: &[Record],
+        singly: bool,
+        now: Instant,
+    ) -> (usize, Instant) {
+        let limits = [
+            (quota.bytes, BURST),
+            (quota.records, BURST),
+            (quota.requests, BURST),
+            (self.rate.limit(), SMALL_BURST),
+        ];
+        let mut amounts = [0.0; 4];
+        let mut count = 0;
+        for record in records {
+            let bytes = record.data.len() as f64;
+            let requests = f64::from(u8::from(singly || count == 0));
+            let mut more = amounts;
+            for (amount, added) in more.iter_mut().zip([bytes, 1.0, requests, bytes]) {
+                *amount += added;
+            }
+            let mut each = more.iter().zip(limits);
+            let fits = each.all(|(amount, (limit, burst))| *amount <= limit * burst.as_secs_f64());
+            // However large it is, one goes.
+            if count > 0 && !fits {
+                break;
+            }
+            (amounts, count) = (more, count + 1);
+        }
+        let mut at = now;
+        for ((until, amount), (limit, burst)) in self.busy_until.iter_mut().zip(amounts).zip(limits)
+        {
+            at = at.max(until.checked_sub(burst).unwrap_or(now));
+            let seconds = (amount / limit).min(LONGEST_WAIT);
+            *until = now.max(*until) + Duration::from_secs_f64(seconds);
+        }
+        (count, at)
     }
 }
 
@@ -99,78 +312,136 @@ mod tests {
 
     use super::*;
 
-    async fn seconds(quota: Quota, calls: usize, records: usize, bytes: usize) -> f64 {
-        let pacing = Pacing::new(quota);
-        let stream = StreamName::parse("members").unwrap();
-        let record = Record {
+    fn record(bytes: usize) -> Record {
+        Record {
             data: Bytes::from(vec![b'x'; bytes]),
             lines: 0..1,
-        };
+        }
+    }
+
+    fn pace(quota: Quota) -> Arc<Pace> {
+        Pacing::new(quota).of(&StreamName::parse("members").unwrap())
+    }
+
+    async fn admit(pace: &Arc<Pace>, records: &[Record]) -> Admitted {
+        let admitted = pace.admit(records, false, true, &Pulse::new()).await;
+        admitted.expect("the first call is made in any case")
+    }
+
+    /// How long it takes to send so many calls one after another, in as many parts as they are given.
+    async fn seconds(pace: &Arc<Pace>, calls: usize, records: usize, bytes: usize) -> f64 {
         let started = Instant::now();
         for _ in 0..calls {
-            pacing
-                .wait(&stream, &vec![record.clone(); records], 1)
-                .await;
+            let mut left = vec![record(bytes); records];
+            while !left.is_empty() {
+                let admitted = admit(pace, &left).await;
+                left.drain(..admitted.records);
+                pace.hear(&admitted, Said::Enough, admitted.records * bytes);
+            }
         }
         started.elapsed().as_secs_f64()
     }
 
+    #[track_caller]
+    fn assert_about(took: f64, expected: f64) {
+        assert!((took - expected).abs() < 0.05, "{took} and not {expected}");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn each_limit_holds_after_the_first_burst() {
-        let check = async |quota, calls, records, bytes, expected: f64| {
-            let took = seconds(quota, calls, records, bytes).await;
-            assert!((took - expected).abs() < 0.05, "{took} and not {expected}");
+        let check = async |quota, calls, records, bytes, expected| {
+            let took = seconds(&pace(quota), calls, records, bytes).await;
+            assert_about(took, expected);
         };
         check(Quota::NONE, 1_000, 500, 1_000, 0.0).await;
         // 100 calls of 100,000 bytes: a second's worth at once, the last one not waited for.
-        check(
-            Quota {
-                bytes: 1e6,
-                ..Quota::NONE
-            },
-            100,
-            100,
-            1_000,
-            8.9,
-        )
-        .await;
-        check(
-            Quota {
-                records: 1e3,
-                ..Quota::NONE
-            },
-            100,
-            100,
-            1,
-            8.9,
-        )
-        .await;
-        check(
-            Quota {
-                requests: 10.0,
-                ..Quota::NONE
-            },
-            100,
-            1,
-            1,
-            8.9,
-        )
-        .await;
+        let bytes = Quota {
+            bytes: 1e6,
+            ..Quota::NONE
+        };
+        check(bytes, 100, 100, 1_000, 8.9).await;
+        let records = Quota {
+            records: 1e3,
+            ..Quota::NONE
+        };
+        check(records, 100, 100, 1, 8.9).await;
+        let requests = Quota {
+            requests: 10.0,
+            ..Quota::NONE
+        };
+        check(requests, 100, 1, 1, 8.9).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_is_no_larger_than_a_second_of_the_quota() {
+        let quota = Quota {
+            records: 200.0,
+            ..Quota::NONE
+        };
+        let admitted = admit(&pace(quota), &vec![record(1); 500]).await;
+        assert_eq!(admitted.records, 200);
+        let large = record(1_000_000);
+        let tiny = Quota {
+            bytes: 1.0,
+            ..Quota::NONE
+        };
+        let admitted = admit(&pace(tiny), &[large]).await;
+        assert_eq!(admitted.records, 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_earns_one_second_and_no_more() {
-        let pacing = Pacing::new(Quota {
+        let pace = pace(Quota {
             requests: 10.0,
             ..Quota::NONE
         });
-        let stream = StreamName::parse("members").unwrap();
         tokio::time::sleep(Duration::from_secs(100)).await;
+        assert_about(seconds(&pace, 20, 1, 1).await, 0.9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_makes_the_next_calls_smaller_and_slower() {
+        let pace = pace(Quota::NONE);
+        let records = vec![record(1_000); 500];
+        let admitted = admit(&pace, &records).await;
+        assert_eq!(admitted.records, 500);
+        // It has taken 200,000 bytes in its first second, and had enough of 60 %.
+        pace.hear(&admitted, Said::TooMuch(0.6), 200_000);
+        drop(admitted);
+        let admitted = admit(&pace, &records).await;
+        assert_eq!(admitted.records, 35);
+        drop(admitted);
+        let took = seconds(&pace, 2, 500, 1_000).await;
+        assert!((5.0..7.2).contains(&took), "{took}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_takes_nothing_is_asked_by_one_call_at_a_time_and_less_and_less_often() {
+        let pace = pace(Quota::NONE);
+        let all_at_once: Vec<_> = {
+            let mut calls = Vec::new();
+            for _ in 0..16 {
+                calls.push(admit(&pace, &[record(1)]).await);
+            }
+            calls
+        };
+        // They were in flight together: that is one refusal, and not sixteen.
+        for admitted in all_at_once {
+            pace.hear(&admitted, Said::Nothing, 0);
+        }
+        assert_eq!(pace.lock().window.calls(), 8);
         let started = Instant::now();
         for _ in 0..20 {
-            pacing.wait(&stream, &[], 1).await;
+            let admitted = admit(&pace, &[record(1)]).await;
+            pace.hear(&admitted, Said::Nothing, 0);
         }
-        assert!(started.elapsed() >= Duration::from_millis(850));
+        assert_eq!(pace.lock().window.calls(), 1);
+        assert!(started.elapsed() > Duration::from_secs(10));
+        // Something is accepted: all is well again, step by step.
+        let admitted = admit(&pace, &[record(1)]).await;
+        pace.hear(&admitted, Said::Enough, 1);
+        assert_eq!(pace.lock().backoff, FIRST_BACKOFF);
+        assert_eq!(pace.lock().window.calls(), 2);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use rusqlite::{OptionalExtension, params};
 
+use super::dead::IS_LETTER;
 use super::held::Held;
 use super::members::{SqlUser, SqlValueBuf, user};
 use super::{Snapshot, SnapshotError, chunk, class, journal};
@@ -317,8 +318,8 @@ impl Snapshot {
 }
 
 impl Snapshot {
-    /// Drops the chunks of runs that began before a time and have nothing left to deliver, and whom they held. The runs
-    /// stay, and so does what they did to the members.
+    /// Drops the chunks of runs that began before a time, have nothing left to deliver and no letter that may be sent
+    /// again, and whom they held. The runs stay, and so does what they did to the members.
     pub fn prune(&mut self, before: Timestamp) -> Result<(), SnapshotError> {
         let last: Option<i64> = self.connection.query_row(
             "SELECT max(number) FROM run WHERE started_at < ?1",
@@ -327,11 +328,12 @@ impl Snapshot {
         )?;
         let Some(last) = last else { return Ok(()) };
         let transaction = self.connection.transaction()?;
-        for table in ["chunk", "delivered", "dead"] {
+        for table in ["chunk", "delivered", "partly_delivered", "dead"] {
             transaction.execute(
                 &format!(
                     "DELETE FROM {table} WHERE run <= ?1
-                     AND run NOT IN (SELECT number FROM run WHERE planned > delivered + dead)"
+                     AND run NOT IN (SELECT number FROM run WHERE planned > delivered + dead)
+                     AND run NOT IN (SELECT run FROM dead WHERE {IS_LETTER})"
                 ),
                 [last],
             )?;

@@ -49,6 +49,8 @@ pub struct Chunk {
     pub entries: Vec<u8>,
     /// For each stream, which entries it accepted before a run ended early. Empty where none.
     pub accepted: Vec<Vec<bool>>,
+    /// Entries that an earlier attempt found dead.
+    pub dead: Vec<usize>,
 }
 
 /// An entry that can never be delivered.
@@ -56,6 +58,15 @@ pub struct Chunk {
 pub struct Dead {
     pub position: usize,
     pub reason: String,
+    /// By position in the run's streams: the one that refuses it. `None` where no stream may be given it.
+    pub stream: Option<usize>,
+}
+
+impl Dead {
+    /// What is too long for any stream is not kept, nor ever sent again.
+    const fn is_kept(&self) -> bool {
+        self.stream.is_some()
+    }
 }
 
 /// What Firehose said about a chunk.
@@ -312,6 +323,7 @@ pub(super) fn take(
             count,
             entries,
             accepted,
+            dead: dead(connection, run.number, seq, "TRUE")?,
         });
         if bytes >= credit.bytes {
             break;
@@ -346,15 +358,31 @@ pub(super) fn accepted(
     Ok(accepted)
 }
 
+/// Entries of a chunk that can never be delivered, and of which something is so.
+fn dead(
+    connection: &Connection,
+    run: i64,
+    seq: i64,
+    is_so: &str,
+) -> Result<Vec<usize>, SnapshotError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT position FROM dead WHERE run = ?1 AND seq = ?2 AND {is_so} ORDER BY position"
+    ))?;
+    let positions = statement.query_map([run, seq], |row| row.get::<_, i64>(0))?;
+    Ok(positions
+        .map(|position| position.map(|position| position as usize))
+        .collect::<Result<_, _>>()?)
+}
+
 /// Takes what was too long out of a chunk that nobody will send again: each run decides the dead anew, and would keep
 /// their megabytes anew.
 fn lighten(
     connection: &Connection,
     run: &JournaledRun,
     chunk: &Chunk,
-    dead: &BTreeSet<usize>,
 ) -> Result<(), SnapshotError> {
-    if run.computation.is_none() {
+    let dead = dead(connection, run.number, chunk.seq, "NOT is_whole")?;
+    if run.computation.is_none() || dead.is_empty() {
         return Ok(());
     }
     let mut entries = Vec::new();
@@ -392,7 +420,8 @@ fn remember(
     } = settled;
     let before = Settled::in_every_stream(chunk.count, &chunk.accepted);
     let after = Settled::in_every_stream(chunk.count, accepted);
-    let dead_positions: BTreeSet<usize> = dead.iter().map(|dead| dead.position).collect();
+    let newly = dead.iter().map(|dead| dead.position);
+    let dead_positions: BTreeSet<usize> = newly.chain(chunk.dead.iter().copied()).collect();
     let is_new = |entry: usize| after[entry] && !before[entry];
 
     if let Some(audience) = run.audience {
@@ -407,34 +436,70 @@ fn remember(
             }
         }
     }
-    let mut newly_dead = 0;
-    for Dead { position, reason } in dead {
-        newly_dead += connection
-            .prepare_cached(
-                "INSERT OR IGNORE INTO dead (run, seq, position, reason) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![run.number, chunk.seq, *position as i64, reason])?
-            as i64;
-    }
+    let newly_dead = bury(connection, run.number, chunk.seq, dead, now)?;
     connection
         .prepare_cached("DELETE FROM partly_delivered WHERE run = ?1 AND seq = ?2")?
         .execute(params![run.number, chunk.seq])?;
-    if (0..chunk.count).all(|entry| after[entry] || dead_positions.contains(&entry)) {
-        if !dead.is_empty() {
-            lighten(connection, run, chunk, &dead_positions)?;
-        }
+    let is_settled = |entry: usize| after[entry] || dead_positions.contains(&entry);
+    let leaves = (0..chunk.count).all(is_settled);
+    if leaves {
         connection
             .prepare_cached("INSERT INTO delivered (run, seq, at) VALUES (?1, ?2, ?3)")?
             .execute(params![run.number, chunk.seq, now])?;
-    } else {
-        let mut insert = connection.prepare_cached(
-            "INSERT INTO partly_delivered (run, seq, stream, accepted) VALUES (?1, ?2, ?3, ?4)",
-        )?;
-        for (stream, entries) in accepted.iter().enumerate() {
-            let entries: Vec<u8> = entries.iter().map(|entry| u8::from(*entry)).collect();
-            insert.execute(params![run.number, chunk.seq, stream as i64, entries])?;
-        }
+    }
+    let mut is_kept = !leaves;
+    if leaves && !dead_positions.is_empty() {
+        lighten(connection, run, chunk)?;
+        // Which streams have a dead letter must be known when it is sent again.
+        is_kept = !self::dead(connection, run.number, chunk.seq, "is_whole")?.is_empty();
+    }
+    if is_kept {
+        keep_accepted(connection, run, chunk.seq, accepted)?;
     }
     let newly_delivered = (0..chunk.count).filter(|entry| is_new(*entry)).count();
     Ok((newly_delivered as i64, newly_dead))
+}
+
+/// Writes down which entries are dead, and why; returns how many of them are newly so.
+fn bury(
+    connection: &Connection,
+    run: i64,
+    seq: i64,
+    dead: &[Dead],
+    now: i64,
+) -> Result<i64, SnapshotError> {
+    let mut newly_dead = 0;
+    for letter in dead {
+        newly_dead += connection
+            .prepare_cached(
+                "INSERT OR IGNORE INTO dead (run, seq, position, reason, at, stream, is_whole)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                run,
+                seq,
+                letter.position as i64,
+                letter.reason,
+                now,
+                letter.stream.map(|stream| stream as i64),
+                letter.is_kept()
+            ])? as i64;
+    }
+    Ok(newly_dead)
+}
+
+fn keep_accepted(
+    connection: &Connection,
+    run: &JournaledRun,
+    seq: i64,
+    accepted: &[Vec<bool>],
+) -> Result<(), SnapshotError> {
+    let mut insert = connection.prepare_cached(
+        "INSERT INTO partly_delivered (run, seq, stream, accepted) VALUES (?1, ?2, ?3, ?4)",
+    )?;
+    for (stream, entries) in accepted.iter().enumerate() {
+        let entries: Vec<u8> = entries.iter().map(|entry| u8::from(*entry)).collect();
+        insert.execute(params![run.number, seq, stream as i64, entries])?;
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension, Rows, params};
 
+use super::dead::supersede_dead;
 use super::held::{Approval, Held, LastHeld, Leavers};
 use super::journal::{json, run};
 use super::members::{Delivered, ORDERED};
@@ -115,6 +116,7 @@ fn plan<E: From<SnapshotError>>(
     let audience = audience(transaction, planning)?;
     let last_held = last_held(transaction, planning)?;
     let number = insert_run(transaction, planning, Some(audience))?;
+    supersede_dead(transaction, &planning.computation, number)?;
     let mut statement = transaction
         .prepare_cached(ORDERED)
         .map_err(SnapshotError::from)?;

@@ -138,6 +138,7 @@ fn settled(chunk: Chunk, accepted: &[&[bool]], dead: &[usize]) -> Settled {
     let dead = dead.iter().map(|position| Dead {
         position: *position,
         reason: "too long".to_owned(),
+        stream: None,
     });
     Settled {
         chunk,
@@ -455,7 +456,7 @@ fn what_is_no_snapshot_of_ours_is_refused_and_stays_as_it_is() {
             drop(Snapshot::open(path).unwrap());
             sql(path, "PRAGMA user_version = 99");
         },
-        "the snapshot is of version 99, and this audience-sync knows versions up to ",
+        "the snapshot is of version 99, and this audience-sync knows versions up to 2",
     );
     let foreign = "the file is a SQLite database, but not a snapshot of audience-sync";
     check(
@@ -489,4 +490,100 @@ fn looking_at_a_snapshot_that_is_not_there_makes_none() {
     let folder = Folder::new();
     assert!(Snapshot::inspect(&folder.path()).unwrap().is_none());
     assert!(!folder.path().exists());
+}
+
+/// A run of two changes, of which the second stream refuses one and has the other; the first stream has both.
+fn with_a_letter(snapshot: &mut Snapshot) -> JournaledRun {
+    let run = plan(snapshot, 1, &["s", "t"], &[("a", 1), ("b", 2)]).run;
+    let chunk = snapshot.settle(&run, &[], -1, ALL).unwrap().remove(0);
+    let mut settled = settled(chunk, &[&[true, true], &[true, false]], &[1]);
+    settled.dead[0].stream = Some(1);
+    snapshot.settle(&run, &[settled], -1, Credit::NONE).unwrap();
+    run
+}
+
+fn letters(snapshot: &Snapshot) -> Vec<String> {
+    let mut letters = Vec::new();
+    snapshot
+        .each_dead_letter(|letter| {
+            let LetterContent::Change(_, change) = letter.content else {
+                panic!("it is a change");
+            };
+            let stream = letter.stream.map_or("none", StreamName::as_str);
+            letters.push(format!("{} at {stream}", change.member.user.id));
+            Ok::<_, SnapshotError>(())
+        })
+        .unwrap();
+    letters
+}
+
+#[test]
+fn a_letter_that_is_revived_goes_to_the_stream_that_refused_it_and_to_no_other() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let run = with_a_letter(&mut snapshot);
+    check(&snapshot, &["a=1"], 0);
+    assert_eq!(letters(&snapshot), ["b at t"]);
+    assert_eq!(snapshot.revive_dead_letters().unwrap(), 1);
+    assert!(letters(&snapshot).is_empty());
+    check(&snapshot, &["a=1"], 1);
+    let chunks = snapshot.settle(&run, &[], -1, ALL).unwrap();
+    assert_eq!(chunks[0].accepted, [[true, true], [true, false]]);
+    settle(&mut snapshot, &run, &[&[true, true], &[true, true]], &[]);
+    check(&snapshot, &["a=1", "b=2"], 0);
+    assert_eq!(rows(&snapshot), [1, 1, 1, 1, 0, 0]);
+    assert_eq!(snapshot.revive_dead_letters().unwrap(), 0);
+}
+
+/// A dead entry beside others that wait is not sent again with them.
+#[test]
+fn what_is_dead_is_told_to_whoever_takes_the_chunk_again() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let run = plan(&mut snapshot, 1, &["s"], &[("a", 1), ("b", 2)]).run;
+    let chunk = snapshot.settle(&run, &[], -1, ALL).unwrap().remove(0);
+    let mut settled = settled(chunk, &[&[false, false]], &[1]);
+    settled.dead[0].stream = Some(0);
+    snapshot.settle(&run, &[settled], -1, Credit::NONE).unwrap();
+    check(&snapshot, &[], 1);
+    let chunks = snapshot.settle(&run, &[], -1, ALL).unwrap();
+    assert_eq!(chunks[0].dead, [1]);
+    settle(&mut snapshot, &run, &[&[true, false]], &[]);
+    check(&snapshot, &["a=1"], 0);
+    assert_eq!(letters(&snapshot), ["b at s"]);
+}
+
+#[test]
+fn a_later_plan_takes_the_letters_of_its_audience_and_of_no_other() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    with_a_letter(&mut snapshot);
+    let mut others = planning(2, &["s"]);
+    others.computation.audience = AudienceId::new("others");
+    snapshot.plan(&others, merge(&[], false)).unwrap();
+    let mut elsewhere = planning(3, &["s"]);
+    elsewhere.computation.destination = DestinationName::new("elsewhere");
+    snapshot.plan(&elsewhere, merge(&[], false)).unwrap();
+    assert_eq!(letters(&snapshot), ["b at t"]);
+    // A plan that comes to nothing decides about nobody.
+    let failed = snapshot.plan(&planning(4, &["s"]), merge(&[], true));
+    assert!(failed.is_err());
+    assert_eq!(letters(&snapshot), ["b at t"]);
+    let tally = plan(&mut snapshot, 5, &["s", "t"], &[("a", 1), ("b", 2)]).tally;
+    assert_eq!(tally.added, 1);
+    assert!(letters(&snapshot).is_empty());
+    assert_eq!(snapshot.revive_dead_letters().unwrap(), 0);
+}
+
+#[test]
+fn a_letter_is_kept_however_old_until_it_is_superseded() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    with_a_letter(&mut snapshot);
+    snapshot.prune(Timestamp::from_millis(9)).unwrap();
+    assert_eq!(letters(&snapshot), ["b at t"]);
+    let run = plan(&mut snapshot, 4, &["s"], &[("a", 1), ("b", 2)]).run;
+    settle(&mut snapshot, &run, &[&[true]], &[]);
+    snapshot.prune(Timestamp::from_millis(3)).unwrap();
+    assert_eq!(rows(&snapshot), [1, 2, 1, 1, 0, 0]);
 }

@@ -35,7 +35,7 @@ fn project_with_role(endpoint: &Endpoint) -> Project {
     project(endpoint, &role)
 }
 
-fn mapped(endpoint: &Endpoint, settings: &str, mapping: &str) -> Project {
+pub(crate) fn mapped(endpoint: &Endpoint, settings: &str, mapping: &str) -> Project {
     let mut project = Project::new(MEMBERS);
     let url = endpoint.url();
     project.write(
@@ -94,7 +94,7 @@ fn resumed(project: &Project) -> (Value, Value) {
 }
 
 /// Fields of a report that are numbers.
-fn numbers<const N: usize>(report: &Value, fields: [&str; N]) -> [u64; N] {
+pub(crate) fn numbers<const N: usize>(report: &Value, fields: [&str; N]) -> [u64; N] {
     fields.map(|field| report[field].as_u64().unwrap())
 }
 

@@ -1,9 +1,10 @@
-//! Runs that are cut short: by a signal, and by a crash.
+//! Runs that are cut short: by a signal, by a crash, and by the time that they may take.
 
 use std::collections::BTreeSet;
 use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
-use super::{enter, numbers, project, resumed, sorted, undelivered, user};
+use super::{MEMBERS, enter, numbers, project, resumed, sorted, undelivered, user};
 use crate::support::ended;
 use crate::support::endpoint::{Answer, Endpoint};
 
@@ -109,4 +110,47 @@ fn a_crash_in_a_large_run_loses_nothing_and_changes_nothing() {
         let is_repeated = |record: &Vec<u8>| again.binary_search(record).is_ok();
         assert!(call.records.iter().all(is_repeated));
     }
+}
+
+#[test]
+fn deliveries_end_when_their_time_is_over_and_the_next_run_goes_on() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "");
+    let config = std::fs::read_to_string(project.path("audience-sync.toml")).unwrap();
+    project.write(
+        "audience-sync.toml",
+        &format!("deliver_for = \"1s\"\n{config}"),
+    );
+    let another = MEMBERS.replace("\"Members\"", "\"Others\"");
+    project.write("schedules/main.toml", &format!("{MEMBERS}{another}"));
+    enter(&project, 0..600);
+    // One record goes, so that there is always progress.
+    endpoint.script(|call| {
+        let refused = (1..call.records.len()).collect();
+        Answer::Refuse(refused, "InternalFailure")
+    });
+    let started = Instant::now();
+    let ran = project.run(&["sync", "--json"]);
+    // The second for both audiences together.
+    assert!(started.elapsed() < Duration::from_secs(3));
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("the time for deliveries is over (`deliver_for`)"),
+        "{ran:?}"
+    );
+    let reports = ran.lines();
+    let [first, second] = reports.as_slice() else {
+        panic!("{reports:?}");
+    };
+    let [delivered, undelivered] = numbers(first, ["delivered", "undelivered"]);
+    assert!(delivered > 0);
+    assert_eq!(delivered + undelivered, 600);
+    assert_eq!(numbers(second, ["delivered", "undelivered"]), [0, 600]);
+
+    let accepted = endpoint.take_ledger().accepted.len() as u64;
+    assert_eq!(accepted, delivered);
+    endpoint.accept_everything();
+    project.succeed(&["sync"]);
+    assert_eq!(endpoint.ledger().accepted.len() as u64, 1200 - delivered);
 }

@@ -1,0 +1,417 @@
+//! The records that landed, in a temporary database: as they come, and then in the order of users and time.
+
+use std::collections::{BTreeSet, HashMap};
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::RebuildError;
+use super::story::Told;
+use crate::audience::{AudienceId, Class, DestinationName, Key, User};
+use crate::event::Statement;
+use crate::mapping::StreamName;
+use crate::run::{RunId, Timestamp};
+use crate::snapshot::SnapshotError;
+use crate::snapshot::members::{SqlUser, SqlValue, SqlValueBuf, user};
+use crate::snapshot::scratch::scratch;
+
+const TABLES: &str = "
+    CREATE TABLE run (
+        number     INTEGER PRIMARY KEY,
+        id         TEXT NOT NULL UNIQUE,
+        audience   INTEGER NOT NULL,
+        started_at INTEGER NOT NULL,
+        space_id   TEXT,
+        entered    INTEGER NOT NULL DEFAULT 0,
+        changed    INTEGER NOT NULL DEFAULT 0,
+        repeated   INTEGER NOT NULL DEFAULT 0,
+        removed    INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE run_stream (
+        run    INTEGER NOT NULL,
+        stream INTEGER NOT NULL,
+        PRIMARY KEY (run, stream)
+    ) WITHOUT ROWID, STRICT;
+    CREATE TABLE record (
+        audience     INTEGER NOT NULL,
+        user         ANY NOT NULL,
+        at           INTEGER NOT NULL,
+        run          INTEGER NOT NULL,
+        anonymous_id TEXT,
+        value        ANY,
+        is_member    INTEGER NOT NULL,
+        stream       INTEGER
+    ) STRICT;
+    -- The number that a run is going to have: runs are numbered in the order of time.
+    CREATE TABLE place (run INTEGER PRIMARY KEY, number INTEGER NOT NULL UNIQUE) STRICT;";
+
+/// An audience at a destination, under one key.
+pub(super) struct Audience {
+    pub(super) id: AudienceId,
+    pub(super) destination: DestinationName,
+    pub(super) key: Key,
+    pub(super) class: Class,
+    pub(super) last_at: Timestamp,
+    /// Those that have a record of it.
+    pub(super) streams: BTreeSet<usize>,
+}
+
+/// The run of the record that came last.
+struct Current {
+    id: RunId,
+    number: i64,
+    audience: usize,
+    at: Timestamp,
+    stream: Option<usize>,
+}
+
+pub(super) struct Gathered {
+    connection: Connection,
+    pub(super) audiences: Vec<Audience>,
+    pub(super) streams: Vec<StreamName>,
+    current: Option<Current>,
+}
+
+/// What a run did, by its records.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Deeds {
+    pub(super) entered: i64,
+    pub(super) changed: i64,
+    pub(super) repeated: i64,
+    pub(super) removed: i64,
+}
+
+/// A run that was found.
+pub(super) struct Run {
+    /// By its place in time.
+    pub(super) number: i64,
+    pub(super) id: String,
+    pub(super) audience: usize,
+    pub(super) started_at: i64,
+    pub(super) space_id: Option<String>,
+    pub(super) streams: Vec<usize>,
+    pub(super) deeds: Deeds,
+}
+
+/// Counts of runs that are not written yet: few at a time, since there may be a great many runs.
+const MAX_UNWRITTEN: usize = 4_096;
+
+impl Gathered {
+    pub(super) fn new() -> Result<Self, SnapshotError> {
+        Ok(Self {
+            connection: scratch(TABLES)?,
+            audiences: Vec::new(),
+            streams: Vec::new(),
+            current: None,
+        })
+    }
+
+    pub(super) fn push(
+        &mut self,
+        destination: &DestinationName,
+        stream: Option<&StreamName>,
+        statement: &Statement<'_>,
+    ) -> Result<(), RebuildError> {
+        let stream = stream.map(|stream| self.stream(stream));
+        let audience = self.audience(destination, statement);
+        let run = self.run(audience, statement)?;
+        if let Some(stream) = stream {
+            self.note_stream(audience, run, stream)?;
+        }
+        let change = statement.change();
+        let value = statement.value.as_ref().map(|value| value.as_value());
+        let insert = || {
+            self.connection
+                .prepare_cached("INSERT INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+                .execute(params![
+                    audience as i64,
+                    SqlUser(change.member.user),
+                    statement.at.millis(),
+                    run,
+                    change.member.anonymous_id,
+                    value.map(SqlValue),
+                    value.is_some(),
+                    stream.map(|stream| stream as i64)
+                ])
+        };
+        insert().map_err(SnapshotError::Scratch)?;
+        Ok(())
+    }
+
+    fn stream(&mut self, name: &StreamName) -> usize {
+        let known = self.streams.iter().position(|known| known == name);
+        known.unwrap_or_else(|| {
+            self.streams.push(name.clone());
+            self.streams.len() - 1
+        })
+    }
+
+    fn audience(&mut self, destination: &DestinationName, statement: &Statement<'_>) -> usize {
+        let is_it = |audience: &Audience| {
+            audience.id.as_str() == statement.audience
+                && audience.key.as_str() == statement.key
+                && audience.class == statement.class
+                && audience.destination == *destination
+        };
+        let last = self.current.as_ref().map(|current| current.audience);
+        let known = last
+            .filter(|last| is_it(&self.audiences[*last]))
+            .or_else(|| self.audiences.iter().position(is_it));
+        let number = known.unwrap_or_else(|| {
+            self.audiences.push(Audience {
+                id: AudienceId::new(&*statement.audience),
+                destination: destination.clone(),
+                key: Key::new(&*statement.key),
+                class: statement.class,
+                last_at: statement.at,
+                streams: BTreeSet::new(),
+            });
+            self.audiences.len() - 1
+        });
+        let audience = &mut self.audiences[number];
+        audience.last_at = audience.last_at.max(statement.at);
+        number
+    }
+
+    /// The run of a record. A run is of one audience and one time.
+    fn run(&mut self, audience: usize, statement: &Statement<'_>) -> Result<i64, RebuildError> {
+        if self
+            .current
+            .as_ref()
+            .is_none_or(|run| run.id != statement.run)
+        {
+            let found = self.find_run(audience, statement);
+            self.current = Some(found.map_err(SnapshotError::Scratch)?);
+        }
+        let run = self.current.as_ref().expect("it was just found");
+        if run.audience != audience || run.at != statement.at {
+            return Err(RebuildError::Contradiction {
+                run: statement.run.to_string(),
+                what: "their audience and their time",
+            });
+        }
+        Ok(run.number)
+    }
+
+    fn find_run(&self, audience: usize, statement: &Statement<'_>) -> rusqlite::Result<Current> {
+        let id = statement.run.to_string();
+        let known = self
+            .connection
+            .prepare_cached("SELECT number, audience, started_at FROM run WHERE id = ?1")?
+            .query_row([&id], |row| {
+                Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get(2)?))
+            })
+            .optional()?;
+        if let Some((number, audience, at)) = known {
+            return Ok(Current {
+                id: statement.run,
+                number,
+                audience: audience as usize,
+                at: Timestamp::from_millis(at),
+                stream: None,
+            });
+        }
+        self.connection
+            .prepare_cached(
+                "INSERT INTO run (id, audience, started_at, space_id) VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![
+                id,
+                audience as i64,
+                statement.at.millis(),
+                statement.space_id
+            ])?;
+        Ok(Current {
+            id: statement.run,
+            number: self.connection.last_insert_rowid(),
+            audience,
+            at: statement.at,
+            stream: None,
+        })
+    }
+
+    fn note_stream(
+        &mut self,
+        audience: usize,
+        run: i64,
+        stream: usize,
+    ) -> Result<(), SnapshotError> {
+        let current = self.current.as_mut().expect("a record has a run");
+        if current.stream == Some(stream) {
+            return Ok(());
+        }
+        current.stream = Some(stream);
+        self.audiences[audience].streams.insert(stream);
+        let insert = self
+            .connection
+            .prepare_cached("INSERT OR IGNORE INTO run_stream VALUES (?1, ?2)")
+            .and_then(|mut insert| insert.execute(params![run, stream as i64]));
+        insert.map_err(SnapshotError::Scratch)?;
+        Ok(())
+    }
+
+    /// Gives runs their places in the order of time. Those of an audience under a key that it does not have any more
+    /// have none, and neither have their records.
+    pub(super) fn place_runs(&self) -> Result<(), SnapshotError> {
+        let place = || {
+            let mut select = self
+                .connection
+                .prepare("SELECT number, audience FROM run ORDER BY started_at, id")?;
+            let mut insert = self
+                .connection
+                .prepare("INSERT INTO place VALUES (?1, ?2)")?;
+            let mut rows = select.query([])?;
+            let mut number = 0;
+            while let Some(row) = rows.next()? {
+                let (run, audience): (i64, i64) = (row.get(0)?, row.get(1)?);
+                if self.is_current(audience as usize) {
+                    number += 1;
+                    insert.execute(params![run, number])?;
+                }
+            }
+            Ok(())
+        };
+        place().map_err(SnapshotError::Scratch)
+    }
+
+    /// Whether an audience goes by its latest key. One that was begun anew may have had another one.
+    pub(super) fn is_current(&self, audience: usize) -> bool {
+        let this = &self.audiences[audience];
+        let is_later = |(number, other): (usize, &Audience)| {
+            other.id == this.id
+                && other.destination == this.destination
+                && (other.last_at, number) > (this.last_at, audience)
+        };
+        !self.audiences.iter().enumerate().any(is_later)
+    }
+
+    /// Hands on each record, in the order of audiences, users and time. The runs are known by their places.
+    pub(super) fn each_record(
+        &self,
+        mut each: impl FnMut(usize, User<'_>, Told) -> Result<(), RebuildError>,
+    ) -> Result<(), RebuildError> {
+        let sql = SnapshotError::Scratch;
+        let mut statement = self
+            .connection
+            .prepare(
+                "SELECT audience, user, anonymous_id, value, is_member, stream, at, place.number
+                 FROM record CROSS JOIN place ON place.run = record.run ORDER BY audience, user, at, record.run",
+            )
+            .map_err(sql)?;
+        let mut rows = statement.query([]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let (kind, id) = user(row.get_ref(1).map_err(sql)?)?;
+            let told = || {
+                let is_member: bool = row.get(4)?;
+                let value = is_member
+                    .then(|| row.get::<_, SqlValueBuf>(3))
+                    .transpose()?;
+                Ok(Told {
+                    at: row.get(6)?,
+                    run: row.get(7)?,
+                    value: value.map(|value| value.0),
+                    anonymous_id: row.get(2)?,
+                    stream: row.get::<_, Option<i64>>(5)?.map(|stream| stream as usize),
+                })
+            };
+            let audience: i64 = row.get(0).map_err(sql)?;
+            each(audience as usize, User { kind, id }, told().map_err(sql)?)?;
+        }
+        Ok(())
+    }
+
+    /// The id of a run by its place.
+    pub(super) fn run_id(&self, number: i64) -> Result<String, SnapshotError> {
+        let id = self.connection.query_row(
+            "SELECT id FROM run WHERE number = (SELECT run FROM place WHERE number = ?1)",
+            [number],
+            |row| row.get(0),
+        );
+        id.map_err(SnapshotError::Scratch)
+    }
+
+    /// Hands on each run that has a place, in that order.
+    pub(super) fn each_run(
+        &self,
+        mut each: impl FnMut(Run) -> Result<(), SnapshotError>,
+    ) -> Result<(), SnapshotError> {
+        let sql = SnapshotError::Scratch;
+        let mut runs = self
+            .connection
+            .prepare(
+                "SELECT place.number, id, audience, started_at, space_id, entered, changed, repeated, removed, run.number
+                 FROM run JOIN place ON place.run = run.number ORDER BY place.number",
+            )
+            .map_err(sql)?;
+        let mut streams = self
+            .connection
+            .prepare("SELECT stream FROM run_stream WHERE run = ?1")
+            .map_err(sql)?;
+        let mut rows = runs.query([]).map_err(sql)?;
+        while let Some(row) = rows.next().map_err(sql)? {
+            let mut run = || {
+                let streams = streams.query_map([row.get::<_, i64>(9)?], |row| {
+                    Ok(row.get::<_, i64>(0)? as usize)
+                })?;
+                Ok(Run {
+                    number: row.get(0)?,
+                    id: row.get(1)?,
+                    audience: row.get::<_, i64>(2)? as usize,
+                    started_at: row.get(3)?,
+                    space_id: row.get(4)?,
+                    streams: streams.collect::<Result<_, _>>()?,
+                    deeds: Deeds {
+                        entered: row.get(5)?,
+                        changed: row.get(6)?,
+                        repeated: row.get(7)?,
+                        removed: row.get(8)?,
+                    },
+                })
+            };
+            each(run().map_err(sql)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// Counts what runs did, and writes it down now and then.
+pub(super) struct Tallies<'g> {
+    gathered: &'g Gathered,
+    /// By place of the run.
+    unwritten: HashMap<i64, Deeds>,
+}
+
+impl<'g> Tallies<'g> {
+    pub(super) fn new(gathered: &'g Gathered) -> Self {
+        Self {
+            gathered,
+            unwritten: HashMap::new(),
+        }
+    }
+
+    pub(super) fn of(&mut self, run: i64) -> Result<&mut Deeds, SnapshotError> {
+        if self.unwritten.len() >= MAX_UNWRITTEN {
+            self.write()?;
+        }
+        Ok(self.unwritten.entry(run).or_default())
+    }
+
+    pub(super) fn write(&mut self) -> Result<(), SnapshotError> {
+        let mut write = || {
+            let mut update = self.gathered.connection.prepare_cached(
+                "UPDATE run SET entered = entered + ?2, changed = changed + ?3, repeated = repeated + ?4, removed = removed + ?5
+                 WHERE number = (SELECT run FROM place WHERE number = ?1)",
+            )?;
+            for (run, deeds) in self.unwritten.drain() {
+                update.execute(params![
+                    run,
+                    deeds.entered,
+                    deeds.changed,
+                    deeds.repeated,
+                    deeds.removed
+                ])?;
+            }
+            Ok(())
+        };
+        write().map_err(SnapshotError::Scratch)
+    }
+}

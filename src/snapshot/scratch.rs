@@ -1,0 +1,22 @@
+//! A database for what is too much for memory and is forgotten afterwards.
+
+use rusqlite::Connection;
+
+use super::SnapshotError;
+
+/// Opens one in a temporary file of SQLite's, which only its owner may read and which has no name any more once it is
+/// open: a crash leaves nothing. What is sorted in it spills to such files too.
+pub(super) fn scratch(tables: &str) -> Result<Connection, SnapshotError> {
+    let open = || {
+        let connection = Connection::open("")?;
+        connection.pragma_update(None, "journal_mode", "off")?;
+        connection.pragma_update(None, "synchronous", "off")?;
+        connection.pragma_update(None, "temp_store", "file")?;
+        connection.pragma_update(None, "cache_size", -16_384)?;
+        connection.execute_batch(tables)?;
+        // One transaction for all of it: it ends with the connection.
+        connection.execute_batch("BEGIN")?;
+        Ok(connection)
+    };
+    open().map_err(SnapshotError::Scratch)
+}

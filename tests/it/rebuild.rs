@@ -1,0 +1,810 @@
+//! `snapshot rebuild`: what was delivered is the backup of what was sent.
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use rusqlite::params;
+use serde_json::{Value, json};
+
+use crate::support::{CONFIG, Project, Ran, assert_fields, eventually, files, records, truth};
+
+const SCHEDULE: &str = r#"
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id, email FROM members"
+traits = ["email"]
+guard = false
+
+[[computed_trait]]
+name = "Spend"
+source = "shop"
+query = "SELECT user_id, spend AS value FROM members"
+guard = false
+
+[[audience]]
+name = "Visitors"
+id = "aud_1"
+source = "shop"
+query = "SELECT anonymous_id FROM visitors"
+guard = false
+
+[[audience]]
+name = "Both"
+source = "shop"
+query = "SELECT user_id, anonymous_id FROM both_ids"
+guard = false
+"#;
+
+const AUDIENCES: [&str; 4] = ["members", "spend", "visitors", "both"];
+
+const HOSTILE: [&str; 6] = [
+    "\"quoted\\\"",
+    "two\nlines\r\u{1}",
+    "grüße \u{1f600}\u{2028}",
+    "'; DROP TABLE member; --",
+    " ",
+    "null",
+];
+
+/// A shop that has seen a bit of everything, and a snapshot of it.
+fn with_a_past(config: &str) -> Project {
+    let project = Project::new(SCHEDULE);
+    project.write("audience-sync.toml", config);
+    let shop = project.shop_connection();
+    shop.execute_batch(
+        "CREATE TABLE members (user_id TEXT, email, spend);
+         CREATE TABLE visitors (anonymous_id TEXT);
+         CREATE TABLE both_ids (user_id TEXT, anonymous_id TEXT);
+         INSERT INTO members VALUES ('a', 'a@x', 1), ('b', NULL, 'one \"two\"'), ('c', 'c@x', 0.1), ('d', 'd@x', 450.0),
+                                    ('leaves', 'l@x', 7), ('returns', 'r@x', -0.0);
+         INSERT INTO visitors VALUES ('a'), ('z'), ('leaves');
+         INSERT INTO both_ids VALUES ('u', 'first'), (NULL, 'alone')",
+    )
+    .unwrap();
+    for id in HOSTILE {
+        shop.execute("INSERT INTO members VALUES (?1, ?1, ?1)", [id])
+            .unwrap();
+        shop.execute("INSERT INTO visitors VALUES (?1)", [id])
+            .unwrap();
+    }
+    project.succeed(&["sync"]);
+    project.shop(
+        "DELETE FROM members WHERE user_id IN ('leaves', 'returns'); DELETE FROM visitors WHERE anonymous_id = 'leaves';
+         INSERT INTO members VALUES ('new', 'n@x', 9223372036854775807), ('e', 'e@x', 1e300);
+         UPDATE members SET spend = spend + 1 WHERE user_id IN ('a', 'd')",
+    );
+    project.succeed(&["sync"]);
+    project.shop(
+        "INSERT INTO members VALUES ('returns', 'again@x', 5e-324);
+         UPDATE both_ids SET anonymous_id = 'second' WHERE user_id = 'u'",
+    );
+    project.succeed(&["sync"]);
+    project.succeed(&["resync", "Spend"]);
+    project
+}
+
+/// What the snapshot knows, down to the run that each member came with.
+fn known(project: &Project) -> Vec<Value> {
+    let show = |audience: &&str| {
+        project
+            .succeed(&["snapshot", "show", audience, "--json"])
+            .lines()
+    };
+    AUDIENCES.iter().flat_map(show).collect()
+}
+
+fn lose(project: &Project) {
+    for file in files(&project.path("")) {
+        if file.to_string_lossy().contains("snapshot.sqlite") {
+            fs::remove_file(file).unwrap();
+        }
+    }
+}
+
+#[track_caller]
+fn rebuild(project: &Project, from: &str) -> Vec<Value> {
+    let ran = project.succeed(&["snapshot", "rebuild", "--from", from, "--json"]);
+    ran.lines()
+}
+
+/// Everything must go on as if nothing had happened.
+#[track_caller]
+fn check_goes_on(project: &Project, before: &[Value]) {
+    assert_eq!(known(project), before);
+    let lines = project.succeed(&["sync", "--json"]).lines();
+    for line in &lines {
+        assert_eq!(
+            (&line["kind"], &line["outcome"]),
+            (&json!("delta"), &json!("unchanged")),
+            "{line}"
+        );
+    }
+    assert_eq!(lines.len() % AUDIENCES.len(), 0);
+}
+
+#[test]
+fn a_lost_snapshot_is_what_it_was_before() {
+    let project = with_a_past(CONFIG);
+    let before = known(&project);
+    let runs = project.succeed(&["snapshot", "runs", "--json"]).lines();
+    lose(&project);
+    let lines = rebuild(&project, "delivered");
+    check_goes_on(&project, &before);
+
+    assert_fields(
+        &lines[0],
+        &[
+            "audience",
+            "id",
+            "destination",
+            "kind",
+            "members",
+            "runs",
+            "records",
+            "left",
+            "disagreeing",
+        ],
+    );
+    let found: Vec<_> = lines
+        .iter()
+        .map(|line| {
+            ["audience", "id", "kind", "members", "runs", "left"].map(|field| line[field].clone())
+        })
+        .collect();
+    let row = |key: &str, id: &str, kind: &str, counts: [u64; 3]| {
+        [
+            json!(key),
+            json!(id),
+            json!(kind),
+            json!(counts[0]),
+            json!(counts[1]),
+            json!(counts[2]),
+        ]
+    };
+    assert_eq!(
+        found,
+        [
+            row("both", "both", "audience", [2, 1, 0]),
+            row("members", "members", "audience", [13, 3, 1]),
+            row("spend", "spend", "trait", [13, 4, 1]),
+            row("visitors", "aud_1", "audience", [8, 2, 1]),
+        ]
+    );
+    let records: u64 = lines
+        .iter()
+        .map(|line| line["records"].as_u64().unwrap())
+        .sum();
+    assert_eq!(records, project.delivered().len() as u64);
+
+    // The history of runs too, as far as something was delivered.
+    let again = project.succeed(&["snapshot", "runs", "--json"]).lines();
+    let told = |runs: &[Value]| -> Vec<Vec<Value>> {
+        let fields = [
+            "run",
+            "audience",
+            "id",
+            "destination",
+            "kind",
+            "outcome",
+            "started_at",
+            "members",
+            "added",
+            "removed",
+            "changed",
+            "delivered",
+            "pending",
+            "dead",
+        ];
+        runs.iter()
+            .filter(|run| run["delivered"] != 0)
+            .map(|run| fields.iter().map(|field| run[field].clone()).collect())
+            .collect()
+    };
+    assert_eq!(told(&again), told(&runs));
+
+    // And those who leave are told so, by the ids that they entered with, later than everything before.
+    let latest = project.delivered().last().unwrap()["timestamp"].clone();
+    let count = project.delivered().len();
+    project.shop("DELETE FROM members; DELETE FROM both_ids; DELETE FROM visitors");
+    project.run(&["sync", "--approve"]);
+    let delivered = project.delivered();
+    let left = &delivered[count..];
+    assert_eq!(left.len(), before.len());
+    for record in left {
+        assert!(record["timestamp"].as_str() > latest.as_str(), "{record}");
+    }
+    let both = left.iter().find(|record| record["userId"] == "u").unwrap();
+    assert_eq!(both["anonymousId"], "first");
+    assert_eq!(both["traits"], json!({"both": false}));
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// Copies what was delivered, each file to where `name` says by its number and its path.
+fn copy(project: &Project, zipped: bool, name: impl Fn(usize, &Path) -> PathBuf) {
+    let mut delivered = files(&project.path("delivered"));
+    delivered.sort();
+    for (number, file) in delivered.iter().enumerate() {
+        let relative = file.strip_prefix(project.path("delivered")).unwrap();
+        let to = project.path("copy").join(name(number, relative));
+        fs::create_dir_all(to.parent().unwrap()).unwrap();
+        let bytes = fs::read(file).unwrap();
+        fs::write(to, if zipped { gzip(&bytes) } else { bytes }).unwrap();
+    }
+}
+
+#[test]
+fn copies_of_s3_objects_serve_whatever_they_are_called_and_in_whatever_order() {
+    let project = with_a_past(CONFIG);
+    let before = known(&project);
+    type Name = fn(usize, &Path) -> PathBuf;
+    let as_in_s3: Name = |_, path| Path::new("some/prefix").join(path.with_extension("gz"));
+    let backwards: Name = |number, _| format!("part-{:05}.jsonl", 9_999 - number).into();
+    let scattered: Name = |number, _| format!("{}/{number}/object", number * 7919 % 13).into();
+    for (zipped, name) in [(true, as_in_s3), (false, backwards), (true, scattered)] {
+        copy(&project, zipped, name);
+        // Half-written files do not count, and blank lines are a second delimiter.
+        project.write("copy/.incoming/half", "{\"type\":\"iden");
+        project.write("copy/.DS_Store", "\0\0");
+        project.write("copy/blank", "\n{}\n\n");
+        lose(&project);
+        rebuild(&project, "copy");
+        check_goes_on(&project, &before);
+        fs::remove_dir_all(project.path("copy")).unwrap();
+    }
+}
+
+#[test]
+fn files_that_are_there_twice_and_other_peoples_records_change_nothing() {
+    let project = with_a_past(CONFIG);
+    let before = known(&project);
+    copy(&project, false, |number, path| {
+        format!("{number}/{}", path.file_name().unwrap().display()).into()
+    });
+    let page = r#"{"type":"page","userId":"a"}"#;
+    project.pipe(&["send", "--destination", "main"], page);
+    project.write("copy/foreign", "{\"any\":[\"thing\"]}\n");
+    lose(&project);
+    let ran = project.succeed(&[
+        "snapshot",
+        "rebuild",
+        "--from",
+        "delivered",
+        "--from",
+        "copy",
+        "--json",
+    ]);
+    assert!(
+        ran.stderr
+            .contains("passed over 1 records that are not of audience-sync"),
+        "{ran:?}"
+    );
+    check_goes_on(&project, &before);
+}
+
+#[test]
+fn a_past_before_an_earlier_loss_counts_too() {
+    let project = with_a_past(CONFIG);
+    lose(&project);
+    project.shop("DELETE FROM members WHERE user_id = 'a'");
+    // Nobody is told that `a` has left, and everybody else is sent again.
+    project.succeed(&["sync"]);
+    lose(&project);
+    rebuild(&project, "delivered");
+    let line = &project.succeed(&["sync", "members", "--json"]).lines()[0];
+    assert_eq!((&line["added"], &line["removed"]), (&json!(0), &json!(1)));
+    let last = project.delivered().pop().unwrap();
+    assert_eq!(
+        (&last["userId"], &last["traits"]),
+        (&json!("a"), &json!({"members": false}))
+    );
+}
+
+const STREAMS: &str = r#"
+[source.shop]
+sqlite = "shop.sqlite"
+
+[destination.main]
+directory = "delivered"
+match = "all"
+mapping = { identify = ["one", "two"], "*" = "three" }
+"#;
+
+/// The files of the last run in a stream.
+fn last_files(project: &Project, stream: &str, run: &str) -> Vec<PathBuf> {
+    let mut found = files(&project.path(&format!("delivered/{stream}")));
+    found.retain(|file| fs::read_to_string(file).unwrap().contains(run));
+    found
+}
+
+#[test]
+fn every_stream_of_a_run_is_read_once() {
+    let project = with_a_past(STREAMS);
+    let before = known(&project);
+    lose(&project);
+    for line in rebuild(&project, "delivered") {
+        assert_eq!(line["disagreeing"], 0, "{line}");
+    }
+    check_goes_on(&project, &before);
+    // One of them alone says as much, but not that the others have it.
+    lose(&project);
+    let ran = project.succeed(&["snapshot", "rebuild", "--from", "delivered/two"]);
+    assert!(
+        ran.stderr
+            .contains("members: nothing of it has landed in one, to which main delivers it now"),
+        "{ran:?}"
+    );
+    check_goes_on(&project, &before);
+}
+
+#[test]
+fn streams_that_disagree_are_made_to_agree_by_a_resync() {
+    let project = with_a_past(STREAMS);
+    project
+        .shop("DELETE FROM members WHERE user_id = 'b'; INSERT INTO members VALUES ('f', NULL, 1)");
+    let run = project
+        .succeed(&["sync", "members", "--json"])
+        .lines()
+        .remove(0);
+    for file in last_files(&project, "two", run["run"].as_str().unwrap()) {
+        fs::remove_file(file).unwrap();
+    }
+    lose(&project);
+    let ran = project.succeed(&["snapshot", "rebuild", "--from", "delivered", "--json"]);
+    let line = ran
+        .lines()
+        .into_iter()
+        .find(|line| line["audience"] == "members")
+        .unwrap();
+    assert_eq!(line["disagreeing"], 2, "{line}");
+    assert!(
+        ran.stderr.contains(
+            "members: some stream of main lacks the last record of 2 users\n\n\
+             hint: `audience-sync resync members` tells every stream of everyone"
+        ),
+        "{ran:?}"
+    );
+    // Even the one who has left meanwhile, of whom only one stream knows that they ever came.
+    project.shop("DELETE FROM members WHERE user_id = 'f'");
+    project.succeed(&["resync", "members"]);
+    for stream in ["one", "two", "three"] {
+        let truth = truth(&records(&project.path(&format!("delivered/{stream}"))));
+        let of = |user: &str| truth.get(&(user.to_owned(), "members".to_owned()));
+        assert_eq!(of("b"), Some(&json!(false)), "{stream}");
+        assert_eq!(of("f"), Some(&json!(false)), "{stream}");
+        assert_eq!(of("a"), Some(&json!(true)), "{stream}");
+    }
+}
+
+const TWO: &str = r#"
+[source.shop]
+sqlite = "shop.sqlite"
+[destination.main]
+directory = "delivered"
+mapping = { identify = "members" }
+[destination.other]
+directory = "elsewhere"
+mapping = { identify = "members" }
+"#;
+
+#[test]
+fn records_know_their_destination() {
+    let project = with_a_past(CONFIG);
+    project.write("audience-sync.toml", TWO);
+    let everywhere = SCHEDULE.replace("source =", "destinations = [\"main\", \"other\"]\nsource =");
+    project.write("schedules/main.toml", &everywhere);
+    project.succeed(&["sync"]);
+    let before = known(&project);
+    lose(&project);
+    let both = [
+        "snapshot",
+        "rebuild",
+        "--from",
+        "elsewhere",
+        "--from",
+        "delivered",
+        "--json",
+    ];
+    assert_eq!(project.succeed(&both).lines().len(), 2 * AUDIENCES.len());
+    check_goes_on(&project, &before);
+
+    // One of them, out of the records of both.
+    lose(&project);
+    let ran = project.succeed(&[&both[..], &["--destination", "other"]].concat());
+    assert!(
+        ran.lines()
+            .iter()
+            .all(|line| line["destination"] == "other")
+    );
+    let passed = project.delivered().len();
+    assert!(
+        ran.stderr.contains(&format!(
+            "passed over {passed} records that were delivered to another destination than other"
+        )),
+        "{ran:?}"
+    );
+    assert!(
+        ran.stderr.contains(
+            "nothing was found that was delivered of `members` to main: its next sync is its first"
+        ),
+        "{ran:?}"
+    );
+
+    lose(&project);
+    let ran = project.run(&[
+        "snapshot",
+        "rebuild",
+        "--from",
+        "delivered",
+        "--destination",
+        "other",
+    ]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("were delivered to another destination than other\n\nhint: "),
+        "{ran:?}"
+    );
+    let ran = project.run(&[
+        "snapshot",
+        "rebuild",
+        "--from",
+        "delivered",
+        "--destination",
+        "third",
+    ]);
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (
+            2,
+            "error: no destination is called \"third\"\n\nhint: there are main, other\n"
+        )
+    );
+    // One that was called otherwise when it got them.
+    project.write(
+        "audience-sync.toml",
+        &CONFIG.replace("destination.main", "destination.renamed"),
+    );
+    project.write("schedules/main.toml", SCHEDULE);
+    let ran = project.run(&["snapshot", "rebuild", "--from", "delivered"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("to another destination than renamed\n\nhint: "),
+        "{ran:?}"
+    );
+    assert!(!project.path("snapshot.sqlite").exists());
+}
+
+/// Runs a rebuild that must fail and leave every file as it was.
+#[track_caller]
+fn refused(project: &Project, code: i32) -> Ran {
+    // A lock that was once taken stays, empty or not.
+    drop(File::create(project.path("snapshot.sqlite.lock")).unwrap());
+    let mut before = project.contents();
+    let ran = project.run(&["snapshot", "rebuild", "--from", "delivered"]);
+    let mut after = project.contents();
+    assert_eq!((ran.code, ran.stdout.as_str()), (code, ""), "{ran:?}");
+    let lock = project.path("snapshot.sqlite.lock");
+    before.remove(&lock);
+    after.remove(&lock);
+    assert!(before == after, "something was written: {ran:?}");
+    ran
+}
+
+#[test]
+fn what_is_there_is_never_replaced() {
+    let project = with_a_past(CONFIG);
+    let ran = refused(&project, 2);
+    assert_eq!(
+        ran.stderr,
+        "error: there is something at snapshot.sqlite already, which a new snapshot would take the place of\n\n\
+         hint: if the snapshot is really lost, move it away\n"
+    );
+    // What a crash left beside a file that is gone would be read into another one.
+    fs::rename(
+        project.path("snapshot.sqlite"),
+        project.path("snapshot.sqlite-wal"),
+    )
+    .unwrap();
+    assert!(
+        refused(&project, 2)
+            .stderr
+            .contains("something at snapshot.sqlite-wal already")
+    );
+    // An empty file is nothing.
+    lose(&project);
+    project.write("snapshot.sqlite", "");
+    rebuild(&project, "delivered");
+}
+
+#[test]
+fn a_rebuild_and_a_run_never_meet() {
+    let project = with_a_past(CONFIG);
+    lose(&project);
+    let mut held = File::create(project.path("snapshot.sqlite.lock")).unwrap();
+    held.lock().unwrap();
+    held.write_all(b"`audience-sync run`, process 7, since yesterday\n")
+        .unwrap();
+    let ran = project.run(&["snapshot", "rebuild", "--from", "delivered"]);
+    assert_eq!(ran.code, 5, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("another run holds the snapshot: `audience-sync run`"),
+        "{ran:?}"
+    );
+    assert!(!project.path("snapshot.sqlite").exists());
+}
+
+/// What was delivered, spoilt in one way; the error and its hint.
+#[track_caller]
+fn check_refused(name: &str, bytes: &[u8], expected: &str) {
+    let project = Project::new(SCHEDULE);
+    project.shop("CREATE TABLE members (user_id TEXT, email, spend)");
+    fs::create_dir(project.path("delivered")).unwrap();
+    fs::write(project.path("delivered").join(name), bytes).unwrap();
+    let ran = refused(&project, 1);
+    let expected = expected.replace("FILE", &format!("delivered/{name}"));
+    assert!(
+        ran.stderr.starts_with(&format!("error: {expected}")),
+        "{ran:?}"
+    );
+    assert!(ran.stderr.contains("\n\nhint: "), "{ran:?}");
+}
+
+#[test]
+fn broken_input_is_named_and_nothing_is_made_of_half() {
+    let project = with_a_past(CONFIG);
+    let good: Vec<u8> = files(&project.path("delivered"))
+        .iter()
+        .flat_map(|file| fs::read(file).unwrap())
+        .collect();
+    let lines = good.iter().filter(|byte| **byte == b'\n').count();
+    let after = |bytes: &[u8]| [&good, bytes].concat();
+    let zipped = gzip(&good);
+    let next = lines + 1;
+    let line = |what: &str| format!("line {next} of FILE: {what}");
+    for (bytes, expected) in [
+        (
+            after(b"nonsense\n"),
+            line("not a JSON object: it is not JSON (column 2)\n"),
+        ),
+        (after(b"[]\n"), line("not a JSON object: ")),
+        (after(b"{}"), line("the file ends inside it\n")),
+        (after(b"{\"a\":\"\xff\"}\n"), line("not UTF-8\n")),
+        (
+            after(&[b'x'; 1_100_000]),
+            line("longer than a record may be (1024000 bytes)\n"),
+        ),
+        (
+            good[..good.len() - 1].to_vec(),
+            format!("line {lines} of FILE: the file ends inside it\n"),
+        ),
+        (
+            zipped[..zipped.len() - 1].to_vec(),
+            format!("line {next} of FILE: cannot be read: "),
+        ),
+        (Vec::new(), "FILE holds no record\n".to_owned()),
+        (b"\n \n".to_vec(), "FILE holds no record\n".to_owned()),
+        (
+            b"{}\n".to_vec(),
+            "delivered holds no record of audience-sync\n".to_owned(),
+        ),
+    ] {
+        check_refused("part", &bytes, &expected);
+    }
+    // One record that is not as it was sent.
+    let text = String::from_utf8(good.clone()).unwrap();
+    let record = text.lines().next().unwrap();
+    let value: Value = serde_json::from_str(record).unwrap();
+    let timestamp = value["timestamp"].as_str().unwrap();
+    let run = value["context"]["personas"]["computation_run_id"]
+        .as_str()
+        .unwrap();
+    for (from, to, expected) in [
+        (
+            timestamp,
+            "yesterday",
+            line("its `timestamp` is not a time\n"),
+        ),
+        (run, "7", line("its `computation_run_id` is not a UUID\n")),
+        (
+            "\"messageId\"",
+            "\"id\"",
+            line("its `messageId` is missing or not a text\n"),
+        ),
+        (
+            "\"traits\":{",
+            "\"traits\":{\"x\":",
+            line("not a JSON object: "),
+        ),
+        (
+            "\"traits\"",
+            "\"trait\"",
+            line("the trait that its `computation_key` names has no value that is ever sent\n"),
+        ),
+        (
+            "Id\":\"",
+            "Id\":7,\"x\":\"",
+            line("neither `userId` nor `anonymousId` names a user\n"),
+        ),
+    ] {
+        let spoilt = record.replacen(from, to, 2);
+        assert_ne!(spoilt, record);
+        check_refused("part", &after(format!("{spoilt}\n").as_bytes()), &expected);
+    }
+}
+
+#[test]
+fn records_that_were_changed_are_not_believed() {
+    let project = with_a_past(CONFIG);
+    let before = known(&project);
+    let delivered = project.delivered();
+    let record = delivered
+        .iter()
+        .find(|record| record["userId"] == "a" && record["traits"]["members"] == true)
+        .unwrap();
+    let text = record.to_string();
+    let changed = text.replace("true", "false");
+    project.write("delivered/changed", &format!("{changed}\n"));
+    lose(&project);
+    let ran = project.succeed(&["snapshot", "rebuild", "--from", "delivered"]);
+    assert!(
+        ran.stderr.contains("passed over 1 records of audience-sync that were delivered to no destination of this project, or changed since"),
+        "{ran:?}"
+    );
+    check_goes_on(&project, &before);
+    // Its message id holds seconds; the run holds the rest.
+    let timestamp = record["timestamp"].as_str().unwrap();
+    let (seconds, millis) = timestamp.split_once('.').unwrap();
+    let other = if millis == "000Z" { "001Z" } else { "000Z" };
+    project.write(
+        "delivered/changed",
+        &format!(
+            "{}\n",
+            text.replace(timestamp, &format!("{seconds}.{other}"))
+        ),
+    );
+    lose(&project);
+    let ran = refused(&project, 1);
+    assert!(
+        ran.stderr
+            .contains("do not agree on their audience and their time\n\nhint: "),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn what_is_no_folder_of_files_is_refused() {
+    let project = Project::new(SCHEDULE);
+    let ran = project.run(&["snapshot", "rebuild", "--from", "nowhere"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(
+        ran.stderr
+            .starts_with("error: cannot read nowhere: No such file"),
+        "{ran:?}"
+    );
+    assert_eq!(project.run(&["snapshot", "rebuild"]).code, 2);
+    fs::create_dir(project.path("delivered")).unwrap();
+    assert!(
+        refused(&project, 1)
+            .stderr
+            .contains("delivered holds no record of audience-sync")
+    );
+    std::os::unix::fs::symlink("..", project.path("delivered/up")).unwrap();
+    let ran = project.run(&["snapshot", "rebuild", "--from", "delivered"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr
+            .starts_with("error: delivered/up is neither a file nor a folder\n\nhint: "),
+        "{ran:?}"
+    );
+}
+
+/// Many members, so that a rebuild takes its time.
+fn large(members: u64) -> Project {
+    let project = Project::new(
+        "[[audience]]\nname = \"Members\"\nsource = \"shop\"\nquery = \"SELECT user_id FROM members\"\nguard = false\n",
+    );
+    project
+        .shop_connection()
+        .execute_batch(&format!(
+            "CREATE TABLE members (user_id TEXT PRIMARY KEY) WITHOUT ROWID;
+             WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {members})
+             INSERT INTO members SELECT printf('user_%08d', i) FROM n"
+        ))
+        .unwrap();
+    project.succeed(&["sync"]);
+    project
+}
+
+#[test]
+fn a_rebuild_that_is_killed_leaves_nothing_or_the_whole() {
+    let project = large(30_000);
+    lose(&project);
+    let temporary = project.path(".snapshot.sqlite.rebuild");
+    let is_there = |bytes: u64| fs::metadata(&temporary).is_ok_and(|file| file.len() >= bytes);
+    let mut interrupted = 0;
+    for bytes in [0, 4_096, 500_000, 1_000_000] {
+        let running = project.start(&["snapshot", "rebuild", "--from", "delivered"]);
+        eventually("it writes", || {
+            is_there(bytes) || project.path("snapshot.sqlite").exists()
+        });
+        running.signal("KILL");
+        drop(running);
+        if !project.path("snapshot.sqlite").exists() {
+            interrupted += 1;
+            assert!(
+                project
+                    .run(&["snapshot", "list"])
+                    .stderr
+                    .contains("there is no snapshot")
+            );
+            continue;
+        }
+        check_whole(&project);
+        lose(&project);
+    }
+    assert!(
+        interrupted > 0,
+        "every rebuild was over before it was killed"
+    );
+    // What they left is in nobody's way.
+    rebuild(&project, "delivered");
+    check_whole(&project);
+    assert!(!temporary.exists());
+    let beside: Vec<_> = files(&project.path(""))
+        .into_iter()
+        .filter(|file| file.to_string_lossy().contains("sqlite-"))
+        .collect();
+    assert!(beside.is_empty(), "{beside:?}");
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &fs::metadata(project.path("snapshot.sqlite"))
+            .unwrap()
+            .permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+fn check_whole(project: &Project) {
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    let intact: String = snapshot
+        .query_row("PRAGMA integrity_check", params![], |row| row.get(0))
+        .unwrap();
+    assert_eq!(intact, "ok");
+    drop(snapshot);
+    let list = project.succeed(&["snapshot", "list", "--json"]).lines();
+    assert_eq!(list[0]["members"], 30_000);
+}
+
+/// Real orders, by the binary alone.
+#[test]
+fn the_demo_survives_the_loss_of_its_snapshot() {
+    let project = Project::empty();
+    for _ in 0..3 {
+        project.succeed(&["demo", "shop"]);
+    }
+    let config = ["--config", "shop/audience-sync.toml"];
+    let run = |arguments: &[&str]| project.succeed(&[&config[..], arguments].concat());
+    let list = || run(&["snapshot", "list", "--json"]).lines();
+    let before = list();
+    assert_eq!(before.len(), 3);
+    let members = |lines: &[Value]| -> Vec<Value> {
+        lines.iter().map(|line| line["members"].clone()).collect()
+    };
+    fs::remove_file(project.path("shop/snapshot.sqlite")).unwrap();
+    let lines = run(&["snapshot", "rebuild", "--from", "shop/delivered", "--json"]).lines();
+    assert_eq!(members(&lines), members(&before));
+    assert_eq!(members(&list()), members(&before));
+    for line in run(&["sync", "--json"]).lines() {
+        assert_eq!(line["outcome"], "unchanged", "{line}");
+    }
+}
