@@ -7,6 +7,7 @@ mod dead;
 mod demo;
 mod dry_run;
 mod failing;
+mod faults;
 mod firehose;
 mod guard;
 mod history;
