@@ -15,6 +15,7 @@ mod hostile;
 mod iam;
 mod init;
 mod keys;
+mod ledger;
 mod lock;
 mod moto;
 mod replay;

@@ -180,6 +180,23 @@ impl Endpoint {
         );
     }
 
+    /// Waits until enough has arrived, or for so long.
+    pub(crate) fn wait_at_most(&self, time: Duration, enough: impl Fn(&Ledger) -> bool) -> bool {
+        self.wait_for(time, |state| enough(&state.ledger))
+    }
+
+    /// Waits until every client is gone, and all that they sent has been decided. They must have ended.
+    #[track_caller]
+    pub(crate) fn wait_until_idle(&self) {
+        // Connections come in order: behind this one there is none that nobody has looked at yet.
+        let last = TcpStream::connect(self.address).unwrap();
+        let address = last.local_addr().unwrap();
+        let came = self.wait_for(PATIENCE, |state| state.last_opened_by == Some(address));
+        drop(last);
+        let idle = came && self.wait_for(PATIENCE, |state| state.open.is_empty());
+        assert!(idle, "somebody is still connected");
+    }
+
     fn arrived(&self) -> (usize, usize) {
         let state = self.shared.lock();
         (state.ledger.calls.len(), state.ledger.accepted.len())

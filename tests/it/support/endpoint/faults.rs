@@ -35,6 +35,8 @@ pub(crate) enum Kind {
     Late,
     /// or when nobody waits for it any more.
     TooLate,
+    /// A record that is not to its liking makes it refuse the whole call, with this code.
+    Poisoned(&'static str),
     NoSuchStream,
     SessionExpired,
     /// Records over the quota are refused in a 200,
@@ -44,6 +46,19 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    const fn accepts_everything(self) -> bool {
+        matches!(
+            self,
+            Self::AcceptedThenClosed
+                | Self::AcceptedThenReset
+                | Self::AcceptedThenHung
+                | Self::CutShort
+                | Self::WrongCount
+                | Self::Late
+                | Self::TooLate
+        )
+    }
+
     const fn is_before_reading(self) -> bool {
         matches!(self, Self::ResetBeforeReading | Self::ResetHalfWay)
     }
@@ -111,6 +126,7 @@ impl Rule {
 #[derive(Debug, Clone)]
 pub(crate) enum Lifetime {
     Calls(Range<usize>),
+    Time(Range<Duration>),
 }
 
 /// What a stream takes in a second; infinite where there is no limit.
@@ -135,6 +151,7 @@ pub(crate) struct Faults {
     dice: Rng,
     rules: Vec<Rule>,
     streams: Option<&'static [&'static str]>,
+    poison: Option<(&'static str, &'static [&'static str])>,
     lifetime: Option<Lifetime>,
     quota: Option<Quota>,
     late: Range<Duration>,
@@ -149,6 +166,7 @@ impl Faults {
             dice: Rng::with_seed(seed),
             rules: Vec::new(),
             streams: None,
+            poison: None,
             lifetime: None,
             quota: None,
             late: Duration::from_millis(1)..Duration::from_millis(60),
@@ -171,6 +189,12 @@ impl Faults {
     /// No other streams exist.
     pub(crate) fn streams(mut self, streams: &'static [&'static str]) -> Self {
         self.streams = Some(streams);
+        self
+    }
+
+    /// A call with a record that holds this text is refused as a whole, with one of these codes.
+    pub(crate) fn poison(mut self, text: &'static str, codes: &'static [&'static str]) -> Self {
+        self.poison = Some((text, codes));
         self
     }
 
@@ -200,6 +224,10 @@ impl Faults {
 
     pub(super) fn decide(&mut self, call: &Call) -> (Answer, Option<Kind>) {
         let kind = self.state_of_affairs(call).or_else(|| self.throw(call));
+        let kind = match kind {
+            Some(kind) if !kind.accepts_everything() => Some(kind),
+            kind => self.poisoned(call).or(kind),
+        };
         match kind {
             Some(kind) => (self.answer(call, kind), Some(kind)),
             None => self.within_quota(call),
@@ -234,6 +262,17 @@ impl Faults {
         rules.find_map(|rule| rule.throw(&mut self.dice))
     }
 
+    fn poisoned(&mut self, call: &Call) -> Option<Kind> {
+        let (poison, codes) = self.poison?;
+        let is_poisoned = |record: &Vec<u8>| {
+            let text = std::str::from_utf8(record);
+            text.is_ok_and(|text| text.contains(poison))
+        };
+        let code = codes[self.dice.usize(..codes.len())];
+        let is_refused = call.records.iter().any(is_poisoned);
+        is_refused.then_some(Kind::Poisoned(code))
+    }
+
     fn answer(&mut self, call: &Call, kind: Kind) -> Answer {
         let count = call.records.len();
         match kind {
@@ -249,6 +288,7 @@ impl Faults {
                 let delay = CLIENT_PATIENCE + Duration::from_secs(1);
                 Answer::Late(delay, Box::new(Answer::Accept))
             }
+            Kind::Poisoned(code) => Answer::error(400, code),
             Kind::NoSuchStream => {
                 let message = format!(
                     "Firehose {} under account 874699288871 not found.",
@@ -320,6 +360,7 @@ impl Session {
     fn new(lifetime: &Lifetime, dice: &mut Rng) -> Self {
         let (calls, time) = match lifetime {
             Lifetime::Calls(calls) => (dice.usize(calls.clone()) + 1, Duration::from_secs(3_600)),
+            Lifetime::Time(time) => (usize::MAX, between(time, dice)),
         };
         Self {
             calls_left: calls,

@@ -27,4 +27,9 @@ impl Ledger {
         let at_stream = self.accepted.iter().filter(|(at, _)| at == stream);
         at_stream.map(|(_, record)| record.as_slice()).collect()
     }
+
+    /// How many records of Firehose's calls were sent, accepted or not.
+    pub(crate) fn sent(&self) -> usize {
+        self.calls.iter().map(|call| call.records.len()).sum()
+    }
 }
