@@ -25,7 +25,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
@@ -33,6 +33,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use crate::audience::keys::Known;
 use crate::audience::{AudienceId, Class, DestinationName, Key};
+use crate::disk;
 use crate::run::Timestamp;
 
 pub use dead::{DeadLetter, LetterContent};
@@ -219,20 +220,17 @@ fn create(path: &Path) -> std::io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    fs::create_dir_all(parent)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)?.sync_all()?;
+    let folder = disk::above(path);
+    disk::create_folder(folder)?;
+    let mut options = disk::private();
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    file.sync_all()?;
     // The name too: a snapshot that a power cut makes unheard of has forgotten what was sent.
-    #[cfg(unix)]
-    fs::File::open(parent)?.sync_all()?;
-    Ok(())
+    disk::sync_folder(folder)
 }
 
 /// A backup that was restored may have other permissions than the file had. They are for its owner to change.

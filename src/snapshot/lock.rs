@@ -1,9 +1,10 @@
 //! One run at a time for a snapshot, across processes.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use crate::disk;
 use crate::run::Timestamp;
 
 /// The right to run, held until it is dropped. The kernel drops it too, at a `kill -9`: there are no stale locks.
@@ -34,13 +35,9 @@ impl RunLock {
             source,
         };
         // The snapshot may be in a folder that its first run has yet to make.
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(unusable)?;
-        }
-        let mut options = OpenOptions::new();
+        disk::create_folder(disk::above(&path)).map_err(unusable)?;
+        let mut options = disk::private();
         options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(&path).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => {
