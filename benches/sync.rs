@@ -336,6 +336,7 @@ fn plan(folder: &Path) {
         kind: RunKind::Delta,
         streams: streams(),
         guard: None,
+        approve: false,
     };
     let planned = snapshot.plan(&planning, |delivered, journal| {
         source(folder).read(&audience, &Interrupt::default(), |members| {

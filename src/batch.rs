@@ -247,3 +247,80 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+mod laws {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::laws::cases;
+
+    /// Mostly short lines, a few at and near the limit of a record.
+    fn lengths() -> impl Strategy<Value = Vec<usize>> {
+        let length = prop_oneof![
+            60 => 1..600_usize,
+            8 => 2_000..20_000_usize,
+            1 => MAX_RECORD_BYTES - 600..=MAX_RECORD_BYTES,
+        ];
+        vec(length, 0..1_100)
+    }
+
+    /// Lines of these lengths that tell from each other.
+    fn lines(lengths: &[usize]) -> Lines {
+        let mut lines = LineBuffer::default();
+        for (line, length) in lengths.iter().enumerate() {
+            let [low, high, ..] = (line as u32).to_le_bytes();
+            lines.push(|bytes| {
+                bytes.resize(bytes.len() + length, low);
+                *bytes.last_mut().unwrap() = high;
+            });
+        }
+        lines.finish()
+    }
+
+    proptest! {
+        #![proptest_config(cases(96))]
+
+        #[test]
+        fn every_wanted_line_goes_once_in_order_and_within_the_limits(
+            lengths in lengths(),
+            pack in any::<bool>(),
+            mask in vec(prop::bool::weighted(0.9), 1_100),
+        ) {
+            let lines = lines(&lengths);
+            let records = lines.records(pack, |line| mask[line]);
+            let carried: Vec<usize> = records.iter().flat_map(|record| record.lines.clone()).collect();
+            let wanted: Vec<usize> = (0..lengths.len()).filter(|line| mask[*line]).collect();
+            prop_assert_eq!(carried, wanted);
+            for record in &records {
+                let whole = lines.range(record.lines.start).start..lines.range(record.lines.end - 1).end;
+                prop_assert!(record.data == lines.bytes[whole]);
+                prop_assert!(record.data.len() <= 1_024_000);
+                let most = if pack { 500 } else { 1 };
+                prop_assert!(record.lines.len() <= most);
+            }
+            // No fewer records would do: two that could be one are none.
+            let could_be_one = |pair: &[Record]| {
+                pair[0].lines.end == pair[1].lines.start
+                    && pair[0].lines.len() < 500
+                    && pair[0].data.len() + lengths[pair[1].lines.start] <= 1_024_000
+            };
+            prop_assert!(!pack || !records.windows(2).any(could_be_one));
+
+            let calls: Vec<_> = calls(&records).collect();
+            let in_calls: Vec<usize> = calls.iter().cloned().flatten().collect();
+            prop_assert_eq!(in_calls, (0..records.len()).collect::<Vec<_>>());
+            let bytes = |call: &Range<usize>| -> usize {
+                records[call.clone()].iter().map(|record| record.data.len()).sum()
+            };
+            for call in &calls {
+                prop_assert!((1..=500).contains(&call.len()) && bytes(call) <= 4 << 20);
+            }
+            for pair in calls.windows(2) {
+                let next = records[pair[1].start].data.len();
+                prop_assert!(pair[0].len() == 500 || bytes(&pair[0]) + next > 4 << 20);
+            }
+        }
+    }
+}

@@ -2,13 +2,14 @@
 
 use std::error::Error;
 
-/// An error and its causes, in one line.
+/// An error and its causes, in one line; below it the hint of the first of them that has one.
 pub fn in_one_line(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let (mut text, mut hint) = without_hint(error);
     let mut previous = text.clone();
     let mut cause = error.source();
     while let Some(error) = cause {
-        let reason = error.to_string();
+        let (reason, way_out) = without_hint(error);
+        hint = hint.or(way_out);
         // Some repeat their cause, and some causes say the same again with a number before it.
         if !text.ends_with(&reason) && !reason.ends_with(&previous) {
             text.push_str(": ");
@@ -17,7 +18,20 @@ pub fn in_one_line(error: &(dyn Error + 'static)) -> String {
         previous = reason;
         cause = error.source();
     }
-    text
+    match hint {
+        Some(hint) => text + HINT + &hint,
+        None => text,
+    }
+}
+
+const HINT: &str = "\n\nhint: ";
+
+fn without_hint(error: &(dyn Error + 'static)) -> (String, Option<String>) {
+    let text = error.to_string();
+    match text.split_once(HINT) {
+        Some((what, hint)) => (what.to_owned(), Some(hint.to_owned())),
+        None => (text, None),
+    }
 }
 
 #[cfg(test)]
@@ -49,6 +63,14 @@ mod tests {
         assert_eq!(
             error(&["it is locked", "Error code 5: it is locked"]),
             "it is locked"
+        );
+        assert_eq!(
+            error(&[
+                "cannot read",
+                "it is locked\n\nhint: wait",
+                "by another\n\nhint: no"
+            ]),
+            "cannot read: it is locked: by another\n\nhint: wait"
         );
     }
 }

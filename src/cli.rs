@@ -6,6 +6,7 @@
 mod args;
 mod check;
 mod demo;
+mod held;
 mod iam;
 mod init;
 mod log;

@@ -9,6 +9,8 @@ mod cron;
 mod destination;
 mod document;
 mod error;
+#[cfg(test)]
+mod laws;
 mod schedule;
 mod secret;
 #[cfg(test)]

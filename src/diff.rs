@@ -221,3 +221,109 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+mod laws {
+    use std::collections::BTreeSet;
+    use std::convert::Infallible;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::audience::{User, UserKind, Value};
+    use crate::laws::{Users, cases, user, users};
+
+    struct Listed<'a> {
+        members: Vec<(&'a (UserKind, String), &'a i64)>,
+        read: usize,
+    }
+
+    impl<'a> Listed<'a> {
+        fn new(users: &'a Users<i64>) -> Self {
+            Self {
+                members: users.iter().collect(),
+                read: 0,
+            }
+        }
+    }
+
+    impl Members for Listed<'_> {
+        type Error = Infallible;
+
+        fn advance(&mut self) -> Result<bool, Infallible> {
+            self.read += 1;
+            Ok(self.read <= self.members.len())
+        }
+
+        fn current(&self) -> Member<'_> {
+            let (of, value) = self.members[self.read - 1];
+            Member {
+                user: user(of),
+                anonymous_id: None,
+                value: Value::Integer(*value),
+                traits: "",
+            }
+        }
+    }
+
+    type Decided = (UserKind, String, Action, Option<i64>);
+
+    /// The same by looking each user up in both sets.
+    fn looked_up(source: &Users<i64>, snapshot: &Users<i64>, scope: Scope) -> Vec<Decided> {
+        let everyone: BTreeSet<_> = source.keys().chain(snapshot.keys()).collect();
+        let decide = |of: &(UserKind, String)| {
+            let (action, value) = match (source.get(of), snapshot.get(of)) {
+                (Some(now), None) => (Action::Enter, now),
+                (None, Some(before)) => (Action::Leave, before),
+                (Some(now), Some(before)) if now != before => (Action::Change, now),
+                (Some(now), Some(_)) if scope == Scope::Everyone => (Action::Repeat, now),
+                _ => return None,
+            };
+            Some((of.0, of.1.clone(), action, Some(*value)))
+        };
+        everyone.into_iter().filter_map(decide).collect()
+    }
+
+    proptest! {
+        #![proptest_config(cases(512))]
+
+        #[test]
+        fn a_merge_decides_what_looking_everyone_up_decides(
+            source in users(0..3_i64),
+            snapshot in users(0..3_i64),
+            everyone in any::<bool>(),
+        ) {
+            let scope = if everyone { Scope::Everyone } else { Scope::Changes };
+            let mut decided: Vec<Decided> = Vec::new();
+            let tally = merge(
+                &mut Listed::new(&source),
+                &mut Listed::new(&snapshot),
+                scope,
+                |Change { action, member }| {
+                    let value = match member.value {
+                        Value::Integer(value) => Some(value),
+                        _ => None,
+                    };
+                    let User { kind, id } = member.user;
+                    decided.push((kind, id.to_owned(), action, value));
+                    Ok::<(), Infallible>(())
+                },
+            )
+            .unwrap();
+            let expected = looked_up(&source, &snapshot, scope);
+            let count = |action| expected.iter().filter(|decided| decided.2 == action).count() as u64;
+            prop_assert_eq!(
+                tally,
+                Tally {
+                    members: source.len() as u64,
+                    delivered: snapshot.len() as u64,
+                    added: count(Action::Enter),
+                    changed: count(Action::Change),
+                    removed: count(Action::Leave),
+                    repeated: count(Action::Repeat),
+                }
+            );
+            prop_assert_eq!(decided, expected);
+        }
+    }
+}

@@ -84,6 +84,8 @@ pub mod disk;
 pub mod event;
 pub mod firehose;
 pub mod landed;
+#[cfg(test)]
+mod laws;
 pub mod lines;
 pub mod mapping;
 pub mod policy;

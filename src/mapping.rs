@@ -247,3 +247,101 @@ mod tests {
         }
     }
 }
+
+#[cfg(test)]
+mod laws {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::laws::cases;
+
+    const TYPES: [&str; 6] = ["identify", "track", "page", "screen", "group", "alias"];
+
+    /// Words that mean a type, an event of that name, everything, or nothing special; in any case.
+    fn lefts() -> impl Strategy<Value = String> {
+        let word = prop::sample::select(
+            &["page", "track", "identify", "user registered", "größe", "*"][..],
+        );
+        (option::of(Just("track:")), word, any::<bool>()).prop_map(|(prefix, word, is_upper)| {
+            let left = format!("{}{word}", prefix.unwrap_or_default());
+            if is_upper { left.to_uppercase() } else { left }
+        })
+    }
+
+    fn rows() -> impl Strategy<Value = Vec<(String, Vec<&'static str>)>> {
+        let stream = prop::sample::select(&["a", "b", "c", "d"][..]);
+        vec((lefts(), vec(stream, 1..3)), 0..8)
+    }
+
+    /// The spec in other words: what a left side stands for, and then the three lefts that an event looks for.
+    fn stands_for(left: &str) -> String {
+        let left = left.to_lowercase();
+        match left.strip_prefix("track:") {
+            Some(event) => format!("event {event}"),
+            None if left == "*" => left,
+            None if TYPES.contains(&left.as_str()) => format!("type {left}"),
+            None => format!("event {left}"),
+        }
+    }
+
+    fn by_the_spec(
+        rows: &[(String, Vec<&'static str>)],
+        matching: Match,
+        call: &str,
+        event: Option<&str>,
+    ) -> Vec<&'static str> {
+        let by_name = event
+            .filter(|_| call == "track")
+            .map(|name| format!("event {}", name.to_lowercase()));
+        let looked_for = by_name
+            .into_iter()
+            .chain([format!("type {call}"), "*".to_owned()]);
+        let mut streams = Vec::new();
+        for wanted in looked_for {
+            let row = rows.iter().find(|(left, _)| stands_for(left) == wanted);
+            for stream in row.into_iter().flat_map(|(_, streams)| streams) {
+                if !streams.contains(stream) {
+                    streams.push(*stream);
+                }
+            }
+            if row.is_some() && matching == Match::First {
+                break;
+            }
+        }
+        streams
+    }
+
+    proptest! {
+        #![proptest_config(cases(1_024))]
+
+        #[test]
+        fn an_event_goes_where_the_spec_says(
+            rows in rows(),
+            call in prop::sample::select(&TYPES[..]),
+            event in option::of(lefts()),
+            all in any::<bool>(),
+        ) {
+            let matching = if all { Match::All } else { Match::First };
+            let streams = |names: &[&str]| names.iter().map(|name| StreamName::parse(name).unwrap()).collect();
+            let mapping = Mapping {
+                rows: rows.iter().map(|(left, right)| (Pattern::parse(left), streams(right))).collect(),
+                matching,
+            };
+            let found = mapping.streams(CallType::parse(call).unwrap(), event.as_deref());
+            let found: Vec<_> = found.iter().map(StreamName::as_str).collect();
+            prop_assert_eq!(&found, &by_the_spec(&rows, matching, call, event.as_deref()));
+            // What is found is a stream that the settings name.
+            let all = mapping.all_streams();
+            prop_assert!(found.iter().all(|name| all.iter().any(|stream| stream.as_str() == *name)));
+        }
+
+        #[test]
+        fn a_stream_has_a_name_that_aws_takes(name in "\\PC{0,70}|[a-zA-Z0-9_.-]{0,70}") {
+            let fits = (1..=64).contains(&name.len())
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c));
+            prop_assert_eq!(StreamName::parse(&name).is_some(), fits);
+        }
+    }
+}

@@ -9,6 +9,7 @@
 pub mod chunk;
 mod dead;
 mod handle;
+mod held;
 mod history;
 mod journal;
 mod lock;
@@ -24,18 +25,20 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use crate::audience::keys::Known;
 use crate::audience::{AudienceId, Class, DestinationName, Key};
+use crate::disk;
 use crate::run::Timestamp;
 
 pub use dead::{DeadLetter, LetterContent};
 pub use handle::Handle;
+pub use held::{Approval, Held, HeldUser};
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
 pub use journal::{Chunk, Credit, Dead, JournaledRun, Settled};
 pub use lock::{Busy, RunLock};
@@ -48,7 +51,9 @@ pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// Some other file: it is left alone.
-    #[error("the file is a SQLite database, but not a snapshot of audience-sync")]
+    #[error(
+        "the file is a SQLite database, but not a snapshot of audience-sync\n\nhint: `snapshot` in audience-sync.toml names it; give it a file of its own"
+    )]
     NotASnapshot,
     /// Only a newer program can read it.
     #[error(
@@ -56,24 +61,50 @@ pub enum SnapshotError {
     )]
     Newer { found: i64, known: usize },
     /// The file is damaged, or was written by something else.
-    #[error("chunk {seq} of run {run} cannot be read")]
+    #[error("chunk {seq} of run {run} cannot be read\n\nhint: {DAMAGED}")]
     UnreadableChunk { run: i64, seq: i64 },
     /// The file is damaged.
-    #[error(
-        "the snapshot gave its members out of order\n\nhint: `PRAGMA integrity_check` on a copy of it says what is damaged"
-    )]
+    #[error("the snapshot gave its members out of order\n\nhint: {DAMAGED}")]
     OutOfOrder,
     /// A column holds what this program never writes.
-    #[error("the snapshot holds an unknown {0}")]
+    #[error("the snapshot holds an unknown {0}\n\nhint: {DAMAGED}")]
     Unknown(&'static str),
     #[error("cannot create the file")]
     Create(#[source] std::io::Error),
     /// The disk that it lies on may be full.
     #[error("what landed cannot be kept in a temporary file, for which TMPDIR names the folder")]
     Scratch(#[source] rusqlite::Error),
-    #[error(transparent)]
+    #[error("{}", in_words(.0))]
     Sqlite(#[from] rusqlite::Error),
 }
+
+/// The way out of a file that is damaged.
+const DAMAGED: &str = "put a backup of the snapshot in its place; without one, move it away and make it anew from what was \
+                       delivered: `audience-sync snapshot rebuild --from DIR`";
+
+/// What happened; SQLite's own words follow as the cause.
+fn in_words(error: &rusqlite::Error) -> String {
+    let Some(failure) = error.sqlite_error() else {
+        return error.to_string();
+    };
+    match failure.code {
+        _ if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => FULL.to_owned(),
+        ErrorCode::DiskFull => FULL.to_owned(),
+        ErrorCode::ReadOnly => {
+            "it is read-only\n\nhint: whoever runs audience-sync must be able to write to the file and to its directory"
+                .to_owned()
+        }
+        ErrorCode::CannotOpen => "the file cannot be opened".to_owned(),
+        ErrorCode::DatabaseCorrupt => format!("the file is damaged\n\nhint: {DAMAGED}"),
+        ErrorCode::NotADatabase => {
+            format!("the file is damaged, or was never a snapshot\n\nhint: {DAMAGED}")
+        }
+        ErrorCode::SystemIoFailure => "the disk fails to read or write it".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+const FULL: &str = "the disk is full\n\nhint: make room; nothing that was decided is lost, and the next run goes on";
 
 /// The open file.
 pub struct Snapshot {
@@ -84,6 +115,8 @@ impl Snapshot {
     /// Opens the file, made with mode 0600 where there is none, and brings it up to this version.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
         create(path).map_err(SnapshotError::Create)?;
+        #[cfg(unix)]
+        warn_of_readers(path);
         let mut connection = Connection::open_with_flags(
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -187,26 +220,49 @@ fn create(path: &Path) -> std::io::Result<()> {
     if path.exists() {
         return Ok(());
     }
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    fs::create_dir_all(parent)?;
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path)?.sync_all()?;
+    let folder = disk::above(path);
+    disk::create_folder(folder)?;
+    let mut options = disk::private();
+    let file = options
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)?;
+    file.sync_all()?;
     // The name too: a snapshot that a power cut makes unheard of has forgotten what was sent.
-    #[cfg(unix)]
-    fs::File::open(parent)?.sync_all()?;
-    Ok(())
+    disk::sync_folder(folder)
+}
+
+/// A backup that was restored may have other permissions than the file had. They are for its owner to change.
+#[cfg(unix)]
+fn warn_of_readers(path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::sync::Once;
+
+    // Once is enough for a program that stays.
+    static WARNED: Once = Once::new();
+
+    let Ok(mode) = fs::metadata(path).map(|file| file.permissions().mode()) else {
+        return;
+    };
+    if mode & 0o077 != 0 {
+        WARNED.call_once(|| {
+            let (path, mode) = (path.display(), mode & 0o777);
+            tracing::warn!(
+                "others than its owner may open the snapshot {path} (mode {mode:04o}), and it holds people's ids. \
+                 hint: chmod 600 {path}"
+            );
+        });
+    }
 }
 
 fn set_up(connection: &Connection) -> Result<(), SnapshotError> {
     connection.busy_timeout(std::time::Duration::from_secs(10))?;
     // FULL: a commit is on disk when it returns. Nothing may be sent that a power cut could make us forget.
     connection.pragma_update(None, "synchronous", "full")?;
+    // On macOS an fsync leaves it in the disk's own cache: <https://sqlite.org/pragma.html#pragma_fullfsync>
+    connection.pragma_update(None, "fullfsync", true)?;
+    connection.pragma_update(None, "checkpoint_fullfsync", true)?;
     connection.pragma_update(None, "cache_size", -16_384)?;
     connection.pragma_update(None, "wal_autocheckpoint", 8_192)?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;

@@ -37,6 +37,14 @@ pub enum SourceError {
         source_name: SourceName,
         path: PathBuf,
     },
+    /// Nor is one that ends inside a page: SQLite would read zeros for what is missing, and an empty database from a few
+    /// bytes.
+    #[error("source `{source_name}`: the file {} is cut off after {bytes} bytes", path.display())]
+    CutOff {
+        source_name: SourceName,
+        path: PathBuf,
+        bytes: u64,
+    },
     /// Locked, damaged, or a query that failed while it ran.
     #[error("source `{source_name}` ({}) could not be read", path.display())]
     Unreadable {

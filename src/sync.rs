@@ -17,7 +17,9 @@ use crate::firehose::{Destination, Meter, Pulse};
 use crate::mapping::Mapping;
 use crate::progress::Progress;
 use crate::run::{Counts, Outcome, RunId, RunKind, Timestamp};
-use crate::snapshot::{Delivered, Handle, Journal, JournaledRun, Plan, Planning, SnapshotError};
+use crate::snapshot::{
+    Approval, Delivered, Handle, Held, Journal, JournaledRun, Plan, Planning, SnapshotError,
+};
 use crate::source::{Interrupt, Source, SourceError};
 use crate::stop::Stop;
 
@@ -99,8 +101,14 @@ pub struct Report {
     pub added: u64,
     pub removed: u64,
     pub changed: u64,
-    /// Removals that the guard keeps back.
+    /// Removals that the guard keeps back,
     pub held: u64,
+    /// and more about them.
+    #[serde(flatten)]
+    pub hold: Option<Held>,
+    /// How the removals that were approved compare with those that an earlier run held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approved: Option<Approval>,
     /// Changes that Firehose accepted.
     pub delivered: u64,
     /// Changes that are still in the journal, or dead.
@@ -144,6 +152,8 @@ impl Report {
             removed: 0,
             changed: 0,
             held: 0,
+            hold: None,
+            approved: None,
             delivered: 0,
             undelivered: 0,
             dead: 0,
@@ -153,6 +163,11 @@ impl Report {
             error: None,
             misconfigured: false,
         }
+    }
+
+    /// What it is called in messages.
+    pub fn name(&self) -> &str {
+        self.audience.as_ref().map_or("send", Key::as_str)
     }
 }
 
@@ -306,7 +321,9 @@ impl Runner<'_> {
                 report.added = plan.tally.added;
                 report.removed = plan.tally.removed;
                 report.changed = plan.tally.changed;
-                report.held = plan.held;
+                report.held = plan.held.as_ref().map_or(0, |held| held.count);
+                report.hold = plan.held;
+                report.approved = plan.approval;
                 report.skipped_rows = plan.skipped_rows;
                 report.undelivered = plan.run.waiting;
                 match plan.rehearsed {
@@ -363,6 +380,7 @@ impl Runner<'_> {
             kind: keyed.kind(destination, &known, request),
             streams: outlet.mapping.streams(CallType::Identify, None),
             guard: audience.guard.filter(|_| !request.approve),
+            approve: request.approve,
         })
     }
 
@@ -435,10 +453,7 @@ impl Runner<'_> {
         let meter = Arc::new(Meter::default());
         let mut sent = Sent::default();
         if run.waiting > 0 {
-            self.progress.deliver(
-                report.audience.as_ref().map_or("send", Key::as_str),
-                run.waiting,
-            );
+            self.progress.deliver(report.name(), run.waiting);
             sent = deliver(self.snapshot, run, &route, &meter, &self.progress).await?;
         }
         let number = run.number;

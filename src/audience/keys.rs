@@ -251,3 +251,123 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+mod laws {
+    use std::collections::BTreeSet;
+
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::audience::SourceName;
+    use crate::laws::cases;
+
+    /// Few names, ids and keys, so that they meet.
+    fn words() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(&["a", "b", "c", "A", "B!", "a b"][..])
+    }
+
+    fn audiences() -> impl Strategy<Value = Vec<Audience>> {
+        let audience = (words(), option::of(words()), option::of(words()));
+        let audience = audience.prop_map(|(name, id, key)| {
+            let derived = key.map(Key::new).or_else(|| Key::from_name(name)).unwrap();
+            Audience {
+                id: AudienceId::new(id.unwrap_or(derived.as_str())),
+                key: derived,
+                key_is_explicit: key.is_some(),
+                name: name.to_owned(),
+                class: Class::Audience,
+                source: SourceName::new("shop"),
+                query: String::new(),
+                destinations: vec![DestinationName::new("main")],
+                guard: None,
+                traits: Vec::new(),
+            }
+        });
+        vec(audience, 0..4)
+    }
+
+    /// As the snapshot keeps it: each id once, each key once.
+    fn known() -> impl Strategy<Value = Vec<Known>> {
+        vec((words(), words(), words()), 0..4).prop_map(|all| {
+            let mut known: Vec<Known> = Vec::new();
+            for (id, key, name) in all {
+                if !known
+                    .iter()
+                    .any(|other| other.id.as_str() == id || other.key.as_str() == key)
+                {
+                    known.push(Known {
+                        id: AudienceId::new(id),
+                        destination: DestinationName::new("main"),
+                        key: Key::new(key),
+                        class: Class::Audience,
+                        name: name.to_owned(),
+                    });
+                }
+            }
+            known
+        })
+    }
+
+    proptest! {
+        #![proptest_config(cases(512))]
+
+        #[test]
+        fn a_key_is_one_word_that_names_itself(name in "[ -~ß-ÿА-я一-丏]{0,40}") {
+            let key = Key::from_name(&name);
+            prop_assert_eq!(key.is_some(), name.chars().any(char::is_alphanumeric));
+            let Some(key) = key else { return Ok(()) };
+            prop_assert!(!key.as_str().chars().any(|c| c.is_whitespace() || c.is_uppercase()));
+            prop_assert!(!key.as_str().starts_with('_') && !key.as_str().ends_with('_'));
+            let again = Key::from_name(key.as_str());
+            prop_assert_eq!(again.as_ref(), Some(&key));
+        }
+
+        #[test]
+        fn a_key_that_is_frozen_stays_and_belongs_to_one_audience(
+            audiences in audiences(),
+            known in known(),
+        ) {
+            match freeze(&audiences, &known) {
+                Ok(frozen) => {
+                    let keys: BTreeSet<_> = frozen.iter().map(|frozen| &frozen.key).collect();
+                    prop_assert_eq!(keys.len(), audiences.len());
+                    for (audience, frozen) in audiences.iter().zip(&frozen) {
+                        let by_id = known.iter().find(|known| known.id == audience.id);
+                        let by_key = known.iter().find(|known| known.key == frozen.key);
+                        // Whatever it is called now: the key it has had, or one that nobody has had.
+                        prop_assert_eq!(by_id.map(|known| &known.id), by_key.map(|known| &known.id));
+                        let expected = by_id.map_or(&audience.key, |known| &known.key);
+                        prop_assert_eq!(&frozen.key, expected);
+                        prop_assert_eq!(
+                            &frozen.renamed_from,
+                            &by_id.map(|known| known.name.clone()).filter(|name| *name != audience.name)
+                        );
+                    }
+                }
+                // Each refusal has its reason.
+                Err(KeyError::Frozen { frozen, key, .. }) => {
+                    let is_so = |a: &Audience| a.key_is_explicit && a.key == key
+                        && known.iter().any(|known| known.id == a.id && known.key == frozen);
+                    prop_assert!(frozen != key && audiences.iter().any(is_so));
+                }
+                Err(KeyError::Taken { key, owner, .. }) => {
+                    let is_so = |a: &Audience| a.key == key && a.id != owner;
+                    prop_assert!(audiences.iter().any(is_so));
+                    prop_assert!(known.iter().any(|known| known.id == owner && known.key == key));
+                }
+                Err(KeyError::Shared { .. }) => {
+                    let key = |a: &Audience| {
+                        let by_id = known.iter().find(|known| known.id == a.id);
+                        by_id.map_or(a.key.clone(), |known| known.key.clone())
+                    };
+                    let keys: BTreeSet<_> = audiences.iter().map(key).collect();
+                    prop_assert!(keys.len() < audiences.len());
+                }
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+        }
+    }
+}

@@ -79,10 +79,9 @@ fn say(output: &Output, text: std::fmt::Arguments<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the project, in a directory that is empty or not there yet.
+/// Makes the project, in a directory that is empty, not there yet, or left half-made by a crash.
 fn make(dir: &Path) -> anyhow::Result<()> {
-    let is_taken = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some());
-    if is_taken || dir.is_file() {
+    if is_taken(dir) || dir.is_file() {
         let message = format!(
             "{} is not empty, and not a demo\n\nhint: `audience-sync demo DIR` makes a new one",
             dir.display()
@@ -91,7 +90,33 @@ fn make(dir: &Path) -> anyhow::Result<()> {
     }
     init::write(dir, &FILES)?;
     let path = dir.join("shop.sqlite");
-    fill(&path).with_context(|| format!("cannot make {}", path.display()))
+    make_shop(&path).with_context(|| format!("cannot make {}", path.display()))
+}
+
+/// Whether there is anything in a directory but what a demo that was cut short has left.
+fn is_taken(dir: &Path) -> bool {
+    let is_ours = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let of_a_file =
+            |(file, text): &(&str, &str)| *path == dir.join(file) && !init::is_taken(path, text);
+        name == "schedules" || name.contains(init::UNFINISHED) || FILES.iter().any(of_a_file)
+    };
+    let paths = |dir: &Path| {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let all = [paths(dir), paths(&dir.join("schedules"))].concat();
+    !all.iter().all(|path| is_ours(path))
+}
+
+/// The shop is there when all of it is.
+fn make_shop(path: &Path) -> anyhow::Result<()> {
+    let unfinished = init::unfinished(path);
+    if unfinished.exists() {
+        fs::remove_file(&unfinished)?;
+    }
+    fill(&unfinished)?;
+    Ok(fs::rename(unfinished, path)?)
 }
 
 fn fill(path: &Path) -> rusqlite::Result<()> {

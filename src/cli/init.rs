@@ -1,25 +1,28 @@
 //! `init`: a project to start from.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::Write as _;
-use std::path::Path;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
 use super::output::Output;
 use super::{Exit, Refusal};
 
+const CONFIG: &str = "audience-sync.toml";
 /// What is written, by its place in the project.
 const FILES: [(&str, &str); 2] = [
-    (
-        "audience-sync.toml",
-        include_str!("init/audience-sync.toml"),
-    ),
+    (CONFIG, include_str!("init/audience-sync.toml")),
     ("schedules/orders.toml", include_str!("init/orders.toml")),
 ];
 
 pub(super) fn run(output: &Output, dir: &Path) -> anyhow::Result<Exit> {
-    if let Some((name, _)) = FILES.iter().find(|(name, _)| dir.join(name).exists()) {
+    let is_there = dir.join(CONFIG).exists();
+    let taken = FILES
+        .iter()
+        .find(|(name, text)| is_there || is_taken(&dir.join(name), text));
+    if let Some((name, _)) = taken {
         return Err(Refusal::usage(format!(
             "there is a project already: {}\n\nhint: nothing was changed; `audience-sync check` shows what it does",
             dir.join(name).display()
@@ -39,16 +42,47 @@ pub(super) fn run(output: &Output, dir: &Path) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Writes new files below a directory, and refuses to replace one.
+/// Whether something else is in a file's place. What an attempt that was cut short has written is not.
+pub(super) fn is_taken(path: &Path, text: &str) -> bool {
+    path.exists() && fs::read(path).ok().as_deref() != Some(text.as_bytes())
+}
+
+/// Writes new files below a directory, and refuses to replace one. The last is the first of them, the configuration:
+/// without it there is no project, and nothing that a crash leaves is in the way of the next attempt.
 pub(super) fn write(dir: &Path, files: &[(&str, &str)]) -> anyhow::Result<()> {
-    for (name, text) in files {
+    for (name, text) in files.iter().rev() {
         let path = dir.join(name);
-        let written = fs::create_dir_all(path.parent().unwrap_or(dir))
-            .and_then(|()| File::create_new(&path))
-            .and_then(|mut file| file.write_all(text.as_bytes()));
+        let written = fs::create_dir_all(path.parent().unwrap_or(dir)).and_then(|()| {
+            if path.exists() && !is_taken(&path, text) {
+                return Ok(());
+            }
+            write_whole(&path, text)
+        });
         written.with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Writes a new file beside its place, from where it appears whole or not at all.
+fn write_whole(path: &Path, text: &str) -> io::Result<()> {
+    let unfinished = unfinished(path);
+    let mut file = File::create(&unfinished)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    if path.exists() {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    fs::rename(unfinished, path)
+}
+
+pub(super) const UNFINISHED: &str = ".unfinished";
+
+/// Where a file is until it is whole.
+pub(super) fn unfinished(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(UNFINISHED);
+    path.with_file_name(name)
 }
 
 #[cfg(test)]

@@ -17,11 +17,12 @@ use super::output::{Output, count};
 use super::sync::{Reports, Selection};
 use super::{Exit, Refusal, project, signals};
 use crate::audience::AudienceId;
+use crate::causes::in_one_line;
 use crate::config::{Config, Schedule};
 use crate::progress::Progress;
 use crate::run::Outcome;
 use crate::schedule::{Timetable, keep};
-use crate::snapshot::{Busy, Handle, RunLock};
+use crate::snapshot::{Busy, Handle, Held, RunLock};
 use crate::stop::Stop;
 use crate::sync::{Project, Report, Request, Runner};
 
@@ -219,7 +220,7 @@ impl Daemon {
         if !self.stop.is_requested() {
             match self.sync(turn).await {
                 Ok(is_left) => turn.is_left.store(is_left, Ordering::Release),
-                Err(error) => tracing::error!("{}: {error:#}", turn.name),
+                Err(error) => tracing::error!("{}: {}", turn.name, in_one_line(&*error)),
             }
         }
     }
@@ -282,7 +283,7 @@ impl Daemon {
 }
 
 fn log(report: &Report) {
-    let name = report.audience.as_ref().map_or("send", |key| key.as_str());
+    let name = report.name();
     let problem = report.error.as_deref().unwrap_or_default();
     let (delivered, undelivered) = (count(report.delivered), count(report.undelivered));
     match report.outcome {
@@ -293,8 +294,10 @@ fn log(report: &Report) {
             );
         }
         Outcome::Held => tracing::warn!(
-            "{name}: delivered {delivered}; the guard holds {} removals. hint: `audience-sync sync {name} --approve` if they have really left",
-            count(report.held)
+            "{name}: delivered {delivered}; the guard holds {} removals, {:.1} % of the delivered members. \
+             hint: `audience-sync snapshot list` shows some of them; `audience-sync sync {name} --approve` if they have really left",
+            count(report.held),
+            report.hold.as_ref().map_or(0.0, Held::percent)
         ),
         outcome => tracing::info!(
             "{name}: {}, {} members, {} added, {} removed, {} changed in {:.2} s",

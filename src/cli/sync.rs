@@ -4,12 +4,12 @@ use anyhow::Context as _;
 
 use super::args::{Args, ResyncArgs, RunOptions, SyncArgs};
 use super::output::{Output, bytes, count, table};
-use super::{Exit, Refusal, progress, project, signals};
+use super::{Exit, Refusal, held, progress, project, signals};
 use crate::audience::keys::Known;
 use crate::config::Config;
 use crate::progress::Progress;
 use crate::run::{Outcome, RunId, RunKind};
-use crate::snapshot::{Handle, Snapshot};
+use crate::snapshot::{Handle, Held, Snapshot};
 use crate::stop::Stop;
 use crate::sync::{Keyed, Project, Report, Request, Runner};
 
@@ -237,7 +237,7 @@ impl Reports {
     /// Prints the table for people, and what went wrong.
     pub(super) fn close(mut self) -> Exit {
         if !self.output.json && !self.rows.is_empty() {
-            self.unprinted = self.output.text(reports_table(&self.rows)).err();
+            self.unprinted = self.print_table().err();
         }
         for report in &self.rows {
             self.explain(report);
@@ -253,6 +253,18 @@ impl Reports {
                 self.exit.or_worse(Exit::Failed)
             }
         }
+    }
+
+    /// The reports, and below them whom the guard holds.
+    fn print_table(&self) -> std::io::Result<()> {
+        self.output.text(reports_table(&self.rows))?;
+        for report in &self.rows {
+            if let Some(held) = &report.hold {
+                let (name, destination) = (report.name(), report.destination.as_str());
+                self.output.text(held::sample(name, destination, held))?;
+            }
+        }
+        Ok(())
     }
 
     /// The last run of an audience.
@@ -272,25 +284,29 @@ impl Reports {
     }
 
     fn explain(&self, report: &Report) {
-        let name = report.audience.as_ref().map_or("send", |key| key.as_str());
+        let name = report.name();
         if let Some(error) = &report.error {
             self.output.note(format_args!("\n{name}: {error}"));
         }
         let waiting = report.undelivered.saturating_sub(report.dead);
-        match report.outcome {
-            Outcome::Undelivered if waiting > 0 => self.output.note(format_args!(
+        if report.outcome == Outcome::Undelivered && waiting > 0 {
+            self.output.note(format_args!(
                 "\n{name}: {} changes are not delivered; they stay in the journal\n\nhint: the next sync sends them first",
                 count(waiting)
-            )),
-            Outcome::Held => self.hint_held(report, name),
-            Outcome::Planned if report.held > 0 => self.hint_held(report, name),
-            _ => {}
+            ));
+        }
+        if let Some(approval) = report.approved {
+            let is_dry_run = report.outcome == Outcome::Planned;
+            let approved = held::approved(approval, report.removed, is_dry_run);
+            self.output.note(format_args!("\n{name}: {approved}"));
+        }
+        if let Some(held) = &report.hold {
+            self.hint_held(report, held);
         }
     }
 
-    fn hint_held(&self, report: &Report, name: &str) {
-        let before = report.members + report.removed - report.added;
-        let percent = report.held as f64 * 100.0 / before.max(1) as f64;
+    fn hint_held(&self, report: &Report, held: &Held) {
+        let name = report.name();
         let why = match report.members {
             0 => "; the source has no members".to_owned(),
             members => format!("; the source has {}", count(members)),
@@ -300,10 +316,11 @@ impl Reports {
             _ => "sync",
         };
         self.output.note(format_args!(
-            "\n{name}: the guard holds {} removals, {percent:.1} % of the {} delivered members{why}\n\n\
+            "\n{name}: the guard holds {} removals, {:.1} % of the {} delivered members{why}\n\n\
              hint: look at the source; if they have really left, type `audience-sync {command} {name} --approve`",
-            count(report.held),
-            count(before)
+            count(held.count),
+            held.percent(),
+            count(held.of)
         ));
     }
 }

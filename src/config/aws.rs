@@ -2,13 +2,12 @@
 //! not by a failing call an hour later.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::Root;
 use super::document::{Item, Table, shown};
 use super::error::ConfigError;
 use super::secret::SecretRef;
-use crate::firehose::Api;
+use crate::firehose::{Api, PLAIN_HTTP_HINT, endpoint_host, is_loopback, is_private};
 
 /// The keys that only mean something with AWS.
 pub(super) const KEYS: [&str; 7] = [
@@ -228,55 +227,17 @@ fn read_quota(item: &Item<'_>) -> Result<Quota, ConfigError> {
 /// An address is not repeated in messages: people put passwords into them.
 fn read_endpoint(item: &Item<'_>) -> Result<String, ConfigError> {
     let url = item.text()?;
-    let Some(host) = endpoint_host(url) else {
+    if endpoint_host(url).is_none() {
         return Err(item
             .error("must be an http or https address with a host, and without a user or password")
             .hint("one looks like http://127.0.0.1:4566"));
-    };
-    let plain = url
-        .get(..7)
-        .is_some_and(|start| start.eq_ignore_ascii_case("http://"));
-    if plain && !is_loopback(host) {
+    }
+    if !is_private(url) {
         return Err(item
             .error("is on another machine, so https is required")
-            .hint("plain http is for localhost, 127.0.0.1 and [::1]"));
+            .hint(PLAIN_HTTP_HINT));
     }
     Ok(url.to_owned())
-}
-
-/// The host of an http or https address; `None` where it is no such address.
-fn endpoint_host(url: &str) -> Option<&str> {
-    let (scheme, rest) = url.split_once("://")?;
-    let is_http = ["http", "https"]
-        .iter()
-        .any(|known| scheme.eq_ignore_ascii_case(known));
-    let is_clean = rest
-        .bytes()
-        .all(|byte| byte.is_ascii_graphic() && byte != b'\\');
-    let authority = rest.split(['/', '?', '#']).next()?;
-    let (host, port) = match authority.find(']') {
-        Some(end) => authority.split_at(end + 1),
-        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
-    };
-    let port_fits = port.is_empty()
-        || port
-            .strip_prefix(':')
-            .is_some_and(|port| port.parse::<u16>().is_ok_and(|n| n > 0));
-    let in_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-    let host_fits = match host.strip_prefix('[') {
-        Some(v6) => v6
-            .strip_suffix(']')
-            .is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok()),
-        None => !host.is_empty() && host.bytes().all(in_host),
-    };
-    (is_http && is_clean && port_fits && host_fits).then_some(host)
-}
-
-fn is_loopback(host: &str) -> bool {
-    let v6 = host.trim_start_matches('[').trim_end_matches(']');
-    host.eq_ignore_ascii_case("localhost")
-        || host.parse::<Ipv4Addr>().is_ok_and(|v4| v4.is_loopback())
-        || v6.parse::<Ipv6Addr>().is_ok_and(|v6| v6.is_loopback())
 }
 
 #[cfg(test)]
@@ -331,47 +292,5 @@ mod tests {
         check("arn:awsx:iam::874699288871:role/r", None);
         check("arn:aws-:iam::874699288871:role/r", None);
         check(" arn:aws:iam::874699288871:role/r", None);
-    }
-
-    #[test]
-    fn an_endpoint_has_a_scheme_and_a_host() {
-        let check = |url: &str, host: Option<&str>| assert_eq!(endpoint_host(url), host, "{url}");
-        check("http://127.0.0.1:4566", Some("127.0.0.1"));
-        check(
-            "https://vpce-1.firehose.us-west-2.vpce.amazonaws.com/",
-            Some("vpce-1.firehose.us-west-2.vpce.amazonaws.com"),
-        );
-        check("HTTP://[::1]:80/x", Some("[::1]"));
-        check("http://", None);
-        check("http://:80", None);
-        check("http://host:", None);
-        check("http://host:0", None);
-        check("http://host:99999", None);
-        check("http://user:hunter2@localhost", None);
-        check("http://localhost\\@example.com", None);
-        check("http://[::1", None);
-        check("http://::1]", None);
-        check("http://[::1]x", None);
-        check("ftp://host", None);
-        check("127.0.0.1:4566", None);
-        check("http://ho st", None);
-        check("http://hö", None);
-        check("", None);
-    }
-
-    #[test]
-    fn only_this_machine_is_loopback() {
-        for host in ["localhost", "LocalHost", "127.0.0.1", "127.9.9.9", "[::1]"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "localhost.example.com",
-            "127.0.0.1.example.com",
-            "10.0.0.1",
-            "[::2]",
-            "0.0.0.0",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
     }
 }

@@ -97,3 +97,56 @@ mod tests {
         );
     }
 }
+
+#[cfg(test)]
+mod laws {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::laws::cases;
+
+    fn times() -> impl Strategy<Value = i64> {
+        prop_oneof![any::<i64>(), 1_400_000_000_000..6_000_000_000_000_i64]
+    }
+
+    /// The number that digits of base 62 stand for, most significant byte first.
+    fn decoded(digits: &str) -> [u8; 20] {
+        let mut number = [0_u8; 20];
+        for digit in digits.bytes() {
+            let value = DIGITS.iter().position(|known| *known == digit).unwrap();
+            let mut carry = value as u32;
+            for byte in number.iter_mut().rev() {
+                let next = u32::from(*byte) * 62 + carry;
+                *byte = (next & 0xff) as u8;
+                carry = next >> 8;
+            }
+            assert_eq!(carry, 0, "over 160 bits");
+        }
+        number
+    }
+
+    proptest! {
+        #![proptest_config(cases(512))]
+
+        #[test]
+        fn an_id_is_a_ksuid_that_tells_its_time(millis in times(), payload in any::<[u8; 16]>()) {
+            let id = MessageId::new(Timestamp::from_millis(millis), payload);
+            let ksuid = id.as_str().strip_prefix("personas_").unwrap();
+            prop_assert_eq!(ksuid.len(), 27);
+            let bytes = decoded(ksuid);
+            let seconds = (millis.div_euclid(1000) - 1_400_000_000).clamp(0, i64::from(u32::MAX));
+            prop_assert_eq!(u32::from_be_bytes(bytes[..4].try_into().unwrap()), seconds as u32);
+            prop_assert_eq!(&bytes[4..], &payload);
+        }
+
+        /// So that a consumer may sort by it.
+        #[test]
+        fn ids_sort_by_time(first in 1_400_000_000_u32.., later in 1_u32..1_000_000, payloads in any::<[[u8; 16]; 2]>()) {
+            let seconds = i64::from(first) - 1;
+            let at = |seconds: i64| Timestamp::from_millis(seconds * 1000);
+            let earlier = MessageId::new(at(seconds), payloads[0]);
+            let later = MessageId::new(at(seconds + i64::from(later)), payloads[1]);
+            prop_assert!(earlier.as_str() < later.as_str());
+        }
+    }
+}

@@ -11,6 +11,7 @@ use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
+use aws_sdk_firehose::config::SharedInterceptor;
 use aws_sdk_firehose::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_firehose::primitives::Blob;
 use aws_sdk_firehose::types::Record as SdkRecord;
@@ -20,6 +21,7 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::credentials::{KeptCredentials, Role};
+use super::https_only::{self, HttpsOnly};
 use super::pacing::Quota;
 use super::refusals::{Called, is_denied, is_throttled};
 use super::{CALL_TIMEOUT, Meter, Receipt, Refusal};
@@ -185,6 +187,7 @@ impl Aws {
             let mut sts = aws_sdk_sts::config::Builder::from(&shared)
                 .identity_cache(IdentityCache::no_cache());
             sts.set_credentials_provider(Some(base.clone()));
+            sts.push_interceptor(SharedInterceptor::new(HttpsOnly));
             if let Some(url) = &self.settings.sts_endpoint_url {
                 sts.set_endpoint_url(Some(url.clone()));
             }
@@ -195,6 +198,7 @@ impl Aws {
             .identity_cache(IdentityCache::no_cache());
         let provider: Arc<dyn ProvideCredentials> = Arc::<KeptCredentials>::clone(&credentials);
         firehose.set_credentials_provider(Some(provider.into()));
+        firehose.push_interceptor(SharedInterceptor::new(HttpsOnly));
         if let Some(url) = &self.settings.endpoint_url {
             firehose.set_endpoint_url(Some(url.clone()));
         }
@@ -344,6 +348,9 @@ impl Call<'_> {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
+        if let Some(parked) = https_only::refused(error) {
+            return Refusal::Park(parked);
+        }
         let settings = &self.aws.settings;
         let message = match error.code() {
             Some(_) => self.redacted(error.message().unwrap_or_default()),

@@ -12,7 +12,7 @@ use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
 use tokio::sync::Mutex;
 
-use super::{CALL_TIMEOUT, Parked, Refusal};
+use super::{CALL_TIMEOUT, Parked, Refusal, https_only};
 use crate::causes::in_one_line;
 use crate::policy::{self, Trust};
 use crate::secret::Secret;
@@ -239,6 +239,9 @@ fn base_refusal(error: &CredentialsError) -> Refusal {
 }
 
 fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
+    if let Some(parked) = https_only::refused(error) {
+        return Refusal::Park(parked);
+    }
     let redacted = |text: &str| role.external_id.redact(text);
     let SdkError::ServiceError(answer) = error else {
         return Refusal::Retry(redacted(&format!(

@@ -304,3 +304,120 @@ mod tests {
         assert_eq!(calls(b"\x01\x00").count(), 1);
     }
 }
+
+#[cfg(test)]
+mod laws {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::laws::{cases, ids, kinds, user};
+
+    #[derive(Debug, Clone)]
+    enum Owned {
+        True,
+        Text(String),
+        Integer(i64),
+        Real(f64),
+    }
+
+    type Entry = (Action, (UserKind, String), Option<String>, Owned, String);
+
+    fn entries() -> impl Strategy<Value = Vec<Entry>> {
+        let value = prop_oneof![
+            Just(Owned::True),
+            "\\PC{0,200}".prop_map(Owned::Text),
+            any::<i64>().prop_map(Owned::Integer),
+            any::<f64>().prop_map(Owned::Real),
+        ];
+        let traits = prop_oneof![Just(String::new()), ",\"x\":\"\\PC{0,200}\""];
+        let entry = (
+            prop::sample::select(&ACTIONS[..]),
+            (kinds(), ids()),
+            option::of(ids()),
+            value,
+            traits,
+        );
+        vec(entry, 0..20)
+    }
+
+    /// Who leaves takes nothing along but the identifiers.
+    fn change<'a>(
+        (action, of, anonymous_id, value, traits): &'a Entry,
+        is_kept: bool,
+    ) -> Change<'a> {
+        let value = match value {
+            Owned::Text(text) if is_kept => Value::Text(text),
+            Owned::Integer(integer) if is_kept => Value::Integer(*integer),
+            Owned::Real(real) if is_kept => Value::Real(*real),
+            _ => Value::True,
+        };
+        Change {
+            action: *action,
+            member: Member {
+                user: user(of),
+                anonymous_id: anonymous_id.as_deref(),
+                value,
+                traits: if is_kept { traits } else { "" },
+            },
+        }
+    }
+
+    fn written(entries: &[Entry]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for entry in entries {
+            push_change(&mut bytes, &change(entry, true));
+        }
+        bytes
+    }
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        #[test]
+        fn what_is_written_is_read(entries in entries()) {
+            let bytes = written(&entries);
+            // A chunk is opened by its first entry.
+            prop_assert_eq!(bytes.is_empty(), entries.is_empty());
+            if entries.is_empty() {
+                return Ok(());
+            }
+            let read: Vec<_> = changes(&bytes).map(Result::unwrap).collect();
+            let expected: Vec<_> =
+                entries.iter().map(|entry| change(entry, entry.0 != Action::Leave)).collect();
+            prop_assert_eq!(read, expected);
+        }
+
+        #[test]
+        fn a_chunk_that_is_cut_off_tells_no_lies(entries in entries(), kept in 0.0..1.0) {
+            let bytes = written(&entries);
+            let cut = &bytes[..(bytes.len() as f64 * kept) as usize];
+            let whole: Vec<_> = changes(&bytes).collect();
+            let mut read: Vec<_> = changes(cut).collect();
+            if read.last().is_some_and(Result::is_err) {
+                read.pop();
+            }
+            prop_assert_eq!(&read[..], &whole[..read.len()]);
+        }
+
+        #[test]
+        fn no_bytes_panic_or_go_on_for_ever(mut bytes in vec(any::<u8>(), 0..300), format in 0_u8..4) {
+            if let Some(first) = bytes.first_mut() {
+                *first = format;
+            }
+            let read = changes(&bytes).count().max(calls(&bytes).count());
+            prop_assert!(read <= bytes.len().max(1));
+        }
+
+        #[test]
+        fn lines_are_read_as_they_were_written(lines in vec(vec(any::<u8>(), 0..300), 1..20)) {
+            let mut bytes = Vec::new();
+            for line in &lines {
+                push_call(&mut bytes, line);
+            }
+            let read: Vec<_> = calls(&bytes).map(Result::unwrap).collect();
+            prop_assert_eq!(read, lines);
+        }
+    }
+}

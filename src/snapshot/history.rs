@@ -3,6 +3,7 @@
 use rusqlite::{OptionalExtension, params};
 
 use super::dead::IS_LETTER;
+use super::held::Held;
 use super::members::{SqlUser, SqlValueBuf, user};
 use super::{Snapshot, SnapshotError, chunk, class, journal};
 use crate::audience::{AudienceId, Class, DestinationName, Key, User, UserKind, ValueBuf};
@@ -27,8 +28,10 @@ pub struct AudienceSummary {
     pub last_synced_at: Option<Timestamp>,
     /// Changes in the journal.
     pub pending: u64,
-    /// Removals that the guard kept back in the last run that planned.
+    /// Removals that the guard kept back in the last run that planned,
     pub held: u64,
+    /// and more about them.
+    pub hold: Option<Held>,
 }
 
 /// A member that Firehose has accepted.
@@ -113,7 +116,7 @@ impl Snapshot {
     /// Every audience and destination, in order of key.
     pub fn audiences(&self) -> Result<Vec<AudienceSummary>, SnapshotError> {
         let mut statement = self.connection.prepare(
-            "SELECT id, key, name, destination, class,
+            "SELECT audience.id, key, name, audience.destination, class,
                     (SELECT count(*) FROM member WHERE member.audience = audience.number),
                     (SELECT run.id FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
                      ORDER BY number DESC LIMIT 1),
@@ -121,15 +124,18 @@ impl Snapshot {
                      AND outcome <> 'failed' ORDER BY number DESC LIMIT 1),
                     (SELECT coalesce(sum(planned - delivered - dead), 0) FROM run
                      WHERE run.audience = audience.number AND planned > delivered + dead),
-                    (SELECT held FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
-                     AND outcome IS NOT 'failed' ORDER BY number DESC LIMIT 1),
-                    (SELECT started_at FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
+                    last.started_at, last.held, last.held_of, last.held_sample
+             FROM audience LEFT JOIN run AS last ON last.number =
+                    (SELECT number FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
                      AND outcome IS NOT 'failed' ORDER BY number DESC LIMIT 1)
-             FROM audience ORDER BY key, destination",
+             ORDER BY audience.key, audience.destination",
         )?;
         let mut rows = statement.query([])?;
         let mut audiences = Vec::new();
         while let Some(row) = rows.next()? {
+            let held = row.get::<_, Option<i64>>(10)?.unwrap_or_default() as u64;
+            let held_of = row.get::<_, Option<i64>>(11)?.unwrap_or_default();
+            let sample: Option<String> = row.get(12)?;
             audiences.push(AudienceSummary {
                 id: AudienceId::new(row.get::<_, String>(0)?),
                 key: Key::new(row.get::<_, String>(1)?),
@@ -141,10 +147,11 @@ impl Snapshot {
                     .get::<_, Option<String>>(6)?
                     .as_deref()
                     .and_then(RunId::parse),
-                last_started_at: row.get::<_, Option<i64>>(10)?.map(Timestamp::from_millis),
+                last_started_at: row.get::<_, Option<i64>>(9)?.map(Timestamp::from_millis),
                 last_synced_at: row.get::<_, Option<i64>>(7)?.map(Timestamp::from_millis),
                 pending: row.get::<_, i64>(8)? as u64,
-                held: row.get::<_, Option<i64>>(9)?.unwrap_or_default() as u64,
+                held,
+                hold: Held::of_run(held, held_of, sample.as_deref())?,
             });
         }
         Ok(audiences)
@@ -312,7 +319,7 @@ impl Snapshot {
 
 impl Snapshot {
     /// Drops the chunks of runs that began before a time, have nothing left to deliver and no letter that may be sent
-    /// again. The runs stay, and so does what they did to the members.
+    /// again, and whom they held. The runs stay, and so does what they did to the members.
     pub fn prune(&mut self, before: Timestamp) -> Result<(), SnapshotError> {
         let last: Option<i64> = self.connection.query_row(
             "SELECT max(number) FROM run WHERE started_at < ?1",
@@ -331,6 +338,10 @@ impl Snapshot {
                 [last],
             )?;
         }
+        transaction.execute(
+            "UPDATE run SET held_sample = NULL WHERE number <= ?1 AND held_sample IS NOT NULL",
+            [last],
+        )?;
         Ok(transaction.commit()?)
     }
 }

@@ -1,9 +1,10 @@
 //! One run at a time for a snapshot, across processes.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use crate::disk;
 use crate::run::Timestamp;
 
 /// The right to run, held until it is dropped. The kernel drops it too, at a `kill -9`: there are no stale locks.
@@ -18,7 +19,10 @@ pub enum Busy {
     /// Somebody else runs; `holder` is what they wrote about themselves.
     #[error("another run holds the snapshot: {holder}\n\nhint: wait for it to end, or use --wait")]
     Held { holder: String },
-    #[error("cannot lock {}", path.display())]
+    #[error(
+        "cannot lock {}\n\nhint: a run makes this file beside the snapshot, and must be able to write to it",
+        path.display()
+    )]
     Unusable { path: PathBuf, source: io::Error },
 }
 
@@ -31,17 +35,16 @@ impl RunLock {
             source,
         };
         // The snapshot may be in a folder that its first run has yet to make.
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).map_err(unusable)?;
-        }
-        let mut options = OpenOptions::new();
+        disk::create_folder(disk::above(&path)).map_err(unusable)?;
+        let mut options = disk::private();
         options.read(true).write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let mut file = options.open(&path).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => {
-                introduce(&mut file, command).map_err(unusable)?;
+                // A full disk is for whoever writes what matters to report.
+                if let Err(error) = introduce(&mut file, command) {
+                    tracing::warn!("cannot write to {}: {error}", path.display());
+                }
                 Ok(Self { _file: file })
             }
             Err(TryLockError::WouldBlock) => {

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Rows, params};
 
 use super::dead::supersede_dead;
+use super::held::{Approval, Held, LastHeld, Leavers};
 use super::journal::{json, run};
 use super::members::{Delivered, ORDERED};
 use super::writer::{ChunkKind, ChunkWriter, MAX_CHUNK_ENTRIES};
@@ -23,6 +24,8 @@ pub struct Planning {
     pub streams: Vec<StreamName>,
     /// `None` where removals are sent whatever their number.
     pub guard: Option<Guard>,
+    /// Somebody said yes to what an earlier run held.
+    pub approve: bool,
 }
 
 /// What was decided.
@@ -31,7 +34,9 @@ pub struct Plan {
     pub run: JournaledRun,
     pub tally: Tally,
     /// Removals that the guard kept out of the journal.
-    pub held: u64,
+    pub held: Option<Held>,
+    /// Of removals that are in it although an earlier run held some.
+    pub approval: Option<Approval>,
     pub skipped_rows: u64,
     /// Lines and their bytes, for one stream: only a rehearsal renders them.
     pub rehearsed: Option<Rehearsed>,
@@ -79,7 +84,7 @@ impl Snapshot {
             members = plan.tally.members,
             delivered = plan.tally.delivered,
             changes = plan.run.waiting,
-            held = plan.held,
+            held = plan.held.as_ref().map_or(0, |held| held.count),
             "planned"
         );
         transaction.commit().map_err(SnapshotError::from)?;
@@ -109,23 +114,26 @@ fn plan<E: From<SnapshotError>>(
     merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
 ) -> Result<Plan, E> {
     let audience = audience(transaction, planning)?;
+    let last_held = last_held(transaction, planning)?;
     let number = insert_run(transaction, planning, Some(audience))?;
     supersede_dead(transaction, &planning.computation, number)?;
     let mut statement = transaction
         .prepare_cached(ORDERED)
         .map_err(SnapshotError::from)?;
     let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
-    let journal = Journal::write(transaction, number, &planning.computation)?;
-    let decided = decide(planning, delivered, journal, merge)?;
+    let journal = Journal::write(transaction, number, planning)?;
+    let decided = decide(planning, delivered, journal, last_held, merge)?;
     let Decided {
         tally,
         skipped_rows,
-        held,
         ..
     } = decided;
+    let held = decided.held.as_ref();
+    let sample = held.map(|held| serde_json::to_string(&held.sample).expect("ids are JSON"));
     transaction
         .execute(
-            "UPDATE run SET members = ?2, added = ?3, removed = ?4, changed = ?5, held = ?6, skipped_rows = ?7, planned = ?8
+            "UPDATE run SET members = ?2, added = ?3, removed = ?4, changed = ?5, held = ?6, skipped_rows = ?7, planned = ?8,
+                    held_of = ?9, held_sample = ?10, held_digest = ?11
              WHERE number = ?1",
             params![
                 number,
@@ -133,9 +141,12 @@ fn plan<E: From<SnapshotError>>(
                 tally.added as i64,
                 tally.removed as i64,
                 tally.changed as i64,
-                held as i64,
+                decided.held_count() as i64,
                 skipped_rows as i64,
-                decided.planned() as i64
+                decided.planned() as i64,
+                held.map_or(0, |held| held.of as i64),
+                sample,
+                held.and(decided.digest.as_deref())
             ],
         )
         .map_err(SnapshotError::from)?;
@@ -146,11 +157,18 @@ fn plan<E: From<SnapshotError>>(
 pub(super) struct Decided {
     pub(super) tally: Tally,
     pub(super) skipped_rows: u64,
-    pub(super) held: u64,
+    held: Option<Held>,
+    approval: Option<Approval>,
+    /// Of all who leave.
+    digest: Option<Vec<u8>>,
     rehearsed: Option<Rehearsed>,
 }
 
 impl Decided {
+    pub(super) fn held_count(&self) -> u64 {
+        self.held.as_ref().map_or(0, |held| held.count)
+    }
+
     /// Changes that are in the journal now.
     pub(super) fn planned(&self) -> u64 {
         let Tally {
@@ -160,7 +178,7 @@ impl Decided {
             removed,
             ..
         } = self.tally;
-        added + changed + repeated + removed - self.held
+        added + changed + repeated + removed - self.held_count()
     }
 
     pub(super) fn into_plan(self, run: JournaledRun) -> Plan {
@@ -168,6 +186,7 @@ impl Decided {
             run,
             tally: self.tally,
             held: self.held,
+            approval: self.approval,
             skipped_rows: self.skipped_rows,
             rehearsed: self.rehearsed,
         }
@@ -179,22 +198,38 @@ pub(super) fn decide<E: From<SnapshotError>>(
     planning: &Planning,
     delivered: Rows<'_>,
     mut journal: Journal<'_>,
+    last_held: Option<LastHeld>,
     merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
 ) -> Result<Decided, E> {
     let mut delivered = Delivered::new(delivered, planning.computation.class);
     let (tally, skipped_rows) = merge(&mut delivered, &mut journal)?;
     let holds = |guard: Guard| guard.holds(tally.removed, tally.delivered, tally.members);
-    let held = if planning.guard.is_some_and(holds) {
-        tally.removed
-    } else {
-        0
-    };
+    let is_held = planning.guard.is_some_and(holds);
+    let (sample, digest) = journal.leavers.take().map(Leavers::finish).unzip();
+    let compare = |last: LastHeld| digest.as_deref().map(|digest| last.compare(digest));
     Ok(Decided {
         tally,
         skipped_rows,
-        held,
-        rehearsed: journal.close(held > 0)?,
+        held: is_held.then(|| Held {
+            count: tally.removed,
+            of: tally.delivered,
+            sample: sample.unwrap_or_default(),
+        }),
+        approval: last_held.filter(|_| tally.removed > 0).and_then(compare),
+        rehearsed: journal.close(is_held)?,
+        digest,
     })
+}
+
+/// What there is to approve, where somebody does.
+pub(super) fn last_held(
+    connection: &Connection,
+    planning: &Planning,
+) -> Result<Option<LastHeld>, SnapshotError> {
+    if !planning.approve {
+        return Ok(None);
+    }
+    LastHeld::find(connection, &planning.computation)
 }
 
 /// The number of the audience, which is known from now on, and by its present name.
@@ -268,6 +303,8 @@ fn insert_run(
 /// Where a merge puts what it decides.
 pub struct Journal<'c> {
     identify: Identify,
+    /// Only where the guard may hold them, or somebody approves.
+    leavers: Option<Leavers>,
     to: Destined<'c>,
 }
 
@@ -288,7 +325,7 @@ impl<'c> Journal<'c> {
     fn write(
         connection: &'c Connection,
         run: i64,
-        computation: &Computation,
+        planning: &Planning,
     ) -> Result<Self, SnapshotError> {
         // Even numbers for one, odd ones for the other: neither needs to know how many the other wrote.
         let writer = |first| ChunkWriter::new(connection, run, first, 2).map(Box::new);
@@ -296,27 +333,33 @@ impl<'c> Journal<'c> {
             entering: writer(0)?,
             leaving: writer(1)?,
         };
-        Ok(Self {
-            identify: Identify::new(computation),
-            to,
-        })
+        Ok(Self::new(planning, to))
     }
 
     /// Counts what it is given, and keeps nothing.
-    pub(super) fn rehearse(computation: &Computation) -> Self {
+    pub(super) fn rehearse(planning: &Planning) -> Self {
         let to = Destined::Nowhere {
             entering: Rehearsed::default(),
             leaving: Rehearsed::default(),
             line: Vec::new(),
         };
+        Self::new(planning, to)
+    }
+
+    fn new(planning: &Planning, to: Destined<'c>) -> Self {
+        let is_asked_about = planning.guard.is_some() || planning.approve;
         Self {
-            identify: Identify::new(computation),
+            identify: Identify::new(&planning.computation),
+            leavers: is_asked_about.then(Leavers::default),
             to,
         }
     }
 
     pub fn push(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {
         let leaves = change.action == Action::Leave;
+        if leaves && let Some(leavers) = &mut self.leavers {
+            leavers.push(change.member.user);
+        }
         match &mut self.to {
             Destined::Disk { entering, leaving } => {
                 let (writer, kind) = if leaves {

@@ -7,7 +7,7 @@ use rusqlite::{Connection, params};
 
 use super::journal::{Credit, take};
 use super::members::{ORDERED, SqlUser, SqlValue};
-use super::plan::{Decided, decide, number_of};
+use super::plan::{Decided, decide, last_held, number_of};
 use super::{Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, chunk};
 use crate::audience::{Action, Change};
 use crate::diff::Tally;
@@ -54,7 +54,13 @@ impl Snapshot {
         };
         let mut statement = transaction.prepare(ordered).map_err(SnapshotError::from)?;
         let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
-        let decided = decide(planning, delivered, Journal::rehearse(computation), merge)?;
+        let decided = decide(
+            planning,
+            delivered,
+            Journal::rehearse(planning),
+            last_held(&transaction, planning)?,
+            merge,
+        )?;
         let run = rehearsed_run(planning, audience, &decided);
         Ok(decided.into_plan(run))
     }
@@ -72,7 +78,7 @@ fn rehearsed_run(planning: &Planning, audience: Option<i64>, decided: &Decided) 
         computation: Some(computation.clone()),
         audience,
         members: decided.tally.members,
-        held: decided.held,
+        held: decided.held_count(),
         waiting: decided.planned(),
         after: -1,
     }

@@ -3,18 +3,24 @@
 //! The query is wrapped, so that the engine sorts: from an index where there is one, else on disk. Ids compare as
 //! bytes. Text sorts so by itself; integers become decimal text and are then sorted as that, which costs a sort.
 
+mod access;
+#[cfg(test)]
+mod laws;
 mod layout;
 mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
 use super::{Interrupt, SourceError};
 use crate::audience::{Audience, SourceName};
+use access::ONLY_READS;
 use layout::{BINARY, Layout};
 pub use rows::SqliteMembers;
 
@@ -30,10 +36,12 @@ pub struct Sqlite {
 
 /// Sees what can be seen of a query without its database: the reason why it can never be one.
 pub fn check_syntax(query: &str) -> Option<String> {
-    let connection = Connection::open_in_memory().ok()?;
+    let mut connection = Connection::open_in_memory().ok()?;
+    access::only_read(&mut connection).ok()?;
     let prepared = connection.prepare(query);
     match prepared {
         Ok(statement) => not_a_query(&statement).map(str::to_owned),
+        Err(error) if is_refused(&error) => Some(ONLY_READS.to_owned()),
         Err(error) => Some(message(&error)).filter(|reason| is_syntax(reason)),
     }
 }
@@ -50,6 +58,10 @@ fn is_syntax(reason: &str) -> bool {
     .any(|mistake| reason.contains(mistake))
 }
 
+fn is_refused(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::AuthorizationForStatementDenied)
+}
+
 fn not_a_query(statement: &Statement<'_>) -> Option<&'static str> {
     if statement.column_count() == 0 {
         Some("it is not a SELECT")
@@ -60,6 +72,25 @@ fn not_a_query(statement: &Statement<'_>) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// The size of a file that ends inside a page, as no database does. <https://sqlite.org/fileformat.html#pages>
+fn cut_off(path: &Path) -> Option<u64> {
+    const SMALLEST_PAGE: u64 = 512;
+
+    let mut file = File::open(path).ok()?;
+    let bytes = file.metadata().ok()?.len();
+    if bytes < SMALLEST_PAGE {
+        return Some(bytes);
+    }
+    let mut header = [0; 18];
+    file.read_exact(&mut header).ok()?;
+    let page = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65_536,
+        page => u64::from(page).max(SMALLEST_PAGE),
+    };
+    // Anything else is for SQLite to refuse.
+    (header.starts_with(b"SQLite format 3\0") && !bytes.is_multiple_of(page)).then_some(bytes)
 }
 
 /// SQLite's words for an error, without rusqlite's around them.
@@ -127,18 +158,25 @@ impl Sqlite {
                 path: self.path.clone(),
             });
         }
-        if self.path.metadata().is_ok_and(|file| file.len() == 0) {
-            return Err(SourceError::Empty {
-                source_name: self.name.clone(),
-                path: self.path.clone(),
-            });
+        let (source_name, path) = (self.name.clone(), self.path.clone());
+        match cut_off(&path) {
+            None => {}
+            Some(0) => return Err(SourceError::Empty { source_name, path }),
+            Some(bytes) => {
+                return Err(SourceError::CutOff {
+                    source_name,
+                    path,
+                    bytes,
+                });
+            }
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.path, flags)
+        let mut connection = Connection::open_with_flags(&self.path, flags)
             .map_err(|error| self.unreadable(error))?;
         connection
             .busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| connection.pragma_update(None, "query_only", true))
+            .and_then(|()| access::only_read(&mut connection))
             .map_err(|error| self.unreadable(error))?;
         Ok(connection)
     }
@@ -162,6 +200,7 @@ impl Sqlite {
     /// A statement that does not compile is a mistake in the query, unless the file is the trouble.
     fn prepare_error(&self, audience: &Audience, error: rusqlite::Error) -> SourceError {
         match error.sqlite_error_code() {
+            _ if is_refused(&error) => self.query_error(audience, ONLY_READS),
             Some(ErrorCode::Unknown) | None => self.query_error(audience, message(&error)),
             Some(_) => self.unreadable(error),
         }

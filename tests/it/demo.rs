@@ -130,3 +130,36 @@ fn a_directory_that_is_somebody_elses_is_left_alone() {
     project.write("file", "mine");
     assert_eq!(project.run(&["demo", "file"]).code, 2);
 }
+
+/// As a crash leaves it: without a shop, there is no demo yet.
+#[test]
+fn a_demo_that_was_cut_short_is_begun_again() {
+    let whole = Project::empty();
+    whole.succeed(&["demo", "."]);
+    let project = Project::empty();
+    for name in ["schedules/orders.toml", "schedules/winback.toml"] {
+        let text = std::fs::read_to_string(whole.path(name)).unwrap();
+        project.write(name, &text);
+    }
+    project.write(".audience-sync.toml.unfinished", "# half of");
+    project.write(".shop.sqlite.unfinished", "SQLite fo");
+    let lines = project.succeed(&["demo", ".", "--json"]).lines();
+    assert_eq!(counts(of_orders(&lines)[0]), [926, 926, 0]);
+    assert!(!project.path(".shop.sqlite.unfinished").exists());
+
+    for (name, text) in [
+        ("schedules/mine.toml", ""),
+        ("audience-sync.toml", "# mine"),
+        ("notes", ""),
+    ] {
+        let taken = Project::empty();
+        taken.write(name, text);
+        let before = taken.contents();
+        let ran = taken.run(&["demo", "."]);
+        assert!(
+            ran.code == 2 && ran.stderr.contains("is not empty, and not a demo"),
+            "{ran:?}"
+        );
+        assert!(taken.contents() == before);
+    }
+}

@@ -11,8 +11,8 @@ use serde_json::Value;
 use crate::support::endpoint::Endpoint;
 use crate::support::{Project, Ran};
 
-const ROLE: &str = "arn:aws:iam::874699288871:role/example-role";
-const SECRET: &str = "the-external-id-that-nobody-may-see";
+pub(crate) const ROLE: &str = "arn:aws:iam::874699288871:role/example-role";
+pub(crate) const SECRET: &str = "the-external-id-that-nobody-may-see";
 
 const MEMBERS: &str = r#"
 [[audience]]
@@ -21,7 +21,7 @@ source = "shop"
 query = "SELECT user_id FROM members"
 "#;
 
-const TO_MEMBERS: &str = r#"identify = "members""#;
+pub(crate) const TO_MEMBERS: &str = r#"identify = "members""#;
 
 /// A project that delivers to the endpoint with credentials of its own, and whose source is an empty table `members`.
 pub(crate) fn project(endpoint: &Endpoint, settings: &str) -> Project {
@@ -64,13 +64,13 @@ pub(crate) fn enter(project: &Project, users: std::ops::Range<usize>) {
     project.shop(&format!("INSERT INTO members VALUES {}", rows.join(",")));
 }
 
-fn sync(project: &Project) -> Ran {
+pub(crate) fn sync(project: &Project) -> Ran {
     project.run(&["sync", "--json"])
 }
 
 /// The only report of a run that left something undelivered.
 #[track_caller]
-fn undelivered(ran: &Ran) -> Value {
+pub(crate) fn undelivered(ran: &Ran) -> Value {
     assert_eq!(ran.code, 3, "{ran:?}");
     let lines = ran.lines();
     assert_eq!(lines.len(), 1, "{lines:?}");
@@ -80,7 +80,7 @@ fn undelivered(ran: &Ran) -> Value {
 
 /// The report of a resume and that of the plan after it, of a run in which everything was delivered.
 #[track_caller]
-fn resumed(project: &Project) -> (Value, Value) {
+pub(crate) fn resumed(project: &Project) -> (Value, Value) {
     let lines = project.succeed(&["sync", "--json"]).lines();
     let [resume, plan] = lines.as_slice() else {
         panic!("a resume and a plan: {lines:?}");
@@ -105,7 +105,7 @@ pub(crate) fn user(record: &[u8]) -> String {
 }
 
 /// Records in an order that does not depend on which call came first.
-fn sorted<'r>(records: impl IntoIterator<Item = &'r [u8]>) -> Vec<Vec<u8>> {
+pub(crate) fn sorted<'r>(records: impl IntoIterator<Item = &'r [u8]>) -> Vec<Vec<u8>> {
     let mut records: Vec<_> = records.into_iter().map(<[u8]>::to_vec).collect();
     records.sort();
     records

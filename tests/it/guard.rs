@@ -1,8 +1,10 @@
 //! An empty or broken source removes nobody.
 
+use std::fs;
+
 use serde_json::{Value, json};
 
-use crate::support::{Project, truth};
+use crate::support::{Project, Ran, eventually, truth};
 
 const MEMBERS: &str = r#"
 [[audience]]
@@ -190,4 +192,250 @@ fn a_hold_does_not_outlive_its_reason_in_the_journal() {
         ]
     );
     assert_eq!(ran.code, 0, "{ran:?}");
+}
+
+/// The only line of `snapshot list`.
+fn listed(project: &Project) -> Value {
+    project
+        .succeed(&["snapshot", "list", "--json"])
+        .lines()
+        .remove(0)
+}
+
+fn sample(users: std::ops::Range<u32>) -> Value {
+    let user = |n| json!({ "user_id": format!("user_{n:03}") });
+    users.map(user).collect()
+}
+
+#[test]
+fn whoever_is_asked_sees_how_many_what_part_and_a_few() {
+    let project = project("", 300);
+    project.shop("DELETE FROM members WHERE user_id >= 'user_180'");
+    let held = json!({"held": 120, "held_percent": 40.0, "held_sample": sample(180..185)});
+    let planned = |outcome: &str| {
+        let mut fields = held.clone();
+        fields["outcome"] = outcome.into();
+        fields
+    };
+    check(&project, &["--dry-run"], 4, planned("planned"));
+    // A dry run leaves nothing behind.
+    assert_eq!(listed(&project)["held"], 0);
+    check(&project, &[], 4, planned("held"));
+    for (field, value) in held.as_object().unwrap() {
+        assert_eq!(listed(&project)[field], *value);
+    }
+
+    let block = "\n\nheld of members at main: 120 (40.0 %) of 300 members, among them:\n  user_id user_180\n  \
+         user_id user_181\n  user_id user_182\n  user_id user_183\n  user_id user_184\n";
+    for arguments in [
+        &["sync"] as &[&str],
+        &["sync", "--dry-run"],
+        &["snapshot", "list"],
+    ] {
+        let ran = project.run(arguments);
+        assert!(ran.stdout.ends_with(block), "{ran:?}");
+        assert!(!ran.stderr.contains("user_180"), "{ran:?}");
+    }
+    let list = project.succeed(&["snapshot", "list"]).stdout;
+    assert!(
+        list.lines().nth(1).unwrap().ends_with("  120 (40.0 %)"),
+        "{list}"
+    );
+
+    // Where nobody is held, nothing is said about it.
+    fill(&project, 300);
+    project.succeed(&["sync"]);
+    for line in [project.sync(), listed(&project)] {
+        assert_eq!(line["held"], 0);
+        assert!(line.get("held_percent").is_none() && line.get("held_sample").is_none());
+    }
+    assert!(
+        !project
+            .succeed(&["snapshot", "list"])
+            .stdout
+            .contains("held of")
+    );
+}
+
+#[test]
+fn a_sample_tells_anonymous_ids_and_steers_no_terminal() {
+    let project = Project::new(&MEMBERS.replace("user_id FROM", "anonymous_id FROM"));
+    project.shop(
+        "CREATE TABLE members (anonymous_id TEXT); INSERT INTO members VALUES (char(27) || '[31m')",
+    );
+    project.sync();
+    project.shop("DELETE FROM members");
+    let ran = project.run(&["sync"]);
+    assert!(
+        ran.stdout
+            .ends_with("1 (100.0 %) of 1 members:\n  anonymous_id \\u{1b}[31m\n"),
+        "{ran:?}"
+    );
+    let sample = json!([{"anonymous_id": "\u{1b}[31m"}]);
+    check(&project, &[], 4, json!({"held_sample": sample}));
+}
+
+#[test]
+fn an_approval_delivers_what_was_held_or_says_that_it_is_another_plan() {
+    let approve = ["--approve"];
+    let said = |project: &Project, arguments: &[&str]| -> Ran {
+        project.run(&[&["sync"], arguments].concat())
+    };
+    let held = || {
+        let project = project("", 300);
+        project.shop("DELETE FROM members WHERE user_id >= 'user_180'");
+        check(&project, &[], 4, json!({"held": 120, "approved": null}));
+        project
+    };
+
+    let same = held();
+    let stderr = check(
+        &same,
+        &["--approve", "--dry-run"],
+        0,
+        json!({"removed": 120, "approved": "as_held"}),
+    );
+    let words = "members: would approve: exactly the 120 removals that were held";
+    assert!(stderr.contains(words), "{stderr}");
+    let stderr = check(
+        &same,
+        &approve,
+        0,
+        json!({"delivered": 120, "approved": "as_held"}),
+    );
+    let words = "members: approved: exactly the 120 removals that were held";
+    assert!(stderr.contains(words), "{stderr}");
+    // Nothing waits for a yes any more.
+    let ran = said(&same, &approve);
+    assert!(ran.code == 0 && !ran.stderr.contains("approved"), "{ran:?}");
+    check(&same, &approve, 0, json!({"approved": null}));
+
+    let more = held();
+    more.shop("DELETE FROM members WHERE user_id >= 'user_169'");
+    let stderr = check(
+        &more,
+        &approve,
+        0,
+        json!({"delivered": 131, "approved": "replanned"}),
+    );
+    let words = "members: approved a new plan: 131 removals; 120 were held, and the source has changed since";
+    assert!(stderr.contains(words), "{stderr}");
+
+    // As many, and others.
+    let others = held();
+    others.shop(
+        "DELETE FROM members WHERE user_id = 'user_000'; INSERT INTO members VALUES ('user_180')",
+    );
+    check(
+        &others,
+        &approve,
+        0,
+        json!({"removed": 120, "approved": "replanned"}),
+    );
+
+    // What was held does not outlive its reason.
+    let recovered = held();
+    fill(&recovered, 300);
+    project_unchanged(&recovered);
+    recovered.shop("DELETE FROM members WHERE user_id >= 'user_180'");
+    check(
+        &recovered,
+        &approve,
+        0,
+        json!({"removed": 120, "approved": null}),
+    );
+
+    // A run that decided nothing stands in no one's way.
+    let failed = held();
+    let shop = fs::read(failed.path("shop.sqlite")).unwrap();
+    fs::write(failed.path("shop.sqlite"), "").unwrap();
+    assert_eq!(failed.run(&["sync"]).code, 1);
+    fs::write(failed.path("shop.sqlite"), shop).unwrap();
+    assert_eq!(listed(&failed)["held"], 120);
+    let ran = failed.run(&["resync", "members", "--approve", "--json"]);
+    assert_eq!(ran.lines()[0]["approved"], "as_held", "{ran:?}");
+}
+
+#[track_caller]
+fn project_unchanged(project: &Project) {
+    check(project, &[], 0, json!({"outcome": "unchanged", "held": 0}));
+    assert_eq!(listed(project)["held"], 0);
+}
+
+/// An export that broke off, a table that was emptied, all but one gone: each waits for a yes or fails, and a source
+/// that recovers needs none.
+#[test]
+fn a_source_that_lost_almost_everyone_removes_nobody() {
+    let project = project("", 1);
+    project.shop(
+        "WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < 99999)
+         INSERT INTO members SELECT printf('user_%03d', n) FROM n",
+    );
+    check(
+        &project,
+        &[],
+        0,
+        json!({"added": 99_999, "members": 100_000}),
+    );
+    let shop = project.path("shop.sqlite");
+    let whole = fs::read(&shop).unwrap();
+    let recover = || {
+        fs::write(&shop, &whole).unwrap();
+        project_unchanged(&project);
+        assert_eq!(project.delivered().len(), 100_000);
+    };
+
+    for length in [
+        0,
+        1,
+        100,
+        4096,
+        whole.len() / 2,
+        whole.len() - 4096,
+        whole.len() - 1,
+    ] {
+        fs::write(&shop, &whole[..length]).unwrap();
+        let ran = project.run(&["sync", "--json"]);
+        assert_eq!(
+            (ran.code, &ran.lines()[0]["outcome"]),
+            (1, &json!("failed")),
+            "{length}: {ran:?}"
+        );
+        let approved = project.run(&["sync", "--approve"]);
+        assert_eq!(approved.code, 1, "{length}: {approved:?}");
+    }
+    recover();
+
+    project.shop("DELETE FROM members");
+    let emptied = json!({"members": 0, "held": 100_000, "held_percent": 100.0, "delivered": 0});
+    check(&project, &[], 4, emptied);
+    assert_eq!(listed(&project)["held"], 100_000);
+    recover();
+
+    project.shop("DELETE FROM members WHERE user_id <> 'user_500'");
+    check(
+        &project,
+        &[],
+        4,
+        json!({"members": 1, "held": 99_999, "delivered": 0}),
+    );
+    let list = project.succeed(&["snapshot", "list"]).stdout;
+    assert!(list.contains("99,999 (100.0 %)"), "{list}");
+    recover();
+}
+
+/// Logs are collected and kept: they tell the number and the part, and nobody's name.
+#[test]
+fn the_log_of_a_run_counts_what_is_held_and_names_nobody() {
+    let project = project("", 300);
+    let schedule = format!("cron = \"* * * * * *\"\n{MEMBERS}");
+    project.write("schedules/main.toml", &schedule);
+    project.shop("DELETE FROM members WHERE user_id >= 'user_180'");
+    let running = project.start(&["run"]);
+    let words =
+        "members: delivered 0; the guard holds 120 removals, 40.0 % of the delivered members.";
+    eventually("it is held", || running.stderr().contains(words));
+    running.signal("TERM");
+    let ran = running.end();
+    assert!(!ran.stderr.contains("user_"), "{ran:?}");
 }

@@ -67,3 +67,19 @@ fn it_makes_the_directory_and_tells_programs_what_it_made() {
     );
     assert!(project.path("a/new one/schedules/orders.toml").exists());
 }
+
+/// As a crash leaves it: some files whole, one not yet in its place.
+#[test]
+fn what_a_crash_left_is_in_nobodys_way() {
+    let whole = Project::empty();
+    whole.succeed(&["init"]);
+    let schedule = fs::read_to_string(whole.path("schedules/orders.toml")).unwrap();
+
+    let project = Project::empty();
+    project.write("schedules/orders.toml", &schedule);
+    project.write(".audience-sync.toml.unfinished", "# half of");
+    project.succeed(&["init"]);
+    let texts = |project: &Project| project.contents().into_values().collect::<Vec<_>>();
+    assert!(texts(&project) == texts(&whole));
+    assert_eq!(project.run(&["init"]).code, 2);
+}

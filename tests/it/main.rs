@@ -1,5 +1,6 @@
 //! The binary as people and programs use it: a directory, a command line, what it prints, and what arrives.
 
+mod access;
 mod check;
 mod clock;
 mod command_line;
@@ -7,6 +8,7 @@ mod dead;
 mod demo;
 mod dry_run;
 mod failing;
+mod faults;
 mod firehose;
 mod guard;
 mod history;
@@ -14,6 +16,7 @@ mod hostile;
 mod iam;
 mod init;
 mod keys;
+mod ledger;
 mod lock;
 mod moto;
 mod rebuild;
@@ -25,4 +28,5 @@ mod send;
 mod snapshot;
 mod support;
 mod sync;
+mod unusable;
 mod verify;

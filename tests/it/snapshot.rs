@@ -627,7 +627,11 @@ fn a_file_that_is_no_snapshot_is_left_alone() {
         assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
         assert_eq!(
             ran.stderr,
-            format!("error: the snapshot snapshot.sqlite cannot be used: {reason}\n")
+            format!(
+                "error: the snapshot snapshot.sqlite cannot be used: the file is damaged, or was never a snapshot: {reason}\n\n\
+                 hint: put a backup of the snapshot in its place; without one, move it away and make it anew from what was \
+                 delivered: `audience-sync snapshot rebuild --from DIR`\n"
+            )
         );
         assert!(project.contents() == before);
     }

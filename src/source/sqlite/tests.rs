@@ -107,7 +107,8 @@ fn text(member: &Member<'_>) -> String {
 
 #[track_caller]
 fn check(setup: &str, query: &str, expected: &str) {
-    assert_eq!(Shop::new(setup).read(query).unwrap(), expected, "{query}");
+    let found = Shop::new(setup).read(query);
+    assert_eq!(found.expect(query), expected, "{query}");
 }
 
 /// The query can never run: a mistake in the configuration.
@@ -414,7 +415,7 @@ fn what_can_never_be_a_query_is_a_mistake_in_the_configuration() {
         "it writes to the database",
     );
     check_refused("DELETE FROM users", "it is not a SELECT");
-    check_refused("ATTACH 'other.sqlite' AS other", "it is not a SELECT");
+    check_refused("ATTACH 'other.sqlite' AS other", "attach a database");
     check_refused("PRAGMA table_info(users)", "");
     check_refused("EXPLAIN SELECT user_id FROM users", "");
     check_refused(
@@ -489,6 +490,8 @@ fn what_is_no_database_fails() {
     let query = "SELECT user_id FROM users";
     fs::write(shop.path(), "").unwrap();
     shop.fails(query, "shop.sqlite is empty");
+    fs::write(shop.path(), "SQLite format 3\0").unwrap();
+    shop.fails(query, "shop.sqlite is cut off after 16 bytes");
     fs::remove_file(shop.path()).unwrap();
     shop.fails(query, "there is no database at");
     assert!(!shop.path().exists());
@@ -523,7 +526,10 @@ fn a_source_that_is_damaged_half_way_fails() {
             .write(true)
             .open(shop.path())
             .unwrap();
-        file.set_len(middle).unwrap();
+        let whole = file.metadata().unwrap().len();
+        file.set_len(whole - 1).unwrap();
+        shop.fails(query, &format!("is cut off after {} bytes", whole - 1));
+        file.set_len(whole - 4096).unwrap();
         shop.fails(query, "database disk image is malformed");
     }
 }
@@ -543,4 +549,113 @@ fn a_query_that_fails_half_way_fails() {
         "SELECT user_id, iif(user_id LIKE '%4000', abs(-9223372036854775807 - 1), 1) AS value FROM users",
         "integer overflow",
     );
+}
+
+#[test]
+fn a_query_may_read_in_every_way_that_sqlite_knows() {
+    let setup = "
+        CREATE TABLE users (user_id TEXT PRIMARY KEY, at TEXT, tags TEXT, total REAL,
+            domain TEXT AS (lower(substr(user_id, instr(user_id, '@') + 1))));
+        INSERT INTO users VALUES ('a@X', date('now'), '[\"vip\"]', 3), ('b@Y', '2000-01-01', '[]', 5);
+        CREATE INDEX by_length ON users (length(user_id));
+        CREATE VIEW vips AS SELECT user_id, upper(tags) AS shout FROM users, json_each(tags) WHERE json_each.value = 'vip';
+        CREATE TEMP TABLE scratch (x);
+        CREATE VIRTUAL TABLE notes USING fts5 (user_id, note);
+        INSERT INTO notes VALUES ('a@X', 'likes red shoes'), ('b@Y', 'likes hats');
+        CREATE VIRTUAL TABLE places USING rtree (id, x0, x1);
+        INSERT INTO places VALUES (1, 0, 1), (2, 5, 6);
+        CREATE TABLE edges (user_id TEXT, friend TEXT);
+        INSERT INTO edges VALUES ('a@X', 'b@Y');";
+    for (query, expected) in [
+        ("WITH rich AS (SELECT * FROM users WHERE total > 4) SELECT user_id FROM rich", "b@Y"),
+        (
+            "WITH RECURSIVE friends (user_id) AS (VALUES ('a@X') UNION SELECT friend FROM edges JOIN friends USING (user_id))
+             SELECT user_id FROM friends",
+            "a@X b@Y",
+        ),
+        (
+            "SELECT user_id FROM (SELECT user_id, row_number() OVER (ORDER BY total DESC) AS place FROM users) WHERE place = 1",
+            "b@Y",
+        ),
+        ("SELECT user_id FROM users, json_each(users.tags) WHERE json_each.value = 'vip'", "a@X"),
+        ("SELECT name AS user_id FROM pragma_table_info('edges')", "friend user_id"),
+        ("SELECT user_id FROM users WHERE at >= date('now', '-1 day')", "a@X"),
+        ("SELECT user_id FROM notes WHERE notes MATCH 'shoes' ORDER BY rank", "a@X"),
+        ("SELECT user_id FROM notes('likes') WHERE highlight(notes, 1, '<', '>') GLOB '*<*'", "a@X b@Y"),
+        ("SELECT id AS user_id FROM places WHERE x0 <= 1", "1"),
+        ("SELECT user_id FROM vips WHERE shout = '[\"VIP\"]'", "a@X"),
+        ("SELECT user_id FROM users WHERE domain = 'x'", "a@X"),
+        ("SELECT user_id FROM users WHERE length(user_id) = 3", "a@X b@Y"),
+        ("SELECT name AS user_id FROM sqlite_schema WHERE type = 'view'", "vips"),
+        ("SELECT count(*) AS user_id FROM users", "2"),
+        ("VALUES ('c'), ('d')", "c d"),
+    ] {
+        assert_eq!(check_syntax(query), None, "{query}");
+        check(setup, query, expected);
+    }
+}
+
+#[test]
+fn a_query_may_do_nothing_but_read() {
+    let shop = Shop::new(USERS);
+    let other = shop.folder.path().join("other.sqlite");
+    let attach = format!("ATTACH '{}' AS other", other.display());
+    let refused =
+        "a query may not create anything, attach a database, change a setting or load an extension";
+    let writes = "it writes to the database";
+    for (query, reason) in [
+        (
+            "INSERT INTO users (user_id) VALUES ('z') RETURNING user_id",
+            writes,
+        ),
+        ("UPDATE users SET user_id = 'z' RETURNING user_id", writes),
+        (
+            "WITH gone AS (SELECT 1) DELETE FROM users RETURNING user_id",
+            writes,
+        ),
+        ("DELETE FROM users", "it is not a SELECT"),
+        ("DROP TABLE users", refused),
+        (
+            "CREATE TEMP TABLE mine AS SELECT user_id FROM users",
+            refused,
+        ),
+        ("CREATE VIRTUAL TABLE temp.mine USING fts5 (x)", refused),
+        (&attach, refused),
+        ("ATTACH 'a' || 'b' AS other", refused),
+        ("DETACH main", refused),
+        ("PRAGMA query_only = 0", refused),
+        ("PRAGMA writable_schema = 1", refused),
+        ("PRAGMA journal_mode = delete", refused),
+        ("PRAGMA user_version = 7", refused),
+        ("VACUUM INTO 'copy'", "it is not a SELECT"),
+        ("BEGIN", "it is not a SELECT"),
+        ("SAVEPOINT x", refused),
+        ("SELECT load_extension('x') AS user_id", "load_extension"),
+        (
+            "SELECT user_id FROM users WHERE load_extension('x') IS NULL",
+            "load_extension",
+        ),
+        (
+            "SELECT user_id FROM users; SELECT 1",
+            "more than one statement",
+        ),
+        ("SELECT user_id FROM users; DROP TABLE users", refused),
+    ] {
+        let error = shop.source().check(&audience(query)).expect_err(query);
+        assert!(error.is_configuration(), "{query}: {error}");
+        assert!(error.to_string().contains(reason), "{query}: {error}");
+        assert!(shop.read(query).is_err(), "{query}");
+    }
+    assert!(!other.exists() && !shop.folder.path().join("copy").exists());
+    // Without the database too, where its tables are not asked about.
+    for query in [
+        attach.as_str(),
+        "CREATE TEMP TABLE mine (x)",
+        "PRAGMA query_only = 0",
+    ] {
+        assert!(
+            check_syntax(query).is_some_and(|reason| reason.contains(refused)),
+            "{query}"
+        );
+    }
 }

@@ -1,7 +1,7 @@
-//! What Firehose refuses for now is sent again until it is accepted: the same bytes, and nothing else.
+//! What Firehose refuses for now is sent again until it is accepted: the same bytes, and nothing else. `faults.rs` has
+//! every fault by itself.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::{enter, numbers, project, sorted};
 use crate::support::endpoint::{Answer, Api, Endpoint, Ledger};
@@ -50,34 +50,6 @@ fn refused_records_are_sent_again_by_index_and_only_those() {
 }
 
 #[test]
-fn a_call_that_failed_is_made_again_with_the_same_bytes() {
-    let throttled = [
-        Answer::error(500, "InternalFailure"),
-        Answer::error(503, "ServiceUnavailableException"),
-        Answer::error(400, "ThrottlingException"),
-        Answer::error(400, "LimitExceededException"),
-        Answer::error(429, "TooManyRequestsException"),
-        Answer::error(502, "a gateway that is not AWS"),
-    ];
-    for answer in throttled {
-        let endpoint = Endpoint::start();
-        let project = project(&endpoint, "");
-        enter(&project, 0..3);
-        endpoint.answer([answer.clone(), answer.clone()]);
-        let report = project.sync();
-        let ledger = endpoint.ledger();
-        assert_eq!(repeats(&ledger, 3), 0, "{answer:?}");
-        assert_eq!(ledger.calls[0].records, ledger.calls[1].records);
-        assert_eq!(ledger.calls[0].records, ledger.calls[2].records);
-        assert_eq!(
-            numbers(&report, ["requests", "retries"]),
-            [3, 2],
-            "{answer:?}"
-        );
-    }
-}
-
-#[test]
 fn a_call_whose_answer_is_lost_is_repeated_byte_for_byte() {
     let endpoint = Endpoint::start();
     let project = project(&endpoint, "");
@@ -99,28 +71,6 @@ fn a_call_whose_answer_is_lost_is_repeated_byte_for_byte() {
     let counted = numbers(&report, ["delivered", "records", "requests", "retries"]);
     assert_eq!(counted, [1201, 1201, 8, 5]);
     assert_eq!(project.sync()["outcome"], "unchanged");
-}
-
-#[test]
-fn a_connection_that_is_reset_is_opened_again() {
-    let endpoint = Endpoint::start();
-    let project = project(&endpoint, "");
-    enter(&project, 0..600);
-    endpoint.reset_next(3);
-    let report = project.sync();
-    let ledger = endpoint.ledger();
-    assert_eq!((ledger.calls.len(), repeats(&ledger, 600)), (2, 0));
-    assert_eq!(numbers(&report, ["requests", "retries"]), [5, 3]);
-}
-
-#[test]
-fn an_answer_that_takes_a_while_is_waited_for() {
-    let endpoint = Endpoint::start();
-    let project = project(&endpoint, "");
-    enter(&project, 0..3);
-    let late = Answer::Late(Duration::from_millis(1500), Box::new(Answer::Accept));
-    endpoint.answer([late]);
-    assert_eq!(numbers(&project.sync(), ["requests", "retries"]), [1, 0]);
 }
 
 #[test]

@@ -1,58 +1,33 @@
-//! Firehose and STS on this machine, over HTTP: as strict as AWS about its limits, and otherwise as a script says.
+//! Firehose and STS on this machine, over HTTP: as strict as AWS about its limits, and otherwise as a script or a plan of
+//! faults says.
 //!
 //! It remembers every call, and every record that it accepted, so that a test can compare what a run says it delivered
 //! with what really arrived.
 
+mod call;
+mod faults;
 mod http;
+mod ledger;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use chrono::{DateTime, NaiveDateTime, SecondsFormat, TimeDelta, Utc};
-use serde::Deserialize;
-use serde_json::json;
+use chrono::{DateTime, TimeDelta, Utc};
 
+pub(crate) use call::{Api, Call};
+pub(crate) use faults::{Faults, Kind, Lifetime, Quota, Rule};
 use http::{Request, Response};
-
-// <https://docs.aws.amazon.com/firehose/latest/dev/limits.html>, apart from the program's own idea of them.
-const MAX_RECORDS: usize = 500;
-const MAX_CALL_BYTES: usize = 4_194_304;
-const MAX_RECORD_BYTES: usize = 1_024_000;
-/// A signature of another time than this is refused, on either side.
-const MAX_SKEW: TimeDelta = TimeDelta::minutes(5);
+pub(crate) use ledger::Ledger;
 
 /// How long a test waits for something before it fails.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Api {
-    PutRecordBatch,
-    PutRecord,
-    AssumeRole,
-}
-
-/// One call, as it arrived.
-#[derive(Debug, Clone)]
-pub(crate) struct Call {
-    pub api: Api,
-    /// Empty for AssumeRole.
-    pub stream: String,
-    pub records: Vec<Vec<u8>>,
-    /// Those of AssumeRole, by name.
-    pub parameters: BTreeMap<String, String>,
-    /// Whose signature it bears.
-    pub access_key: String,
-    pub session_token: Option<String>,
-    /// Region and service that it is signed for: `us-west-2/firehose`.
-    pub scope: String,
-    signed_at: DateTime<Utc>,
-}
+/// A client that has no answer for so long has given the call up.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What becomes of a call.
 #[derive(Debug, Clone)]
@@ -64,8 +39,12 @@ pub(crate) enum Answer {
     Error(u16, &'static str, String),
     /// Everything is accepted, and the connection is closed instead of saying so.
     AcceptAndClose,
+    /// The same, and it is reset.
+    AcceptAndReset,
     /// Everything is accepted, and the answer never comes.
     AcceptAndHang,
+    /// Everything is accepted, and the answer is closed in its middle.
+    AcceptAndCutShort,
     /// Everything is accepted, and the answer has so many entries.
     Entries(usize),
     /// The answer takes a while.
@@ -84,27 +63,7 @@ impl Answer {
 
 type Script = Box<dyn FnMut(&Call) -> Answer + Send>;
 
-/// What arrived, in order.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Ledger {
-    pub calls: Vec<Call>,
-    /// Stream and bytes of each record that was accepted.
-    pub accepted: Vec<(String, Vec<u8>)>,
-}
-
-impl Ledger {
-    pub(crate) fn of(&self, api: Api) -> Vec<&Call> {
-        self.calls.iter().filter(|call| call.api == api).collect()
-    }
-
-    /// The records that a stream accepted.
-    pub(crate) fn accepted_by(&self, stream: &str) -> Vec<&[u8]> {
-        let at_stream = self.accepted.iter().filter(|(at, _)| at == stream);
-        at_stream.map(|(_, record)| record.as_slice()).collect()
-    }
-}
-
-/// The endpoint itself. It closes when it is dropped.
+/// The endpoint itself. It closes when it is dropped, and fails a test in which a limit of AWS's was broken.
 pub(crate) struct Endpoint {
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -116,15 +75,24 @@ struct Shared {
     changed: Condvar,
 }
 
+/// Who decides about calls.
+enum Decider {
+    Script(Script),
+    Faults(Box<Faults>),
+}
+
 struct State {
-    script: Script,
+    decider: Decider,
     ledger: Ledger,
-    /// Requests whose connection is reset before a byte of them is read.
-    resets: usize,
+    /// How many accepted records were taken out of the ledger.
+    taken: usize,
+    /// Limits of AWS's that were broken.
+    violations: Vec<String>,
     sessions: u32,
     /// How far its clock is ahead of this machine's.
     ahead: TimeDelta,
     open: BTreeMap<usize, TcpStream>,
+    last_opened_by: Option<SocketAddr>,
     closed: bool,
 }
 
@@ -135,12 +103,14 @@ impl Endpoint {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
-                script: Box::new(|_| Answer::Accept),
+                decider: Decider::Script(Box::new(|_| Answer::Accept)),
                 ledger: Ledger::default(),
-                resets: 0,
+                taken: 0,
+                violations: Vec::new(),
                 sessions: 0,
                 ahead: TimeDelta::zero(),
                 open: BTreeMap::new(),
+                last_opened_by: None,
                 closed: false,
             }),
             changed: Condvar::new(),
@@ -162,7 +132,12 @@ impl Endpoint {
 
     /// From now on, this decides about each call, one after another.
     pub(crate) fn script(&self, script: impl FnMut(&Call) -> Answer + Send + 'static) {
-        self.shared.lock().script = Box::new(script);
+        self.shared.lock().decider = Decider::Script(Box::new(script));
+    }
+
+    /// From now on, this goes wrong.
+    pub(crate) fn play(&self, faults: Faults) {
+        self.shared.lock().decider = Decider::Faults(Box::new(faults));
     }
 
     /// The next calls of Firehose are answered like this; later ones, and those of STS, are accepted.
@@ -178,11 +153,6 @@ impl Endpoint {
         self.answer([]);
     }
 
-    /// Resets the connections of the next requests before anything of them is read.
-    pub(crate) fn reset_next(&self, requests: usize) {
-        self.shared.lock().resets = requests;
-    }
-
     /// Sets its clock.
     pub(crate) fn be_ahead(&self, ahead: TimeDelta) {
         self.shared.lock().ahead = ahead;
@@ -194,23 +164,51 @@ impl Endpoint {
 
     /// What arrived until now, which is forgotten here.
     pub(crate) fn take_ledger(&self) -> Ledger {
-        std::mem::take(&mut self.shared.lock().ledger)
+        let mut state = self.shared.lock();
+        state.taken += state.ledger.accepted.len();
+        std::mem::take(&mut state.ledger)
     }
 
     /// Waits until enough has arrived.
     #[track_caller]
     pub(crate) fn wait_until(&self, enough: impl Fn(&Ledger) -> bool) {
-        let deadline = Instant::now() + PATIENCE;
-        let mut state = self.shared.lock();
-        while !enough(&state.ledger) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let arrived = (state.ledger.calls.len(), state.ledger.accepted.len());
-            assert!(
-                !left.is_zero(),
-                "calls and records that arrived: {arrived:?}"
-            );
-            state = self.shared.changed.wait_timeout(state, left).unwrap().0;
-        }
+        let arrived = self.wait_for(PATIENCE, |state| enough(&state.ledger));
+        assert!(
+            arrived,
+            "calls and records that arrived: {:?}",
+            self.arrived()
+        );
+    }
+
+    /// Waits until enough has arrived, or for so long.
+    pub(crate) fn wait_at_most(&self, time: Duration, enough: impl Fn(&Ledger) -> bool) -> bool {
+        self.wait_for(time, |state| enough(&state.ledger))
+    }
+
+    /// Waits until every client is gone, and all that they sent has been decided. They must have ended.
+    #[track_caller]
+    pub(crate) fn wait_until_idle(&self) {
+        // Connections come in order: behind this one there is none that nobody has looked at yet.
+        let last = TcpStream::connect(self.address).unwrap();
+        let address = last.local_addr().unwrap();
+        let came = self.wait_for(PATIENCE, |state| state.last_opened_by == Some(address));
+        drop(last);
+        let idle = came && self.wait_for(PATIENCE, |state| state.open.is_empty());
+        assert!(idle, "somebody is still connected");
+    }
+
+    fn arrived(&self) -> (usize, usize) {
+        let state = self.shared.lock();
+        (state.ledger.calls.len(), state.ledger.accepted.len())
+    }
+
+    fn wait_for(&self, time: Duration, is_so: impl Fn(&State) -> bool) -> bool {
+        let state = self.shared.lock();
+        let waited = self
+            .shared
+            .changed
+            .wait_timeout_while(state, time, |state| !is_so(state));
+        !waited.unwrap().1.timed_out()
     }
 }
 
@@ -221,13 +219,33 @@ impl Drop for Endpoint {
         for connection in state.open.values() {
             drop(connection.shutdown(Shutdown::Both));
         }
+        let violations = std::mem::take(&mut state.violations);
         drop(state);
         // Whoever listens sees that it is closed when somebody comes.
         drop(TcpStream::connect(self.address));
         if let Some(listening) = self.listening.take() {
             drop(listening.join());
         }
+        let is_failing = thread::panicking();
+        assert!(is_failing || violations.is_empty(), "{violations:?}");
     }
+}
+
+/// What is told of a call, after it was decided.
+struct Reply {
+    /// The records that were accepted, counted from the first that ever was.
+    accepted: Range<usize>,
+    /// The answer says what was accepted.
+    is_true: bool,
+    ending: Ending,
+}
+
+enum Ending {
+    Send(Response, Duration),
+    CutShort(Response),
+    Close,
+    Reset,
+    Hang,
 }
 
 impl Shared {
@@ -243,60 +261,96 @@ impl Shared {
                 return;
             }
             state.open.insert(number, connection.try_clone().unwrap());
+            state.last_opened_by = connection.peer_addr().ok();
             let shared = Arc::clone(self);
             thread::spawn(move || {
                 // A connection that breaks is the client's affair.
                 drop(shared.serve(&connection));
+                drop(connection);
                 shared.lock().open.remove(&number);
+                shared.changed.notify_all();
             });
+            drop(state);
+            self.changed.notify_all();
         }
     }
 
-    fn serve(&self, mut connection: &TcpStream) -> io::Result<()> {
+    fn serve(&self, connection: &TcpStream) -> io::Result<()> {
         loop {
-            // To close a connection on which something waits to be read is to reset it.
-            if connection.peek(&mut [0])? == 0 || self.takes_reset() {
+            if connection.peek(&mut [0])? == 0 {
                 return Ok(());
             }
-            let Some(request) = Request::read(&mut connection)? else {
+            match self.lock().cut() {
+                None => {}
+                Some(Kind::ResetHalfWay) => return Request::read_half(connection),
+                // To close a connection on which something waits to be read is to reset it.
+                Some(_) => return Ok(()),
+            }
+            let Some(request) = Request::read(connection)? else {
                 return Ok(());
             };
-            match self.decide(&request) {
-                Reply::Send(response, delay) => {
-                    thread::sleep(delay);
-                    let now = self.lock().now();
-                    connection.write_all(&response.to_bytes(now))?;
-                }
-                Reply::Close => return Ok(()),
-                // Until the other side has had enough, or this one is dropped.
-                Reply::Hang => return connection.read(&mut [0]).map(drop),
+            let reply = self.decide(&request);
+            if !self.reply(connection, reply)? {
+                return Ok(());
             }
         }
-    }
-
-    fn takes_reset(&self) -> bool {
-        let mut state = self.lock();
-        let left = state.resets.checked_sub(1);
-        state.resets = left.unwrap_or(0);
-        left.is_some()
     }
 
     fn decide(&self, request: &Request) -> Reply {
         let call = Call::parse(request);
         let mut state = self.lock();
-        let refused = violation(&call).or_else(|| badly_timed(&call, state.now()));
-        let answer = refused.unwrap_or_else(|| (state.script)(&call));
-        let reply = state.reply(&call, answer);
+        let answer = state.decide(&call);
+        let from = state.taken + state.ledger.accepted.len();
+        let (ending, is_true) = state.settle(&call, answer);
+        let accepted = from..state.taken + state.ledger.accepted.len();
         state.ledger.calls.push(call);
         self.changed.notify_all();
-        reply
+        Reply {
+            accepted,
+            is_true,
+            ending,
+        }
+    }
+
+    /// Whether the connection is good for another call.
+    fn reply(&self, mut connection: &TcpStream, reply: Reply) -> io::Result<bool> {
+        if let Ending::Reset = reply.ending {
+            return Ok(false);
+        }
+        Request::finish(connection)?;
+        match reply.ending {
+            Ending::Send(response, delay) => {
+                if !delay.is_zero() && !stays(connection, delay)? {
+                    return Ok(false);
+                }
+                let now = self.lock().now();
+                connection.write_all(&response.to_bytes(now))?;
+                if reply.is_true && delay < CLIENT_PATIENCE {
+                    self.lock().acknowledge(reply.accepted);
+                }
+                Ok(true)
+            }
+            Ending::CutShort(response) => {
+                let bytes = response.to_bytes(self.lock().now());
+                connection.write_all(&bytes[..bytes.len() - 2])?;
+                Ok(false)
+            }
+            Ending::Close | Ending::Reset => Ok(false),
+            // Until the other side has had enough, or this one is dropped.
+            Ending::Hang => connection.read(&mut [0]).map(|_| false),
+        }
     }
 }
 
-enum Reply {
-    Send(Response, Duration),
-    Close,
-    Hang,
+/// Waits for so long: `false` where the other side goes away meanwhile.
+fn stays(connection: &TcpStream, delay: Duration) -> io::Result<bool> {
+    connection.set_read_timeout(Some(delay))?;
+    let is_there = match connection.peek(&mut [0]) {
+        Ok(count) => count > 0,
+        Err(error) => matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut),
+    };
+    connection.set_read_timeout(None)?;
+    Ok(is_there)
 }
 
 impl State {
@@ -304,33 +358,73 @@ impl State {
         Utc::now() + self.ahead
     }
 
-    fn reply(&mut self, call: &Call, answer: Answer) -> Reply {
-        let now = |response| Reply::Send(response, Duration::ZERO);
+    /// Whether the next request is cut off.
+    fn cut(&mut self) -> Option<Kind> {
+        let Decider::Faults(faults) = &mut self.decider else {
+            return None;
+        };
+        let cut = faults.cut()?;
+        *self.ledger.played.entry(cut).or_default() += 1;
+        Some(cut)
+    }
+
+    fn decide(&mut self, call: &Call) -> Answer {
+        if let Some((code, problem)) = call.violation() {
+            self.violations.push(problem.clone());
+            return Answer::Error(400, code, problem);
+        }
+        if let Some((code, problem)) = call.bad_time(self.now()) {
+            return Answer::Error(403, code, problem);
+        }
+        let faults = match &mut self.decider {
+            Decider::Script(script) => return script(call),
+            Decider::Faults(faults) => faults,
+        };
+        let (answer, played) = faults.decide(call);
+        if let Some(kind) = played {
+            *self.ledger.played.entry(kind).or_default() += 1;
+        }
+        answer
+    }
+
+    /// Accepts what an answer says is accepted; how that is told, and whether it is told as it is.
+    fn settle(&mut self, call: &Call, answer: Answer) -> (Ending, bool) {
+        let count = call.records.len();
+        let send = |response| Ending::Send(response, Duration::ZERO);
         match answer {
-            Answer::Accept if call.api == Api::AssumeRole => now(self.assume_role()),
-            Answer::Accept => self.reply(call, Answer::Refuse(Vec::new(), "")),
+            Answer::Accept if call.api == Api::AssumeRole => {
+                self.sessions += 1;
+                (send(call::session(self.sessions, self.now())), true)
+            }
+            Answer::Accept => self.settle(call, Answer::Refuse(Vec::new(), "")),
             Answer::Refuse(refused, code) => {
                 self.accept(call, &refused);
-                now(call.answer(call.records.len(), &refused, code))
+                (send(call.answer(count, &refused, code)), true)
             }
-            Answer::Error(status, code, message) => now(call.error(status, code, &message)),
-            Answer::Entries(count) => {
-                self.accept(call, &[]);
-                now(call.answer(count, &[], ""))
+            Answer::Error(status, code, message) => {
+                (send(call.error(status, code, &message)), true)
             }
-            Answer::AcceptAndClose => {
-                self.accept(call, &[]);
-                Reply::Close
-            }
-            Answer::AcceptAndHang => {
-                self.accept(call, &[]);
-                Reply::Hang
-            }
-            Answer::Late(delay, answer) => match self.reply(call, *answer) {
-                Reply::Send(response, _) => Reply::Send(response, delay),
+            Answer::Late(delay, answer) => match self.settle(call, *answer) {
+                (Ending::Send(response, _), is_true) => (Ending::Send(response, delay), is_true),
                 other => other,
             },
+            Answer::Entries(entries) => {
+                self.accept(call, &[]);
+                (send(call.answer(entries, &[], "")), entries == count)
+            }
+            Answer::AcceptAndCutShort => {
+                let ending = Ending::CutShort(call.answer(count, &[], ""));
+                self.lose(call, ending)
+            }
+            Answer::AcceptAndClose => self.lose(call, Ending::Close),
+            Answer::AcceptAndReset => self.lose(call, Ending::Reset),
+            Answer::AcceptAndHang => self.lose(call, Ending::Hang),
         }
+    }
+
+    fn lose(&mut self, call: &Call, ending: Ending) -> (Ending, bool) {
+        self.accept(call, &[]);
+        (ending, false)
     }
 
     fn accept(&mut self, call: &Call, refused: &[usize]) {
@@ -338,138 +432,16 @@ impl State {
         let accepted = records.filter(|(index, _)| !refused.contains(index));
         let accepted = accepted.map(|(_, record)| (call.stream.clone(), record.clone()));
         self.ledger.accepted.extend(accepted);
+        let count = self.ledger.accepted.len();
+        self.ledger.acknowledged.resize(count, false);
     }
 
-    /// Credentials for an hour: those of the first session are `ASIA1`, `secret1` and `token1`.
-    fn assume_role(&mut self) -> Response {
-        self.sessions += 1;
-        let number = self.sessions;
-        let expiration =
-            (self.now() + TimeDelta::hours(1)).to_rfc3339_opts(SecondsFormat::Secs, true);
-        Response::xml(
-            200,
-            format!(
-                "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><Credentials>\
-                 <AccessKeyId>ASIA{number}</AccessKeyId><SecretAccessKey>secret{number}</SecretAccessKey>\
-                 <SessionToken>token{number}</SessionToken><Expiration>{expiration}</Expiration>\
-                 </Credentials></AssumeRoleResult></AssumeRoleResponse>"
-            ),
-        )
-    }
-}
-
-/// A limit of AWS's that a call breaks.
-fn violation(call: &Call) -> Option<Answer> {
-    let bytes: usize = call.records.iter().map(Vec::len).sum();
-    let code = match call.api {
-        Api::AssumeRole => return None,
-        _ if call.records.is_empty() => "ValidationException",
-        _ if call.records.len() > MAX_RECORDS => "ValidationException",
-        _ if call
-            .records
-            .iter()
-            .any(|data| data.len() > MAX_RECORD_BYTES) =>
-        {
-            "ValidationException"
-        }
-        _ if bytes > MAX_CALL_BYTES => "InvalidArgumentException",
-        _ => return None,
-    };
-    let message = format!("{} records of {bytes} bytes", call.records.len());
-    Some(Answer::Error(400, code, message))
-}
-
-/// A signature of another time than AWS's.
-fn badly_timed(call: &Call, now: DateTime<Utc>) -> Option<Answer> {
-    let code = match call.api {
-        Api::AssumeRole => "SignatureDoesNotMatch",
-        _ => "InvalidSignatureException",
-    };
-    let message = format!("signed at {}, and it is {now}", call.signed_at);
-    ((now - call.signed_at).abs() > MAX_SKEW).then_some(Answer::Error(403, code, message))
-}
-
-/// The body of PutRecordBatch or PutRecord.
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Put {
-    delivery_stream_name: String,
-    #[serde(default)]
-    records: Vec<WireRecord>,
-    record: Option<WireRecord>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct WireRecord {
-    data: String,
-}
-
-impl Call {
-    fn parse(request: &Request) -> Self {
-        let signed = request.header("authorization").unwrap_or_default();
-        let credential = signed.split_once("Credential=").unwrap_or_default().1;
-        let credential: Vec<&str> = credential.split(['/', ',']).collect();
-        let date = request.header("x-amz-date").unwrap_or_default();
-        let signed_at = NaiveDateTime::parse_from_str(date, "%Y%m%dT%H%M%SZ").unwrap();
-        let mut call = Self {
-            api: Api::AssumeRole,
-            stream: String::new(),
-            records: Vec::new(),
-            parameters: BTreeMap::new(),
-            access_key: credential[0].to_owned(),
-            session_token: request.header("x-amz-security-token").map(str::to_owned),
-            scope: format!("{}/{}", credential[2], credential[3]),
-            signed_at: signed_at.and_utc(),
-        };
-        call.api = match request.header("x-amz-target") {
-            Some("Firehose_20150804.PutRecordBatch") => Api::PutRecordBatch,
-            Some("Firehose_20150804.PutRecord") => Api::PutRecord,
-            None => {
-                call.parameters = request.form();
-                assert_eq!(call.parameters["Action"], "AssumeRole");
-                return call;
+    fn acknowledge(&mut self, accepted: Range<usize>) {
+        for record in accepted {
+            let record = record.checked_sub(self.taken);
+            if let Some(acknowledged) = record.and_then(|at| self.ledger.acknowledged.get_mut(at)) {
+                *acknowledged = true;
             }
-            Some(other) => panic!("nobody plays {other}"),
-        };
-        let put: Put = serde_json::from_slice(&request.body).unwrap();
-        let records = put.records.into_iter().chain(put.record);
-        call.records = records
-            .map(|record| BASE64_STANDARD.decode(record.data).unwrap())
-            .collect();
-        call.stream = put.delivery_stream_name;
-        call
-    }
-
-    /// A 200 of Firehose's.
-    fn answer(&self, entries: usize, refused: &[usize], code: &str) -> Response {
-        if self.api == Api::PutRecord && refused.is_empty() {
-            return Response::json(200, &json!({ "RecordId": "id", "Encrypted": false }));
         }
-        if self.api == Api::PutRecord {
-            return self.error(503, code, "Slow down.");
-        }
-        let entry = |index: usize| match refused.contains(&index) {
-            true => json!({ "ErrorCode": code, "ErrorMessage": "Slow down." }),
-            false => json!({ "RecordId": format!("id-{index}") }),
-        };
-        let entries: Vec<_> = (0..entries).map(entry).collect();
-        Response::json(
-            200,
-            &json!({ "FailedPutCount": refused.len(), "Encrypted": false, "RequestResponses": entries }),
-        )
-    }
-
-    fn error(&self, status: u16, code: &str, message: &str) -> Response {
-        if self.api != Api::AssumeRole {
-            return Response::json(status, &json!({ "__type": code, "message": message }));
-        }
-        Response::xml(
-            status,
-            format!(
-                "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\
-                 <Error><Type>Sender</Type><Code>{code}</Code><Message>{message}</Message></Error></ErrorResponse>"
-            ),
-        )
     }
 }

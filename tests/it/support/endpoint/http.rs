@@ -1,7 +1,8 @@
 //! As much of HTTP/1.1 as the SDK speaks: requests with a length, on connections that are kept.
 
 use std::collections::BTreeMap;
-use std::io::{self, Read};
+use std::io::{self, Read as _};
+use std::net::TcpStream;
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -13,25 +14,34 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// `None` where the other side has closed.
-    pub(super) fn read(connection: &mut impl Read) -> io::Result<Option<Self>> {
-        let mut read = Vec::new();
-        let mut piece = [0; 65_536];
-        loop {
-            let count = connection.read(&mut piece)?;
-            if count == 0 {
-                return Ok(None);
-            }
-            read.extend_from_slice(&piece[..count]);
-            let Some((length, headers)) = head(&read) else {
-                continue;
-            };
-            let mut body = read.split_off(length);
-            let total: usize = headers["content-length"].parse().unwrap();
-            let missing = (total - body.len()) as u64;
-            connection.take(missing).read_to_end(&mut body)?;
-            return Ok((body.len() == total).then_some(Self { headers, body }));
-        }
+    /// All of a request, of which the last byte stays on the connection until it is [finished](Self::finish): to close
+    /// a connection on which something waits to be read is to reset it. `None` where the other side has closed.
+    pub(super) fn read(mut connection: &TcpStream) -> io::Result<Option<Self>> {
+        let Some(headers) = take_head(connection)? else {
+            return Ok(None);
+        };
+        let mut body = vec![0; length(&headers)];
+        let last = body.len() - 1;
+        connection.read_exact(&mut body[..last])?;
+        let is_whole = connection.peek(&mut body[last..])? == 1;
+        Ok(is_whole.then_some(Self { headers, body }))
+    }
+
+    /// The head and half of the body.
+    pub(super) fn read_half(mut connection: &TcpStream) -> io::Result<()> {
+        let headers = take_head(connection)?.unwrap_or_default();
+        let mut half = vec![
+            0;
+            headers
+                .get("content-length")
+                .map_or(0, |_| length(&headers) / 2)
+        ];
+        connection.read_exact(&mut half)
+    }
+
+    /// Takes the last byte.
+    pub(super) fn finish(mut connection: &TcpStream) -> io::Result<()> {
+        connection.read_exact(&mut [0])
     }
 
     pub(super) fn header(&self, name: &str) -> Option<&str> {
@@ -46,6 +56,30 @@ impl Request {
             .map(|(name, value)| (decoded(name), decoded(value)))
             .collect()
     }
+}
+
+/// The headers, and not a byte more than the head is taken from the connection.
+fn take_head(mut connection: &TcpStream) -> io::Result<Option<BTreeMap<String, String>>> {
+    let mut piece = [0; 8_192];
+    let count = connection.peek(&mut piece)?;
+    if let Some((length, headers)) = head(&piece[..count]) {
+        connection.read_exact(&mut piece[..length])?;
+        return Ok(Some(headers));
+    }
+    // It comes in parts.
+    let mut read = Vec::new();
+    let mut byte = [0];
+    while connection.read(&mut byte)? == 1 {
+        read.extend(byte);
+        if read.ends_with(b"\r\n\r\n") {
+            return Ok(head(&read).map(|(_, headers)| headers));
+        }
+    }
+    Ok(None)
+}
+
+fn length(headers: &BTreeMap<String, String>) -> usize {
+    headers["content-length"].parse().unwrap()
 }
 
 /// The length of the head and its headers, once all of it is there.

@@ -1,0 +1,168 @@
+//! Nothing is sent in the clear to another machine, whoever names the address: the configuration, which is checked
+//! before, or the environment and the profile, which the SDK reads by itself.
+
+use std::error::Error;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use aws_sdk_firehose::config::interceptors::BeforeTransmitInterceptorContextRef;
+use aws_sdk_firehose::config::{ConfigBag, Intercept, RuntimeComponents};
+use aws_sdk_firehose::error::BoxError;
+
+use super::Parked;
+
+/// Where plain http is allowed.
+pub const PLAIN_HTTP_HINT: &str = "plain http is for localhost, 127.0.0.1 and [::1]";
+
+/// Whether nobody on the way to an address can read along: it is https, or on this machine.
+pub fn is_private(url: &str) -> bool {
+    let https = url.split_once("://").map(|(scheme, _)| scheme);
+    https.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
+        || endpoint_host(url).is_some_and(is_loopback)
+}
+
+/// Looks at each call before its first byte.
+#[derive(Debug)]
+pub(super) struct HttpsOnly;
+
+/// A call that was not made. The address is not repeated: people put passwords into them.
+#[derive(Debug, thiserror::Error)]
+#[error("the address of {} is on another machine, so https is required", host.as_deref().unwrap_or("AWS"))]
+struct InTheClear {
+    host: Option<String>,
+}
+
+impl Intercept for HttpsOnly {
+    fn name(&self) -> &'static str {
+        "HttpsOnly"
+    }
+
+    fn read_before_transmit(
+        &self,
+        context: &BeforeTransmitInterceptorContextRef<'_>,
+        _: &RuntimeComponents,
+        _: &mut ConfigBag,
+    ) -> Result<(), BoxError> {
+        let url = context.request().uri();
+        if is_private(url) {
+            return Ok(());
+        }
+        let host = endpoint_host(url).map(str::to_owned);
+        Err(InTheClear { host }.into())
+    }
+}
+
+/// What to do about a call that was not made for this reason.
+pub(super) fn refused(error: &(dyn Error + 'static)) -> Option<Parked> {
+    let mut causes = std::iter::successors(Some(error), |error| (*error).source());
+    let refused = causes.find_map(|cause| cause.downcast_ref::<InTheClear>())?;
+    Some(Parked {
+        problem: refused.to_string(),
+        hint: Some(format!(
+            "AWS_ENDPOINT_URL, one of the variables that begin so, or `endpoint_url` in the profile names it; {PLAIN_HTTP_HINT}"
+        )),
+    })
+}
+
+/// The host of an http or https address; `None` where it is no such address.
+pub fn endpoint_host(url: &str) -> Option<&str> {
+    let (scheme, rest) = url.split_once("://")?;
+    let is_http = ["http", "https"]
+        .iter()
+        .any(|known| scheme.eq_ignore_ascii_case(known));
+    let is_clean = rest
+        .bytes()
+        .all(|byte| byte.is_ascii_graphic() && byte != b'\\');
+    let authority = rest.split(['/', '?', '#']).next()?;
+    let (host, port) = match authority.find(']') {
+        Some(end) => authority.split_at(end + 1),
+        None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
+    };
+    let port_fits = port.is_empty()
+        || port
+            .strip_prefix(':')
+            .is_some_and(|port| port.parse::<u16>().is_ok_and(|n| n > 0));
+    let in_host = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    let host_fits = match host.strip_prefix('[') {
+        Some(v6) => v6
+            .strip_suffix(']')
+            .is_some_and(|v6| v6.parse::<Ipv6Addr>().is_ok()),
+        None => !host.is_empty() && host.bytes().all(in_host),
+    };
+    (is_http && is_clean && port_fits && host_fits).then_some(host)
+}
+
+/// Whether a host is this machine.
+pub fn is_loopback(host: &str) -> bool {
+    let v6 = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<Ipv4Addr>().is_ok_and(|v4| v4.is_loopback())
+        || v6.parse::<Ipv6Addr>().is_ok_and(|v6| v6.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_has_a_scheme_and_a_host() {
+        let check = |url: &str, host: Option<&str>| assert_eq!(endpoint_host(url), host, "{url}");
+        check("http://127.0.0.1:4566", Some("127.0.0.1"));
+        check(
+            "https://vpce-1.firehose.us-west-2.vpce.amazonaws.com/",
+            Some("vpce-1.firehose.us-west-2.vpce.amazonaws.com"),
+        );
+        check("HTTP://[::1]:80/x", Some("[::1]"));
+        check("http://", None);
+        check("http://:80", None);
+        check("http://host:", None);
+        check("http://host:0", None);
+        check("http://host:99999", None);
+        check("http://user:hunter2@localhost", None);
+        check("http://localhost\\@example.com", None);
+        check("http://[::1", None);
+        check("http://::1]", None);
+        check("http://[::1]x", None);
+        check("ftp://host", None);
+        check("127.0.0.1:4566", None);
+        check("http://ho st", None);
+        check("http://hö", None);
+        check("", None);
+    }
+
+    #[test]
+    fn what_leaves_this_machine_is_encrypted() {
+        for private in [
+            "https://firehose.us-west-2.amazonaws.com/",
+            "HTTPS://x",
+            "http://127.0.0.1:4566/",
+            "http://[::1]/",
+        ] {
+            assert!(is_private(private), "{private}");
+        }
+        for public in [
+            "http://192.0.2.1",
+            "http://localhost.example.com/",
+            "http://user@localhost/",
+            "localhost",
+            "httpsx://x",
+        ] {
+            assert!(!is_private(public), "{public}");
+        }
+    }
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        for host in ["localhost", "LocalHost", "127.0.0.1", "127.9.9.9", "[::1]"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "localhost.example.com",
+            "127.0.0.1.example.com",
+            "10.0.0.1",
+            "[::2]",
+            "0.0.0.0",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! What Firehose has accepted, record by record, and what follows from it.
+//!
+//! A record that was accepted, and whose sender was told so, is an obligation: it may never be sent again, unless the
+//! sender was killed before it could remember. What was accepted without a word may be sent once more, and then again.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use chrono::DateTime;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::STREAMS;
+use super::journal::Entry;
+use super::source::{AUDIENCES, Source, is_gone};
+use crate::support::endpoint::Ledger;
+
+/// A record, as far as it matters here.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Line<'l> {
+    user_id: &'l str,
+    #[serde(borrow)]
+    traits: BTreeMap<&'l str, Value>,
+    message_id: &'l str,
+    timestamp: &'l str,
+}
+
+/// What is known of one record at one stream.
+struct Accepted {
+    digest: u64,
+    times: usize,
+    /// It may be sent once more: nobody was told, or who was told could not remember.
+    may_come_again: bool,
+    was_told: bool,
+}
+
+/// What a consumer makes of it: by stream, key and user, the latest.
+type Folded = HashMap<(usize, &'static str, String), (String, Value)>;
+
+#[derive(Default)]
+pub(super) struct Book {
+    /// When each round began.
+    began: Vec<i64>,
+    accepted: HashMap<(usize, String), Accepted>,
+    folded: Folded,
+    /// Every change that was ever decided.
+    decided: HashSet<String>,
+    pub repeats: usize,
+}
+
+impl Book {
+    pub(super) fn begin(&mut self, at: i64) {
+        self.began.push(at);
+    }
+
+    /// What a round has come to: all that arrived, and then the journal that was left.
+    pub(super) fn close(
+        &mut self,
+        arrived: &Ledger,
+        left: &[Entry],
+        killed: bool,
+        source: &Source,
+    ) {
+        self.decided
+            .extend(left.iter().map(|entry| entry.id.clone()));
+        let mut told = HashSet::new();
+        for ((stream, record), acknowledged) in arrived.accepted.iter().zip(&arrived.acknowledged) {
+            let stream = STREAMS.iter().position(|known| known == stream).unwrap();
+            let key = self.enter(stream, record, *acknowledged, source);
+            if *acknowledged {
+                told.insert(key);
+            }
+        }
+        for entry in left.iter().filter(|entry| !entry.is_dead) {
+            for (stream, waits) in entry.waits_for.iter().enumerate() {
+                let key = (stream, entry.id.clone());
+                match waits {
+                    true => self.still_waits(&key, told.contains(&key), killed),
+                    false => self.has_left(&key),
+                }
+            }
+        }
+    }
+
+    /// One record that was accepted.
+    fn enter(
+        &mut self,
+        stream: usize,
+        record: &[u8],
+        acknowledged: bool,
+        source: &Source,
+    ) -> (usize, String) {
+        let line: Line<'_> = serde_json::from_slice(record).unwrap();
+        let key = (stream, line.message_id.to_owned());
+        let digest = digest(record);
+        if let Some(accepted) = self.accepted.get_mut(&key) {
+            assert_eq!(accepted.digest, digest, "other bytes: {}", text(record));
+            assert!(
+                accepted.may_come_again,
+                "sent {} times, and again without need: {}",
+                accepted.times,
+                text(record)
+            );
+            accepted.times += 1;
+            accepted.may_come_again = !acknowledged;
+            accepted.was_told |= acknowledged;
+            self.repeats += 1;
+            return key;
+        }
+        let is_decided = self.decided.contains(line.message_id);
+        assert!(is_decided, "not in the journal: {}", text(record));
+        self.check_said(&line, record, source);
+        self.fold(stream, &line);
+        let accepted = Accepted {
+            digest,
+            times: 1,
+            may_come_again: !acknowledged,
+            was_told: acknowledged,
+        };
+        self.accepted.insert(key.clone(), accepted);
+        key
+    }
+
+    /// It says what was so when it was decided.
+    fn check_said(&self, line: &Line<'_>, record: &[u8], source: &Source) {
+        let decided_at = DateTime::parse_from_rfc3339(line.timestamp).unwrap();
+        let decided_at = decided_at.timestamp_millis();
+        let round = self.began.partition_point(|began| *began <= decided_at) - 1;
+        let (key, value) = said(line);
+        let truth = source.said(key, line.user_id, round);
+        assert_eq!(truth, Some(value), "round {round}: {}", text(record));
+    }
+
+    fn fold(&mut self, stream: usize, line: &Line<'_>) {
+        let (key, value) = said(line);
+        let place = self.folded.entry((stream, key, line.user_id.to_owned()));
+        let latest = place.or_default();
+        if *line.timestamp > *latest.0 {
+            *latest = (line.timestamp.to_owned(), value.clone());
+        }
+    }
+
+    fn still_waits(&mut self, key: &(usize, String), was_told_now: bool, killed: bool) {
+        if !was_told_now {
+            return;
+        }
+        assert!(killed, "told, not killed, and forgotten: {key:?}");
+        let accepted = self.accepted.get_mut(key).unwrap();
+        accepted.may_come_again = true;
+    }
+
+    fn has_left(&self, key: &(usize, String)) {
+        let was_told = self.accepted.get(key).is_some_and(|record| record.was_told);
+        assert!(was_told, "left the journal without a word: {key:?}");
+    }
+
+    /// At every stream, the latest that was said of everybody is what is so.
+    pub(super) fn check_truth(&self, source: &Source) {
+        for (key, user, now) in source.truth() {
+            let nothing_said = is_gone(now);
+            for (stream, name) in STREAMS.iter().enumerate() {
+                let latest = self.folded.get(&(stream, key, user.to_owned()));
+                let is_true = latest.map_or(nothing_said, |(_, value)| value == now);
+                assert!(is_true, "{name}: {key} of {user} is {now}, not {latest:?}");
+            }
+        }
+    }
+}
+
+/// What a record says, of which audience.
+fn said<'l>(line: &'l Line<'_>) -> (&'static str, &'l Value) {
+    assert_eq!(line.traits.len(), 1);
+    let (key, value) = line.traits.first_key_value().expect("there is one");
+    let known = AUDIENCES.iter().map(|audience| audience.key);
+    let key = known.into_iter().find(|known| known == key).unwrap();
+    (key, value)
+}
+
+fn digest(record: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    record.hash(&mut hasher);
+    hasher.finish()
+}
+
+fn text(record: &[u8]) -> String {
+    String::from_utf8_lossy(record).into_owned()
+}

@@ -1,0 +1,438 @@
+//! A disk or a snapshot that does not do: a clear word, an exit code, and nothing lost.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::support::{Project, Ran, ended, files, raw_lines, truth};
+
+const SCHEDULE: &str = r#"
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id FROM members"
+"#;
+
+const CONFIG: &str = r#"
+snapshot = "state/snapshot.sqlite"
+
+[source.shop]
+sqlite = "shop.sqlite"
+
+[destination.main]
+directory = "delivered/here"
+mapping = { identify = "members" }
+"#;
+
+/// With so many members, whose ids are long: a plan of 5,000 takes 1.5 MiB.
+fn project(members: usize) -> Project {
+    let project = Project::new(SCHEDULE);
+    project.write("audience-sync.toml", CONFIG);
+    for folder in ["state", "delivered"] {
+        fs::create_dir(project.path(folder)).unwrap();
+    }
+    project.shop(&format!(
+        "CREATE TABLE members (user_id TEXT PRIMARY KEY) WITHOUT ROWID;
+         WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < {members})
+         INSERT INTO members SELECT printf('user_%05d_%0290d', n, 0) FROM n"
+    ));
+    project
+}
+
+/// Where a script may mount what it likes and nobody else sees it. Needs no rights where Linux gives everyone name
+/// spaces of their own; `None`, and a word, where it does not.
+fn with_own_mounts(project: &Project) -> Option<Command> {
+    for kind in ["-Urm", "-m"] {
+        let mut command = Command::new("unshare");
+        let mut probe = Command::new("unshare");
+        let mount = "mount -t tmpfs -o size=64k tmpfs state";
+        project.like(probe.args([kind, "sh", "-c", mount]));
+        if probe
+            .env("PATH", path())
+            .status()
+            .is_ok_and(|status| status.success())
+        {
+            project.like(command.args([kind, "sh", "-c"]));
+            return Some(command);
+        }
+    }
+    say_untested();
+    None
+}
+
+#[expect(clippy::print_stderr, reason = "a test that tests nothing says so")]
+fn say_untested() {
+    eprintln!("NOT TESTED: this machine lets nobody mount a file system of their own");
+}
+
+fn path() -> String {
+    std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned())
+}
+
+/// Runs a script that calls the program as `sync NAME`, and keeps what it printed and how it ended under that name.
+fn play(project: &Project, mut shell: Command, script: &str) {
+    let functions = r#"
+        as() { name=$1; shift; "$BIN" "$@" >"$name.out" 2>"$name.err"; echo $? >"$name.code"; }
+    "#;
+    shell
+        .arg(format!("{functions}\n{script}"))
+        .env("PATH", path())
+        .env("BIN", env!("CARGO_BIN_EXE_audience-sync"));
+    let ran = ended(shell.spawn().unwrap());
+    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+    assert!(project.path("shop.sqlite").exists());
+}
+
+fn ran(project: &Project, name: &str) -> Ran {
+    let read =
+        |ending: &str| fs::read_to_string(project.path(&format!("{name}.{ending}"))).unwrap();
+    Ran {
+        code: read("code").trim().parse().unwrap(),
+        stdout: read("out"),
+        stderr: read("err"),
+    }
+}
+
+/// Every line that was delivered, once.
+fn distinct(folder: &Path) -> Vec<String> {
+    let mut lines = raw_lines(folder);
+    lines.dedup();
+    lines
+}
+
+const FULL: &str = "error: the snapshot state/snapshot.sqlite cannot be used: the disk is full: database or disk is full\n\n\
+                    hint: make room; nothing that was decided is lost, and the next run goes on\n";
+
+/// The script fills the disk of the snapshot but for so many KiB while the first run goes on.
+#[track_caller]
+fn check_full(project: &Project, free: usize) {
+    match with_own_mounts(project) {
+        Some(shell) => {
+            let script = format!(
+                "mount -t tmpfs -o size=32m tmpfs state || exit 9
+                 head -c $((32 * 1024 * 1024 - {free} * 1024)) /dev/zero >state/ballast
+                 as first sync --json
+                 cp -r delivered first.delivered
+                 rm state/ballast
+                 as second sync --json
+                 as third sync --json"
+            );
+            play(project, shell, &script);
+            assert_eq!(ran(project, "first").stderr, FULL);
+        }
+        // The next best: no file may become longer.
+        None => {
+            let mut shell = Command::new("sh");
+            project.like(shell.arg("-c"));
+            // Of 512 bytes.
+            let blocks = free * 2;
+            let script = format!(
+                "(trap '' XFSZ; ulimit -f {blocks}; as first sync --json)
+                 cp -r delivered first.delivered
+                 as second sync --json
+                 as third sync --json"
+            );
+            play(project, shell, &script);
+        }
+    }
+    let first = ran(project, "first");
+    assert_eq!((first.code, first.stdout.as_str()), (1, ""), "{first:?}");
+    let second = ran(project, "second");
+    assert_eq!(second.code, 0, "{second:?}");
+    let third = ran(project, "third");
+    assert_eq!(third.lines()[0]["outcome"], "unchanged", "{third:?}");
+    // A line has the bytes that are in the journal, however often it is sent.
+    assert_eq!(distinct(&project.path("delivered")).len(), 5_000);
+    assert_eq!(truth(&project.delivered_here()).len(), 5_000);
+}
+
+impl Project {
+    fn delivered_here(&self) -> Vec<Value> {
+        crate::support::records(&self.path("delivered/here"))
+    }
+}
+
+#[test]
+fn a_disk_without_room_for_the_plan_lets_nothing_be_sent() {
+    let project = project(5_000);
+    check_full(&project, 1_024);
+    assert!(files(&project.path("first.delivered")).is_empty());
+    // The plan of the first run is not half there: the second was a first run.
+    assert_eq!(ran(&project, "second").lines()[0]["kind"], "first");
+}
+
+#[test]
+fn a_disk_without_room_for_the_answers_costs_repeats_and_nothing_else() {
+    let project = project(5_000);
+    check_full(&project, 2_048);
+    let sent = distinct(&project.path("first.delivered"));
+    assert!(!sent.is_empty());
+    let lines = ran(&project, "second").lines();
+    assert_eq!(lines[0]["kind"], "resume");
+    let all = distinct(&project.path("delivered"));
+    assert!(sent.iter().all(|line| all.binary_search(line).is_ok()));
+}
+
+#[test]
+fn a_disk_without_room_for_the_files_leaves_them_in_the_journal() {
+    let project = project(5_000);
+    let Some(shell) = with_own_mounts(&project) else {
+        return;
+    };
+    play(
+        &project,
+        shell,
+        "mount -t tmpfs -o size=16m tmpfs delivered || exit 9
+         head -c $((15 * 1024 * 1024)) /dev/zero >delivered/ballast
+         as first sync --json
+         cp -r delivered/here first.delivered
+         rm delivered/ballast
+         as second sync --json
+         as third sync --json
+         cp -r delivered/here kept",
+    );
+    let first = ran(&project, "first");
+    let line = &first.lines()[0];
+    assert_eq!((first.code, &line["outcome"]), (3, &json!("undelivered")));
+    assert!(
+        first
+            .stderr
+            .contains("cannot write below delivered/here: No space left on device"),
+        "{first:?}"
+    );
+    // What counts as delivered is whole, and no half of a file lies anywhere.
+    let sent = raw_lines(&project.path("first.delivered")).len() as u64;
+    assert_eq!(line["delivered"], sent);
+    assert_eq!(line["undelivered"], 5_000 - sent);
+    assert!(sent < 5_000);
+    let lines = ran(&project, "second").lines();
+    assert_eq!(
+        (&lines[0]["kind"], &lines[0]["delivered"]),
+        (&json!("resume"), &json!(5_000 - sent))
+    );
+    assert_eq!(ran(&project, "third").lines()[0]["outcome"], "unchanged");
+    assert_eq!(raw_lines(&project.path("kept")).len(), 5_000);
+}
+
+#[test]
+fn a_project_that_a_full_disk_cut_short_is_begun_again() {
+    let project = project(1);
+    let Some(shell) = with_own_mounts(&project) else {
+        return;
+    };
+    play(
+        &project,
+        shell,
+        "mount -t tmpfs -o size=8k tmpfs state || exit 9
+         head -c 4096 /dev/zero >state/ballast
+         as first init state/one
+         as again init state/one
+         rm state/ballast
+         as second init state/one
+         as third init state/one
+         cp -r state/one kept",
+    );
+    for name in ["first", "again"] {
+        let first = ran(&project, name);
+        assert_eq!(first.code, 1, "{first:?}");
+        assert!(
+            first
+                .stderr
+                .contains("cannot write state/one/audience-sync.toml: No space left on device"),
+            "{first:?}"
+        );
+    }
+    assert_eq!(ran(&project, "second").code, 0);
+    let third = ran(&project, "third");
+    assert!(
+        third.code == 2 && third.stderr.contains("there is a project already"),
+        "{third:?}"
+    );
+    assert_eq!(files(&project.path("kept")).len(), 2);
+}
+
+#[test]
+fn a_read_only_place_takes_no_run_and_may_be_looked_at() {
+    let project = project(3);
+    project.sync();
+    project.shop("DELETE FROM members WHERE user_id LIKE 'user_00001%'");
+    let Some(shell) = with_own_mounts(&project) else {
+        return;
+    };
+    play(
+        &project,
+        shell,
+        "protect() { mount --bind $1 $1 && mount -o remount,bind,ro $1 || exit 9; }
+         protect state/snapshot.sqlite
+         as file sync --json
+         protect state
+         as folder sync --json
+         as list snapshot list --json
+         as rehearsal sync --dry-run --json",
+    );
+    for (name, words) in [
+        (
+            "file",
+            "error: the snapshot state/snapshot.sqlite cannot be used: it is read-only: attempt to write a readonly database\n\n\
+             hint: whoever runs audience-sync must be able to write to the file and to its directory\n",
+        ),
+        (
+            "folder",
+            "/state/snapshot.sqlite.lock: Read-only file system (os error 30)\n\n\
+             hint: a run makes this file beside the snapshot, and must be able to write to it\n",
+        ),
+    ] {
+        let refused = ran(&project, name);
+        assert_eq!(refused.code, 1, "{refused:?}");
+        assert!(refused.stderr.ends_with(words), "{refused:?}");
+    }
+    assert_eq!(ran(&project, "list").lines()[0]["members"], 3);
+    assert_eq!(ran(&project, "rehearsal").lines()[0]["removed"], 1);
+    assert_eq!(project.delivered_here().len(), 3);
+    assert_eq!(project.sync()["removed"], 1);
+}
+
+/// What every command says about a snapshot in this state. Nothing is sent or written by it.
+#[track_caller]
+fn check_unusable(prepare: impl FnOnce(&Path), words: &[&str]) {
+    let project = project(2_000);
+    project.sync();
+    project.shop("DELETE FROM members WHERE user_id < 'user_00500'");
+    prepare(&project.path("state/snapshot.sqlite"));
+    let before = project.contents();
+    for arguments in [
+        &["sync"] as &[&str],
+        &["sync", "--dry-run"],
+        &["sync", "--approve"],
+        &["resync", "members"],
+        &["snapshot", "show", "members"],
+    ] {
+        let ran = project.run(arguments);
+        assert_eq!(ran.code, 1, "{arguments:?}: {ran:?}");
+        let named = "error: the snapshot state/snapshot.sqlite cannot be used: ";
+        assert!(ran.stderr.contains(named), "{arguments:?}: {ran:?}");
+        for words in words {
+            assert!(
+                ran.stderr.contains(words),
+                "{arguments:?}: {words}: {ran:?}"
+            );
+        }
+    }
+    let mut after = project.contents();
+    // Only who asked last.
+    let lock = project.path("state/snapshot.sqlite.lock");
+    after.insert(lock.clone(), before[&lock].clone());
+    let names =
+        |contents: &std::collections::BTreeMap<_, _>| contents.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&after), names(&before));
+    assert!(after == before);
+}
+
+const REBUILD: &str = "hint: put a backup of the snapshot in its place; without one, move it away and make it anew from what was \
+                       delivered: `audience-sync snapshot rebuild --from DIR`\n";
+
+#[test]
+fn a_damaged_snapshot_is_refused_with_the_way_out() {
+    check_unusable(
+        |snapshot| {
+            let mut bytes = fs::read(snapshot).unwrap();
+            bytes[..64].fill(b'x');
+            fs::write(snapshot, bytes).unwrap();
+        },
+        &[
+            "the file is damaged, or was never a snapshot: file is not a database",
+            REBUILD,
+        ],
+    );
+    check_unusable(
+        |snapshot| {
+            // The members' pages, of which no index tells the content too.
+            let mut bytes = fs::read(snapshot).unwrap();
+            let is_of_members =
+                |page: &&mut [u8]| page.windows(11).any(|text| text == b"user_01000_");
+            bytes
+                .chunks_mut(4096)
+                .filter(is_of_members)
+                .for_each(|page| page.fill(0));
+            fs::write(snapshot, bytes).unwrap();
+        },
+        &[
+            "the file is damaged: database disk image is malformed",
+            REBUILD,
+        ],
+    );
+}
+
+#[test]
+fn a_snapshot_of_a_newer_version_is_for_a_newer_program() {
+    let sql = |sql: &'static str| {
+        move |snapshot: &Path| {
+            let snapshot = rusqlite::Connection::open(snapshot).unwrap();
+            snapshot.execute_batch(sql).unwrap();
+            snapshot
+                .pragma_update(None, "journal_mode", "delete")
+                .unwrap();
+        }
+    };
+    check_unusable(
+        sql("PRAGMA user_version = 99"),
+        &[
+            "the snapshot is of version 99, and this audience-sync knows versions up to ",
+            "hint: use the newer audience-sync that wrote it\n",
+        ],
+    );
+    check_unusable(
+        sql("PRAGMA application_id = 7"),
+        &[
+            "the file is a SQLite database, but not a snapshot of audience-sync\n\n",
+            "hint: `snapshot` in audience-sync.toml names it; give it a file of its own\n",
+        ],
+    );
+}
+
+#[test]
+fn whatever_holds_ids_is_for_its_owner_only() {
+    let project = project(3);
+    // As a program leaves them that is killed: SQLite's own files beside the snapshot.
+    let looking = || rusqlite::Connection::open(project.path("state/snapshot.sqlite")).unwrap();
+    project.sync();
+    let open = looking();
+    open.query_row("SELECT count(*) FROM run", [], |_| Ok(()))
+        .unwrap();
+    project.shop("DELETE FROM members");
+    assert_eq!(project.run(&["sync"]).code, 4);
+    let found: Vec<_> = [project.path("state"), project.path("delivered")]
+        .iter()
+        .flat_map(|folder| files(folder))
+        .map(|path| (path.metadata().unwrap().permissions().mode() & 0o777, path))
+        .collect();
+    let endings = [".sqlite", "-wal", "-shm", ".lock"];
+    for ending in endings {
+        assert!(
+            found
+                .iter()
+                .any(|(_, path)| path.to_str().unwrap().ends_with(ending)),
+            "{ending}: {found:?}"
+        );
+    }
+    assert!(found.len() > endings.len());
+    assert!(found.iter().all(|(mode, _)| *mode == 0o600), "{found:?}");
+}
+
+#[test]
+fn a_snapshot_that_others_may_open_is_pointed_out_and_left_so() {
+    let project = project(3);
+    let snapshot = project.path("state/snapshot.sqlite");
+    let warning = "WARN others than its owner may open the snapshot state/snapshot.sqlite (mode 0644), and it holds people's \
+                   ids. hint: chmod 600 state/snapshot.sqlite\n";
+    let ran = project.succeed(&["sync"]);
+    assert!(!ran.stderr.contains("WARN"), "{ran:?}");
+    fs::set_permissions(&snapshot, fs::Permissions::from_mode(0o644)).unwrap();
+    let ran = project.succeed(&["sync"]);
+    assert!(ran.stderr.contains(warning), "{ran:?}");
+    let mode = snapshot.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o644);
+}
