@@ -479,8 +479,6 @@ fn what_was_said_in_another_stream_is_not_held_against_one() {
 fn without_a_history_the_members_tell() {
     let config = format!("history = \"0s\"\n{CONFIG}");
     let project = synced(&config);
-    // The last run still has its chunks.
-    project.succeed(&["sync"]);
     let lines = check(&project, 0, &[]);
     let records: Vec<_> = lines
         .iter()
@@ -579,6 +577,20 @@ fn without_a_history_the_members_tell() {
         (0, all.lines().count() as u64),
         "{ran:?}"
     );
+}
+
+/// The record that is missing supersedes the one that is there, so only it is reported.
+#[test]
+fn what_is_older_than_what_is_missing_is_not_held_against_it() {
+    let project = synced(&format!("history = \"0s\"\n{CONFIG}"));
+    project.write("audience-sync.toml", CONFIG);
+    project.shop("DELETE FROM members WHERE user_id = 'a'");
+    project.succeed(&["sync"]);
+    check_clean(&project);
+    edit(&project, &["\"userId\":\"a\"", "\"members\":false"], |_| {
+        String::new()
+    });
+    check(&project, 1, &[("members", [1, 0, 0, 0])]);
 }
 
 #[test]
