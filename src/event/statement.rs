@@ -248,6 +248,7 @@ mod tests {
 
     use super::*;
     use crate::event::{Identify, Origins};
+    use crate::laws::cases;
 
     fn computation(class: Class, destination: &str) -> Computation {
         Computation {
@@ -336,6 +337,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(cases(256))]
+
         #[test]
         fn ids_and_values_come_back_as_they_were(id in "\\PC{1,40}", other in ".{1,9}", text in ".*", bits: u64, integer: i64) {
             let real = f64::from_bits(bits);
