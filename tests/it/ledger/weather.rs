@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use super::STREAMS;
 use super::source::POISON;
-use super::{BLAMES_CONTENT, STREAMS};
 use crate::support::endpoint::{Api, Faults, Kind, Lifetime, Quota, Rule};
 
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +78,7 @@ const PASSING: [(f64, Kind); 19] = [
     (0.008, Kind::TooLate),
 ];
 
+/// What blames a record.
 const BLAMES: &[&str] = &[
     "ValidationException",
     "InvalidArgumentException",
@@ -91,22 +92,17 @@ pub(super) fn kinds() -> Vec<Kind> {
     kinds.extend([DENIED, NO_ROLE, NO_KEY, NO_SOURCE, STS_FAILS, STS_IS_BUSY]);
     kinds.extend([Kind::NoSuchStream, Kind::SessionExpired]);
     kinds.extend([Kind::OverQuota, Kind::TooManyCalls]);
-    if BLAMES_CONTENT {
-        kinds.extend(BLAMES.iter().map(|code| Kind::Poisoned(code)));
-    }
+    kinds.extend(BLAMES.iter().map(|code| Kind::Poisoned(code)));
     kinds
 }
 
 impl Weather {
     pub(super) fn faults(self, dice: &mut Rng) -> Faults {
-        let mut faults = Faults::seeded(dice.u64(..));
-        if BLAMES_CONTENT {
-            faults = faults.poison(POISON, BLAMES);
-        }
+        let mut faults = Faults::seeded(dice.u64(..)).poison(POISON, BLAMES);
         if let Some(lifetime) = lifetime(dice) {
             faults = faults.sessions(lifetime);
         }
-        let stream = STREAMS[dice.usize(..STREAMS.len())];
+        let stream = stream(dice);
         match self {
             Self::Fair => faults,
             Self::Mixed => faults.rules(passing()),
@@ -133,6 +129,10 @@ fn passing() -> impl Iterator<Item = Rule> {
     let sts = [STS_FAILS, STS_IS_BUSY].map(|kind| Rule::sometimes(0.05, kind).of(Api::AssumeRole));
     let firehose = PASSING.map(|(chance, kind)| Rule::sometimes(chance, kind));
     sts.into_iter().chain(firehose)
+}
+
+fn stream(dice: &mut Rng) -> &'static str {
+    STREAMS[dice.usize(..STREAMS.len())]
 }
 
 fn lifetime(dice: &mut Rng) -> Option<Lifetime> {
