@@ -3,7 +3,7 @@
 //! A file is on disk when it is synced, and its name when its folder is: <https://lwn.net/Articles/457667/>.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Read as _};
 use std::path::Path;
 
 /// Makes a folder and those above it that are missing, each with its name on disk.
@@ -45,4 +45,24 @@ pub fn private() -> fs::OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     options
+}
+
+/// The size of a file of SQLite's that ends inside a page, as none does: SQLite reads on with zeros.
+/// <https://sqlite.org/fileformat.html#pages>
+pub fn cut_off(path: &Path) -> Option<u64> {
+    const SMALLEST_PAGE: u64 = 512;
+
+    let mut file = File::open(path).ok()?;
+    let bytes = file.metadata().ok()?.len();
+    if bytes < SMALLEST_PAGE {
+        return Some(bytes);
+    }
+    let mut header = [0; 18];
+    file.read_exact(&mut header).ok()?;
+    let page = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65_536,
+        page => u64::from(page).max(SMALLEST_PAGE),
+    };
+    // Anything else is for SQLite to refuse.
+    (header.starts_with(b"SQLite format 3\0") && !bytes.is_multiple_of(page)).then_some(bytes)
 }

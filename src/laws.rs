@@ -23,7 +23,7 @@ pub(crate) fn kinds() -> impl Strategy<Value = UserKind> {
 pub(crate) fn ids() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => "[abAB]{1,2}",
-        1 => "[a\u{1}\u{7f}é\u{10ffff}' -]{1,3}",
+        1 => "[a\u{1}\u{7f}éя\u{10ffff}' -]{1,3}",
         1 => any::<u8>().prop_map(|n| n.to_string()),
     ]
 }

@@ -60,6 +60,9 @@ pub enum SnapshotError {
         "the snapshot is of version {found}, and this audience-sync knows versions up to {known}\n\nhint: use the newer audience-sync that wrote it"
     )]
     Newer { found: i64, known: usize },
+    /// A copy that broke off.
+    #[error("the file is cut off after {0} bytes\n\nhint: {DAMAGED}")]
+    CutOff(u64),
     /// The file is damaged, or was written by something else.
     #[error("chunk {seq} of run {run} cannot be read\n\nhint: {DAMAGED}")]
     UnreadableChunk { run: i64, seq: i64 },
@@ -117,6 +120,7 @@ impl Snapshot {
         create(path).map_err(SnapshotError::Create)?;
         #[cfg(unix)]
         warn_of_readers(path);
+        must_be_whole(path)?;
         let mut connection = Connection::open_with_flags(
             path,
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
@@ -134,9 +138,8 @@ impl Snapshot {
         if !path.exists() {
             return Ok(None);
         }
-        let mut log = path.as_os_str().to_owned();
-        log.push("-wal");
-        let has_log = fs::metadata(log).is_ok_and(|log| log.len() > 0);
+        must_be_whole(path)?;
+        let has_log = has_log(path);
         match Self::look(path, OpenFlags::SQLITE_OPEN_READ_WRITE, has_log) {
             // Where nothing may be written beside it and no log is left, the file alone is all there is. A file that is
             // busy is another matter: it changes while it is read.
@@ -231,6 +234,21 @@ fn create(path: &Path) -> std::io::Result<()> {
     file.sync_all()?;
     // The name too: a snapshot that a power cut makes unheard of has forgotten what was sent.
     disk::sync_folder(folder)
+}
+
+/// Whether a crash has left something in the log, or somebody is writing.
+fn has_log(path: &Path) -> bool {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    fs::metadata(log).is_ok_and(|log| log.len() > 0)
+}
+
+/// Refuses a copy that broke off. An empty file is one that is about to be made, and what the log holds completes it.
+fn must_be_whole(path: &Path) -> Result<(), SnapshotError> {
+    match disk::cut_off(path) {
+        Some(bytes) if bytes > 0 && !has_log(path) => Err(SnapshotError::CutOff(bytes)),
+        _ => Ok(()),
+    }
 }
 
 /// A backup that was restored may have other permissions than the file had. They are for its owner to change.

@@ -196,7 +196,7 @@ mod tests {
     fn unknown_fields_and_their_digits_are_kept() {
         let given = concat!(
             r#"{"type":"page","anonymousId":"a","messageId":"m","originalTimestamp":"o","timestamp":"t","receivedAt":"r","#,
-            r#""sentAt":"s","properties":{"n":12345678901234567890123,"e":1.50},"_new":[1, 2]}"#
+            r#""sentAt":"s","properties":{"n":12345678901234567890123,"e":1.50,"x":1e400},"_new":[1, 2]}"#
         );
         check(given, given);
     }

@@ -40,13 +40,14 @@ impl Called<'_> {
         if status >= 500 || status == 429 || is_throttled(code) || is_passing(code) {
             return Refusal::Retry(format!("firehose answered {code}"));
         }
+        let reason = format!("{code}: {}", shown(message));
         if is_about_credentials(code) {
             return Refusal::Refresh {
-                reason: format!("{code}: {message}"),
+                reason,
                 refused: self.generation,
             };
         }
-        let (problem, hint) = match self.parked(code, message) {
+        let (problem, hint) = match self.parked(code, &reason) {
             Some(parked) => parked,
             // ValidationException, InvalidArgumentException, SerializationException, and what AWS may yet come up with.
             None if matches!(status, 400 | 413) => {
@@ -57,7 +58,7 @@ impl Called<'_> {
             }
             None => (
                 format!(
-                    "stream `{}` cannot be written to ({status} {code}: {message})",
+                    "stream `{}` cannot be written to ({status} {reason})",
                     self.stream
                 ),
                 "the records stay in the journal; the next run tries again".to_owned(),
@@ -70,34 +71,32 @@ impl Called<'_> {
     }
 
     /// What somebody must act on, and how.
-    fn parked(&self, code: &str, message: &str) -> Option<(String, String)> {
+    fn parked(&self, code: &str, reason: &str) -> Option<(String, String)> {
         let Self { stream, region, .. } = self;
         Some(match code {
             "ResourceNotFoundException" => (
-                format!("there is no stream `{stream}` in {region} ({code}: {message})"),
+                format!("there is no stream `{stream}` in {region} ({reason})"),
                 "create it, or correct the mapping or the region".to_owned(),
             ),
             code if is_denied(code) => (
                 format!(
-                    "no permission for {} on stream `{stream}` ({code}: {message})",
+                    "no permission for {} on stream `{stream}` ({reason})",
                     self.permission
                 ),
                 self.permission_hint(),
             ),
             code if code.contains("KMS") => (
-                format!(
-                    "the encryption key of stream `{stream}` cannot be used ({code}: {message})"
-                ),
+                format!("the encryption key of stream `{stream}` cannot be used ({reason})"),
                 "the stream's KMS key must be enabled, and its policy must let Firehose use it"
                     .to_owned(),
             ),
             "InvalidSourceException" => (
-                format!("stream `{stream}` takes no direct puts ({code}: {message})"),
+                format!("stream `{stream}` takes no direct puts ({reason})"),
                 "its source must be Direct PUT, without decompression of CloudWatch Logs"
                     .to_owned(),
             ),
             "OptInRequired" | "SubscriptionRequiredException" | "UnknownOperationException" => (
-                format!("there is no Firehose for this account in {region} ({code}: {message})"),
+                format!("there is no Firehose for this account in {region} ({reason})"),
                 "see that the region is right, and enabled for the account".to_owned(),
             ),
             _ => return None,
@@ -113,6 +112,12 @@ impl Called<'_> {
             "add to the permission policy of {whose}: {statement}; `audience-sync iam` prints all of it"
         )
     }
+}
+
+/// What may be shown of a server's words. One that repeats what it was sent quotes it, and ids are not for logs.
+fn shown(message: &str) -> &str {
+    let quoted = message.find(['{', '[', '"', '\'', '`', '\\']);
+    message[..quoted.unwrap_or(message.len())].trim_end()
 }
 
 /// A proxy on the way answers without a code. One that finds a call too large blames its content, too.
@@ -238,6 +243,15 @@ mod tests {
         ];
         check(400, &content, "bisect");
         check(413, &["", "RequestEntityTooLarge"], "bisect");
+    }
+
+    #[test]
+    fn words_that_are_quoted_are_not_shown() {
+        let check = |words: &str, expected: &str| assert_eq!(shown(words), expected);
+        let denied = "User: arn:aws:sts::1:assumed-role/r/s is not authorized to perform: firehose:PutRecord";
+        check(denied, denied);
+        check("cannot take {\"userId\":\"u\"}", "cannot take");
+        check("'u' is not welcome", "");
     }
 
     #[test]

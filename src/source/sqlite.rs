@@ -11,15 +11,14 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
 use super::{Interrupt, SourceError};
 use crate::audience::{Audience, SourceName};
+use crate::disk::cut_off;
 use access::ONLY_READS;
 use layout::{BINARY, Layout};
 pub use rows::SqliteMembers;
@@ -72,25 +71,6 @@ fn not_a_query(statement: &Statement<'_>) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-/// The size of a file that ends inside a page, as no database does. <https://sqlite.org/fileformat.html#pages>
-fn cut_off(path: &Path) -> Option<u64> {
-    const SMALLEST_PAGE: u64 = 512;
-
-    let mut file = File::open(path).ok()?;
-    let bytes = file.metadata().ok()?.len();
-    if bytes < SMALLEST_PAGE {
-        return Some(bytes);
-    }
-    let mut header = [0; 18];
-    file.read_exact(&mut header).ok()?;
-    let page = match u16::from_be_bytes([header[16], header[17]]) {
-        1 => 65_536,
-        page => u64::from(page).max(SMALLEST_PAGE),
-    };
-    // Anything else is for SQLite to refuse.
-    (header.starts_with(b"SQLite format 3\0") && !bytes.is_multiple_of(page)).then_some(bytes)
 }
 
 /// SQLite's words for an error, without rusqlite's around them.

@@ -239,3 +239,38 @@ fn no_log_names_anybody_of_a_pipe() {
     assert!(!ran.stderr.contains(MARK), "{ran:?}");
     assert_eq!(endpoint.ledger().accepted.len(), 1);
 }
+
+/// A server may say what it was sent.
+#[test]
+fn no_log_repeats_what_a_server_repeats() {
+    let endpoint = Endpoint::start();
+    let project = telling(&endpoint);
+    let say = |status: u16, code: &'static str| {
+        endpoint.script(move |call| {
+            let mut sent = call.records.concat();
+            sent.extend(format!("{:?}", call.parameters).bytes());
+            let sent = String::from_utf8(sent)
+                .unwrap()
+                .escape_default()
+                .to_string();
+            match call.api {
+                Api::AssumeRole => Answer::Accept,
+                _ => Answer::Error(status, code, format!("cannot take {sent}")),
+            }
+        });
+    };
+    for (status, code) in [
+        (400, "InvalidArgumentException"),
+        (400, "AccessDeniedException"),
+        (400, "ResourceNotFoundException"),
+        (400, "InvalidKMSResourceException"),
+        (400, "SomethingNewException"),
+        (403, "ExpiredTokenException"),
+    ] {
+        say(status, code);
+        check_quiet(&project, &["sync"], 3, code);
+    }
+    let call = format!(r#"{{"type":"identify","userId":"{MARK}"}}"#);
+    let ran = project.pipe(&["send"], call);
+    assert!(ran.code == 3 && !ran.stderr.contains(MARK), "{ran:?}");
+}

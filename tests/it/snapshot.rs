@@ -615,10 +615,13 @@ identify = "members"
 fn a_file_that_is_no_snapshot_is_left_alone() {
     let project = project();
     for (bytes, reason) in [
-        ("x".repeat(4096), "file is not a database"),
+        (
+            "x".repeat(4096),
+            "the file is damaged, or was never a snapshot: file is not a database",
+        ),
         (
             String::from_utf8_lossy(b"SQLite format 3\0").into_owned(),
-            "file is not a database",
+            "the file is cut off after 16 bytes",
         ),
     ] {
         project.write("snapshot.sqlite", &bytes);
@@ -628,7 +631,7 @@ fn a_file_that_is_no_snapshot_is_left_alone() {
         assert_eq!(
             ran.stderr,
             format!(
-                "error: the snapshot snapshot.sqlite cannot be used: the file is damaged, or was never a snapshot: {reason}\n\n\
+                "error: the snapshot snapshot.sqlite cannot be used: {reason}\n\n\
                  hint: put a backup of the snapshot in its place; without one, move it away and make it anew from what was \
                  delivered: `audience-sync snapshot rebuild --from DIR`\n"
             )

@@ -338,6 +338,13 @@ const REBUILD: &str = "hint: put a backup of the snapshot in its place; without 
 fn a_damaged_snapshot_is_refused_with_the_way_out() {
     check_unusable(
         |snapshot| {
+            let bytes = fs::read(snapshot).unwrap();
+            fs::write(snapshot, &bytes[..bytes.len() - 1_000]).unwrap();
+        },
+        &["the file is cut off after ", REBUILD],
+    );
+    check_unusable(
+        |snapshot| {
             let mut bytes = fs::read(snapshot).unwrap();
             bytes[..64].fill(b'x');
             fs::write(snapshot, bytes).unwrap();
