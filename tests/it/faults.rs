@@ -84,6 +84,7 @@ impl Row {
         enter(&project, 0..users);
         endpoint.play(self.faults);
         let ran = sync(&project);
+        endpoint.wait_until_idle();
         let first = endpoint.take_ledger();
         assert!(
             first.played.contains_key(&fault),
@@ -99,7 +100,7 @@ impl Row {
         if self.words.is_empty() {
             check_delivered(fault, users, &ran);
             assert_eq!(project.sync()["outcome"], "unchanged", "{fault:?}");
-            assert!(endpoint.take_ledger().calls.is_empty(), "{fault:?}");
+            assert!(endpoint.ledger().calls.is_empty(), "{fault:?}");
             tally.check_told_once(fault, users);
         } else {
             check_kept(fault, users, &ran, self.words);
@@ -107,7 +108,8 @@ impl Row {
             let (resume, plan) = resumed(&project);
             assert_eq!(numbers(&resume, ["delivered"]), [users as u64]);
             assert_eq!(plan["outcome"], "unchanged", "{fault:?}");
-            let second = Tally::of(&endpoint.take_ledger());
+            endpoint.wait_until_idle();
+            let second = Tally::of(&endpoint.ledger());
             second.check_told_once(fault, users);
             let is_the_same = |record| second.sent.contains_key(record);
             assert!(tally.sent.keys().all(is_the_same), "{fault:?}");
@@ -249,6 +251,7 @@ fn an_answer_that_does_not_come_in_30_seconds_is_given_up_and_the_call_repeated(
     let seconds = began.elapsed().as_secs();
     assert!((30..50).contains(&seconds), "{seconds} s");
     check_delivered(Kind::TooLate, 600, &ran);
+    endpoint.wait_until_idle();
     let ledger = endpoint.ledger();
     assert_eq!(ledger.played.len(), 2, "{:?}", ledger.played);
     let tally = Tally::of(&ledger);
@@ -354,6 +357,7 @@ fn a_quota_far_below_what_is_sent_is_found_out() {
         ..Quota::NONE
     }));
     check_delivered(Kind::OverQuota, 1_000, &sync(&project));
+    endpoint.wait_until_idle();
     let ledger = endpoint.ledger();
     Tally::of(&ledger).check_told_once(Kind::OverQuota, 1_000);
     let refused = ledger.sent() - ledger.accepted.len();
@@ -421,6 +425,7 @@ fn what_nobody_asked_for_does_not_happen() {
     endpoint.play(Faults::seeded(1).rules([elsewhere, never]));
     let report = project.sync();
     assert_eq!(numbers(&report, ["requests", "retries"]), [1, 0]);
+    endpoint.wait_until_idle();
     let ledger = endpoint.ledger();
     assert!(ledger.played.is_empty(), "{:?}", ledger.played);
     assert_eq!(ledger.acknowledged, [true; 3]);

@@ -37,7 +37,7 @@ pub(super) const DECK: [Weather; 16] = [
     Weather::Mixed,
     Weather::Mixed,
     Weather::Mixed,
-    Weather::Mixed,
+    Weather::Throttled,
     Weather::Throttled,
     Weather::Throttled,
     Weather::Missing,
@@ -74,8 +74,8 @@ const PASSING: [(f64, Kind); 19] = [
     (0.03, Kind::CutShort),
     (0.03, Kind::WrongCount),
     (0.08, Kind::Late),
-    (0.008, Kind::AcceptedThenHung),
-    (0.008, Kind::TooLate),
+    (0.02, Kind::AcceptedThenHung),
+    (0.02, Kind::TooLate),
 ];
 
 /// What blames a record.
@@ -106,7 +106,7 @@ impl Weather {
         match self {
             Self::Fair => faults,
             Self::Mixed => faults.rules(passing()),
-            Self::Throttled => faults.rules(passing()).quota(quota(dice)),
+            Self::Throttled => faults.quota(quota(dice)),
             Self::Missing => faults.streams(match dice.bool() {
                 true => &STREAMS[..1],
                 false => &STREAMS[1..],
@@ -126,7 +126,7 @@ impl Weather {
 }
 
 fn passing() -> impl Iterator<Item = Rule> {
-    let sts = [STS_FAILS, STS_IS_BUSY].map(|kind| Rule::sometimes(0.05, kind).of(Api::AssumeRole));
+    let sts = [STS_FAILS, STS_IS_BUSY].map(|kind| Rule::sometimes(0.12, kind).of(Api::AssumeRole));
     let firehose = PASSING.map(|(chance, kind)| Rule::sometimes(chance, kind));
     sts.into_iter().chain(firehose)
 }
@@ -148,9 +148,9 @@ fn lifetime(dice: &mut Rng) -> Option<Lifetime> {
 /// One of the three limits is the one that is met.
 fn quota(dice: &mut Rng) -> Quota {
     let (records, requests, bytes) = match dice.u8(..4) {
-        0 => (400.0, 1_000.0, 1e9),
+        0 => (100.0, 1_000.0, 1e9),
         1 | 2 => (1e9, 3.0, 1e9),
-        _ => (1e9, 1_000.0, 200_000.0),
+        _ => (1e9, 1_000.0, 40_000.0),
     };
     Quota {
         records,
