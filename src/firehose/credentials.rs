@@ -284,14 +284,17 @@ fn trust_hint(role: &Role) -> String {
     )
 }
 
-/// Expired, revoked, or signed by a clock that is off: new credentials and a new signature may do.
+/// Expired, revoked, not there, or signed by a clock that is off: new credentials and a new signature may do.
 pub(super) fn is_about_credentials(code: &str) -> bool {
     code.starts_with("ExpiredToken")
         || matches!(
             code,
             "UnrecognizedClientException"
                 | "InvalidClientTokenId"
+                | "MissingAuthenticationTokenException"
                 | "InvalidSignatureException"
+                | "IncompleteSignature"
+                | "IncompleteSignatureException"
                 | "SignatureDoesNotMatch"
                 | "RequestTimeTooSkewed"
         )

@@ -215,6 +215,8 @@ mod tests {
             "UnrecognizedClientException",
             "InvalidClientTokenId",
             "InvalidSignatureException",
+            "MissingAuthenticationTokenException",
+            "IncompleteSignature",
             "RequestTimeTooSkewed",
         ];
         check(400, &credentials, "refresh");

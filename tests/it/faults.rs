@@ -2,7 +2,7 @@
 //!
 //! What somebody must act on is in `firehose/parked.rs` too; all of it together, and crashes, in `ledger.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -84,6 +84,7 @@ impl Row {
         enter(&project, 0..users);
         endpoint.play(self.faults);
         let ran = sync(&project);
+        endpoint.wait_until_idle();
         let first = endpoint.take_ledger();
         assert!(
             first.played.contains_key(&fault),
@@ -99,7 +100,7 @@ impl Row {
         if self.words.is_empty() {
             check_delivered(fault, users, &ran);
             assert_eq!(project.sync()["outcome"], "unchanged", "{fault:?}");
-            assert!(endpoint.take_ledger().calls.is_empty(), "{fault:?}");
+            assert!(endpoint.ledger().calls.is_empty(), "{fault:?}");
             tally.check_told_once(fault, users);
         } else {
             check_kept(fault, users, &ran, self.words);
@@ -107,7 +108,8 @@ impl Row {
             let (resume, plan) = resumed(&project);
             assert_eq!(numbers(&resume, ["delivered"]), [users as u64]);
             assert_eq!(plan["outcome"], "unchanged", "{fault:?}");
-            let second = Tally::of(&endpoint.take_ledger());
+            endpoint.wait_until_idle();
+            let second = Tally::of(&endpoint.ledger());
             second.check_told_once(fault, users);
             let is_the_same = |record| second.sent.contains_key(record);
             assert!(tally.sent.keys().all(is_the_same), "{fault:?}");
@@ -249,6 +251,7 @@ fn an_answer_that_does_not_come_in_30_seconds_is_given_up_and_the_call_repeated(
     let seconds = began.elapsed().as_secs();
     assert!((30..50).contains(&seconds), "{seconds} s");
     check_delivered(Kind::TooLate, 600, &ran);
+    endpoint.wait_until_idle();
     let ledger = endpoint.ledger();
     assert_eq!(ledger.played.len(), 2, "{:?}", ledger.played);
     let tally = Tally::of(&ledger);
@@ -269,6 +272,15 @@ fn credentials_that_are_not_accepted_any_more_are_renewed() {
     let sessions = Faults::seeded(1).sessions(Lifetime::Calls(2..3));
     let row = Row::new(Kind::SessionExpired, sessions).users(1_201);
     row.sent(1..=2).check();
+}
+
+/// It is not the content's fault.
+#[test]
+fn credentials_that_are_missing_end_the_run_and_no_record_is_to_blame() {
+    for code in ["MissingAuthenticationTokenException", "IncompleteSignature"] {
+        let row = Row::times(usize::MAX, Kind::Error(400, code)).sent(1..=2);
+        row.parked(&["the credentials are not accepted"]).check();
+    }
 }
 
 #[test]
@@ -299,11 +311,11 @@ fn what_is_over_the_quota_goes_when_there_is_room() {
     });
     Row::new(Kind::OverQuota, bytes).sent(1..=9).check();
     let requests = quota(Quota {
-        requests: 1.0,
+        requests: 2.0,
         ..Quota::NONE
     });
-    let row = Row::new(Kind::TooManyCalls, requests).users(501);
-    row.sent(1..=9).check();
+    let row = Row::new(Kind::TooManyCalls, requests).sent(1..=9);
+    row.settings("api = \"put_record\"").check();
 }
 
 #[test]
@@ -319,6 +331,89 @@ fn a_stream_that_takes_nothing_is_named_and_everything_is_kept() {
         .check();
 }
 
+const MAY_PUT: &str = r#""Action":["firehose:PutRecordBatch","firehose:PutRecord"]"#;
+const MEMBERS: &str = r#""arn:aws:firehose:us-west-2:874699288871:deliverystream/members""#;
+const MAY_ASSUME: &str = r#""Action":"sts:AssumeRole""#;
+const EXTERNAL_ID: &str = r#""sts:ExternalId":"YOUR_SECRET_ID""#;
+
+#[test]
+fn what_is_missing_in_iam_is_printed_as_it_is_to_be_pasted() {
+    let denied = Kind::Error(400, "AccessDeniedException");
+    let row = Row::times(usize::MAX, denied).sent(1..=2);
+    row.parked(&[MAY_PUT, MEMBERS, ROLE]).check();
+    let denied = Kind::Error(403, "AccessDenied");
+    let row = Row::times_of(usize::MAX, Api::AssumeRole, denied);
+    row.parked(&[ROLE, MAY_ASSUME, EXTERNAL_ID]).check();
+}
+
+/// Whoever knows nothing of a stream's quota finds it out, and does not hammer.
+#[test]
+fn a_quota_far_below_what_is_sent_is_found_out() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint, "");
+    enter(&project, 0..1_000);
+    endpoint.play(Faults::seeded(1).quota(Quota {
+        records: 200.0,
+        ..Quota::NONE
+    }));
+    check_delivered(Kind::OverQuota, 1_000, &sync(&project));
+    endpoint.wait_until_idle();
+    let ledger = endpoint.ledger();
+    Tally::of(&ledger).check_told_once(Kind::OverQuota, 1_000);
+    let refused = ledger.sent() - ledger.accepted.len();
+    assert!(refused <= 3_000, "{refused} refused");
+    assert!(ledger.calls.len() <= 60, "{} calls", ledger.calls.len());
+}
+
+/// Of a call with something that Firehose does not like, only the line that is to blame stays behind.
+#[test]
+fn content_that_is_refused_is_in_the_way_of_nothing_else() {
+    let codes: [&'static [&'static str]; 4] = [
+        &["ValidationException"],
+        &["InvalidArgumentException"],
+        &["SerializationException"],
+        &["NotInTheManualException"],
+    ];
+    for code in codes {
+        for settings in ["", "api = \"put_record\"", "pack = true"] {
+            check_poisoned(code, settings);
+        }
+    }
+}
+
+#[track_caller]
+fn check_poisoned(code: &'static [&'static str], settings: &str) {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint, settings);
+    enter(&project, 0..40);
+    project.shop("INSERT INTO members VALUES ('u00020-poison')");
+    endpoint.play(Faults::seeded(1).poison("poison", code));
+    let ran = sync(&project);
+    assert_eq!(ran.code, 3, "{code:?}: {ran:?}");
+    let report = &ran.lines()[0];
+    let counted = numbers(report, ["delivered", "undelivered"]);
+    assert_eq!(counted, [40, 1], "{code:?}: {ran:?}");
+    assert_eq!(lines_accepted(&endpoint.take_ledger()), 40, "{settings}");
+    let list = project.succeed(&["snapshot", "list", "--json"]).lines();
+    assert_eq!(list[0]["pending"], 0, "{code:?}");
+
+    endpoint.accept_everything();
+    let report = project.sync();
+    assert_eq!(numbers(&report, ["added", "delivered"]), [1, 1]);
+    assert_eq!(lines_accepted(&endpoint.ledger()), 1, "{settings}");
+    assert_eq!(project.sync()["outcome"], "unchanged");
+}
+
+/// How many lines were accepted, each of them once.
+#[track_caller]
+fn lines_accepted(ledger: &Ledger) -> usize {
+    let all = ledger.accepted_by("members").concat();
+    let lines: Vec<_> = all.split_inclusive(|byte| *byte == b'\n').collect();
+    let distinct: BTreeSet<_> = lines.iter().collect();
+    assert_eq!(lines.len(), distinct.len());
+    lines.len()
+}
+
 /// A plan of faults is what all of this rests on.
 #[test]
 fn what_nobody_asked_for_does_not_happen() {
@@ -330,6 +425,7 @@ fn what_nobody_asked_for_does_not_happen() {
     endpoint.play(Faults::seeded(1).rules([elsewhere, never]));
     let report = project.sync();
     assert_eq!(numbers(&report, ["requests", "retries"]), [1, 0]);
+    endpoint.wait_until_idle();
     let ledger = endpoint.ledger();
     assert!(ledger.played.is_empty(), "{:?}", ledger.played);
     assert_eq!(ledger.acknowledged, [true; 3]);

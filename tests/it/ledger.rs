@@ -29,12 +29,10 @@ use weather::{DECK, Weather};
 
 const KILLS: usize = 300;
 /// Projects that are worked on side by side: a process mostly waits.
-const WORLDS: usize = 3;
+const WORLDS: usize = 4;
 /// What a process usually takes is between these, whatever the machine is busy with.
 const USUAL: [Duration; 2] = [Duration::from_millis(150), Duration::from_millis(400)];
 const STREAMS: [&str; 2] = ["members", "copies"];
-/// Whether Firehose finds fault with some records.
-const BLAMES_CONTENT: bool = false;
 
 #[test]
 fn whatever_goes_wrong_the_truth_arrives_and_nothing_is_repeated_without_need() {
@@ -174,6 +172,7 @@ impl World {
         self.book.begin(Utc::now().timestamp_millis());
         let arguments: &[&str] = match self.dice.u8(..12) {
             0 => &["resync", "small", "--json"],
+            1 => &["snapshot", "dead", "--retry", "--json"],
             _ => &["sync", "--json"],
         };
         let killed = self.run_until_killed(arguments);
@@ -258,6 +257,7 @@ impl World {
         let list = self.lines(&["snapshot", "list", "--json"]);
         let is_left = |line: &&Value| line["pending"] != 0 || line["held"] != 0;
         assert_eq!(list.iter().find(is_left), None);
+        assert_eq!(self.lines(&["snapshot", "dead", "--json"]).len(), 0);
         for Audience { key, .. } in &AUDIENCES {
             let shown = self.lines(&["snapshot", "show", key, "--json"]);
             let shown = shown.iter().map(|line| (&line["user_id"], &line["value"]));

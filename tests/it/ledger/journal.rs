@@ -27,7 +27,7 @@ impl Entry {
 /// Reads the journal, and what left it since the last time.
 #[derive(Default)]
 pub(super) struct Journal {
-    /// Runs before this one have nothing in the journal.
+    /// Runs before this one have nothing in the journal, nor any dead letter that may be put back into it.
     first: i64,
 }
 
@@ -42,6 +42,7 @@ impl Journal {
         let runs = runs(&connection, self.first);
         let (mut first_waiting, mut behind) = (None, HashSet::new());
         let mut all = Vec::new();
+        let letter = first_letter(&connection);
         for number in &runs {
             let run = snapshot.run(*number).unwrap();
             let Some(computation) = &run.computation else {
@@ -60,9 +61,15 @@ impl Journal {
             all.extend(entries);
         }
         let last = runs.last().map_or(self.first, |last| last + 1);
-        self.first = first_waiting.unwrap_or(last);
+        let first = first_waiting.unwrap_or(last);
+        self.first = letter.map_or(first, |letter| first.min(letter));
         all
     }
+}
+
+fn first_letter(connection: &Connection) -> Option<i64> {
+    let sql = "SELECT min(run) FROM dead WHERE superseded_by IS NULL";
+    connection.query_row(sql, [], |row| row.get(0)).unwrap()
 }
 
 fn runs(connection: &Connection, first: i64) -> Vec<i64> {

@@ -47,7 +47,7 @@ pub(super) const AUDIENCES: [Audience; 4] = [
 
 /// Users whose records Firehose may find fault with; they are in every audience.
 pub(super) const POISON: &str = "poison";
-const POISONED: usize = 3;
+const POISONED: usize = 2;
 
 impl Audience {
     fn user(&self, number: usize) -> String {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use super::STREAMS;
 use super::source::POISON;
-use super::{BLAMES_CONTENT, STREAMS};
 use crate::support::endpoint::{Api, Faults, Kind, Lifetime, Quota, Rule};
 
 #[derive(Debug, Clone, Copy)]
@@ -37,7 +37,7 @@ pub(super) const DECK: [Weather; 16] = [
     Weather::Mixed,
     Weather::Mixed,
     Weather::Mixed,
-    Weather::Mixed,
+    Weather::Throttled,
     Weather::Throttled,
     Weather::Throttled,
     Weather::Missing,
@@ -74,10 +74,11 @@ const PASSING: [(f64, Kind); 19] = [
     (0.03, Kind::CutShort),
     (0.03, Kind::WrongCount),
     (0.08, Kind::Late),
-    (0.008, Kind::AcceptedThenHung),
-    (0.008, Kind::TooLate),
+    (0.02, Kind::AcceptedThenHung),
+    (0.02, Kind::TooLate),
 ];
 
+/// What blames a record.
 const BLAMES: &[&str] = &[
     "ValidationException",
     "InvalidArgumentException",
@@ -91,26 +92,21 @@ pub(super) fn kinds() -> Vec<Kind> {
     kinds.extend([DENIED, NO_ROLE, NO_KEY, NO_SOURCE, STS_FAILS, STS_IS_BUSY]);
     kinds.extend([Kind::NoSuchStream, Kind::SessionExpired]);
     kinds.extend([Kind::OverQuota, Kind::TooManyCalls]);
-    if BLAMES_CONTENT {
-        kinds.extend(BLAMES.iter().map(|code| Kind::Poisoned(code)));
-    }
+    kinds.extend(BLAMES.iter().map(|code| Kind::Poisoned(code)));
     kinds
 }
 
 impl Weather {
     pub(super) fn faults(self, dice: &mut Rng) -> Faults {
-        let mut faults = Faults::seeded(dice.u64(..));
-        if BLAMES_CONTENT {
-            faults = faults.poison(POISON, BLAMES);
-        }
+        let mut faults = Faults::seeded(dice.u64(..)).poison(POISON, BLAMES);
         if let Some(lifetime) = lifetime(dice) {
             faults = faults.sessions(lifetime);
         }
-        let stream = STREAMS[dice.usize(..STREAMS.len())];
+        let stream = stream(dice);
         match self {
             Self::Fair => faults,
             Self::Mixed => faults.rules(passing()),
-            Self::Throttled => faults.rules(passing()).quota(quota(dice)),
+            Self::Throttled => faults.quota(quota(dice)),
             Self::Missing => faults.streams(match dice.bool() {
                 true => &STREAMS[..1],
                 false => &STREAMS[1..],
@@ -130,9 +126,13 @@ impl Weather {
 }
 
 fn passing() -> impl Iterator<Item = Rule> {
-    let sts = [STS_FAILS, STS_IS_BUSY].map(|kind| Rule::sometimes(0.05, kind).of(Api::AssumeRole));
+    let sts = [STS_FAILS, STS_IS_BUSY].map(|kind| Rule::sometimes(0.12, kind).of(Api::AssumeRole));
     let firehose = PASSING.map(|(chance, kind)| Rule::sometimes(chance, kind));
     sts.into_iter().chain(firehose)
+}
+
+fn stream(dice: &mut Rng) -> &'static str {
+    STREAMS[dice.usize(..STREAMS.len())]
 }
 
 fn lifetime(dice: &mut Rng) -> Option<Lifetime> {
@@ -148,9 +148,9 @@ fn lifetime(dice: &mut Rng) -> Option<Lifetime> {
 /// One of the three limits is the one that is met.
 fn quota(dice: &mut Rng) -> Quota {
     let (records, requests, bytes) = match dice.u8(..4) {
-        0 => (400.0, 1_000.0, 1e9),
+        0 => (100.0, 1_000.0, 1e9),
         1 | 2 => (1e9, 3.0, 1e9),
-        _ => (1e9, 1_000.0, 200_000.0),
+        _ => (1e9, 1_000.0, 40_000.0),
     };
     Quota {
         records,

@@ -46,10 +46,12 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    const fn accepts_everything(self) -> bool {
+    /// Whether something of a call is accepted.
+    const fn accepts(self) -> bool {
         matches!(
             self,
-            Self::AcceptedThenClosed
+            Self::Refused(_)
+                | Self::AcceptedThenClosed
                 | Self::AcceptedThenReset
                 | Self::AcceptedThenHung
                 | Self::CutShort
@@ -151,7 +153,7 @@ pub(crate) struct Faults {
     dice: Rng,
     rules: Vec<Rule>,
     streams: Option<&'static [&'static str]>,
-    poison: Option<(&'static str, &'static [&'static str])>,
+    poison: Option<Poison>,
     lifetime: Option<Lifetime>,
     quota: Option<Quota>,
     late: Range<Duration>,
@@ -194,7 +196,7 @@ impl Faults {
 
     /// A call with a record that holds this text is refused as a whole, with one of these codes.
     pub(crate) fn poison(mut self, text: &'static str, codes: &'static [&'static str]) -> Self {
-        self.poison = Some((text, codes));
+        self.poison = Some(Poison { text, codes });
         self
     }
 
@@ -225,7 +227,7 @@ impl Faults {
     pub(super) fn decide(&mut self, call: &Call) -> (Answer, Option<Kind>) {
         let kind = self.state_of_affairs(call).or_else(|| self.throw(call));
         let kind = match kind {
-            Some(kind) if !kind.accepts_everything() => Some(kind),
+            Some(kind) if !kind.accepts() => Some(kind),
             kind => self.poisoned(call).or(kind),
         };
         match kind {
@@ -263,14 +265,9 @@ impl Faults {
     }
 
     fn poisoned(&mut self, call: &Call) -> Option<Kind> {
-        let (poison, codes) = self.poison?;
-        let is_poisoned = |record: &Vec<u8>| {
-            let text = std::str::from_utf8(record);
-            text.is_ok_and(|text| text.contains(poison))
-        };
-        let code = codes[self.dice.usize(..codes.len())];
-        let is_refused = call.records.iter().any(is_poisoned);
-        is_refused.then_some(Kind::Poisoned(code))
+        let poison = self.poison.as_ref().filter(|poison| poison.is_in(call))?;
+        let code = self.dice.usize(..poison.codes.len());
+        Some(Kind::Poisoned(poison.codes[code]))
     }
 
     fn answer(&mut self, call: &Call, kind: Kind) -> Answer {
@@ -341,6 +338,23 @@ impl Faults {
         let over: Vec<usize> = over.map(|(index, _)| index).collect();
         let kind = (!over.is_empty()).then_some(Kind::OverQuota);
         (Answer::Refuse(over, "ServiceUnavailableException"), kind)
+    }
+}
+
+/// What Firehose does not like.
+#[derive(Debug)]
+struct Poison {
+    text: &'static str,
+    codes: &'static [&'static str],
+}
+
+impl Poison {
+    fn is_in(&self, call: &Call) -> bool {
+        let has_text = |record: &Vec<u8>| {
+            let text = std::str::from_utf8(record);
+            text.is_ok_and(|text| text.contains(self.text))
+        };
+        call.records.iter().any(has_text)
     }
 }
 
