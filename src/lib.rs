@@ -34,7 +34,7 @@
 //! |---|---|
 //! | [`audience`] | members, users, values, changes, the guard; [`audience::keys`] freezes keys |
 //! | [`diff`] | what has changed between two ordered lists |
-//! | [`event`] | the Identify of a change, its message id, and calls that people send |
+//! | [`event`] | the Identify of a change, its message id, calls that people send, and what landed, read back |
 //! | [`mapping`] | which streams an event goes to |
 //! | [`batch`] | lines as records, records as calls, within AWS's limits |
 //! | [`run`](mod@run) | a run's id, time, kind, outcome and counts |
@@ -47,7 +47,8 @@
 //! | [`source`] | reads members in order; the only one beside the snapshot that knows SQL |
 //! | [`snapshot`] | members, journal and history in one SQLite file, behind its own thread |
 //! | [`firehose`] | delivers records, tries again, renews credentials; the only one that knows AWS |
-//! | [`secret`], [`causes`], [`disk`] | a text that nobody may see; errors in one line; files that outlive a power cut |
+//! | [`landed`] | what landed downstream: files, unzipped, line by line |
+//! | [`lines`], [`secret`], [`causes`], [`disk`] | lines of bounded length; a text that nobody may see; errors in one line; files that outlive a power cut |
 //!
 //! Then what ties them together, and the shells.
 //!

@@ -5,6 +5,8 @@
 
 mod gathered;
 mod story;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -61,6 +63,8 @@ pub struct Restored {
     pub disagreeing: u64,
     /// Streams of the mapping in which nothing of it has landed.
     pub silent: Vec<StreamName>,
+    /// Keys that it had before an earlier loss. What was delivered under them is not restored.
+    pub former_keys: Vec<Key>,
 }
 
 /// Takes in records, and makes a snapshot of them.
@@ -244,6 +248,7 @@ impl Writer<'_> {
                         .filter(silent)
                         .cloned()
                         .collect(),
+                    former_keys: self.gathered.former_keys(number),
                 },
             );
         }
@@ -352,9 +357,9 @@ impl Writer<'_> {
     fn runs(&self, restored: &mut BTreeMap<usize, Restored>) -> Result<(), SnapshotError> {
         let mut members: HashMap<usize, i64> = HashMap::new();
         let mut insert = self.connection.prepare(
-            "INSERT INTO run (number, id, audience, audience_id, destination, kind, started_at, finished_at, outcome, space_id,
-                              streams, members, added, removed, changed, planned, delivered)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?15)",
+            "INSERT INTO run (number, id, audience, audience_id, destination, kind, started_at, finished_at, outcome, streams,
+                              members, added, removed, changed, planned, delivered)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14)",
         )?;
         self.gathered.each_run(|run| {
             let restored = restored
@@ -380,7 +385,6 @@ impl Writer<'_> {
                 kind(&run, restored.runs == 1).as_str(),
                 run.started_at,
                 Outcome::Delivered.as_str(),
-                run.space_id,
                 json(&self.streams_of(&run, &restored.destination)),
                 *members,
                 entered,

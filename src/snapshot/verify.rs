@@ -210,7 +210,7 @@ impl Verify<'_> {
             self.foreign += 1;
             return Ok(());
         };
-        let stream = self.landed_in(stream);
+        let stream = stream.map(|stream| self.stream(stream));
         self.tables.push(&Row {
             message_id,
             side: Side::Landed,
@@ -231,7 +231,7 @@ impl Verify<'_> {
         subject: Option<usize>,
     ) -> Result<(), SnapshotError> {
         let run = self.run_of(statement.run)?;
-        let stream = self.landed_in(stream);
+        let stream = stream.map(|stream| self.stream(stream));
         let change = statement.change();
         self.tables.push(&Row {
             message_id: &statement.message_id,
@@ -251,12 +251,6 @@ impl Verify<'_> {
 
     fn hash(&self, line: &[u8]) -> i64 {
         self.hasher.hash_one(line).cast_signed()
-    }
-
-    /// Where only one stream is compared, a file that does not tell is taken to be of it.
-    fn landed_in(&mut self, stream: Option<&StreamName>) -> Option<usize> {
-        let name = stream.or(self.scope.stream.as_ref())?.clone();
-        Some(self.stream(&name))
     }
 
     fn stream(&mut self, name: &StreamName) -> usize {

@@ -131,8 +131,14 @@ fn a_lost_snapshot_is_what_it_was_before() {
     let project = with_a_past(CONFIG);
     let before = known(&project);
     let runs = project.succeed(&["snapshot", "runs", "--json"]).lines();
+    let names = |project: &Project| -> Vec<Value> {
+        let list = project.succeed(&["snapshot", "list", "--json"]).lines();
+        list.iter().map(|line| line["name"].clone()).collect()
+    };
+    let named = names(&project);
     lose(&project);
     let lines = rebuild(&project, "delivered");
+    assert_eq!(names(&project), named);
     check_goes_on(&project, &before);
 
     assert_fields(
@@ -306,6 +312,32 @@ fn a_past_before_an_earlier_loss_counts_too() {
         (&last["userId"], &last["traits"]),
         (&json!("a"), &json!({"members": false}))
     );
+}
+
+#[test]
+fn an_audience_goes_by_its_latest_key() {
+    let project = with_a_past(CONFIG);
+    lose(&project);
+    project.write(
+        "schedules/main.toml",
+        &SCHEDULE.replace(
+            "name = \"Members\"",
+            "name = \"Members\"\nid = \"members\"\nkey = \"people\"",
+        ),
+    );
+    project.succeed(&["sync"]);
+    let show = ["snapshot", "show", "people", "--json"];
+    let before = project.succeed(&show).lines();
+    lose(&project);
+    let ran = project.succeed(&["snapshot", "rebuild", "--from", "delivered"]);
+    assert!(
+        ran.stderr
+            .contains("people: it went by the key `members` once"),
+        "{ran:?}"
+    );
+    assert_eq!(project.succeed(&show).lines(), before);
+    let line = &project.succeed(&["sync", "people", "--json"]).lines()[0];
+    assert_eq!(line["outcome"], "unchanged");
 }
 
 const STREAMS: &str = r#"
@@ -520,10 +552,14 @@ fn what_is_there_is_never_replaced() {
             .stderr
             .contains("something at snapshot.sqlite-wal already")
     );
-    // An empty file is nothing.
+    // An empty file is nothing, and a link stays one.
     lose(&project);
-    project.write("snapshot.sqlite", "");
+    project.write("state/real", "");
+    std::os::unix::fs::symlink("state/real", project.path("snapshot.sqlite")).unwrap();
     rebuild(&project, "delivered");
+    assert!(project.path("snapshot.sqlite").is_symlink());
+    let again = project.run(&["snapshot", "rebuild", "--from", "delivered"]);
+    assert_eq!(again.code, 2, "{again:?}");
 }
 
 #[test]

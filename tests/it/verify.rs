@@ -454,13 +454,31 @@ fn each_stream_is_compared_for_itself() {
     assert_eq!(verify(&project, &["--from", "copy"]).code, 1);
 }
 
+/// A stream that the mapping does not name any more knows nothing of what was said since.
+#[test]
+fn what_was_said_in_another_stream_is_not_held_against_one() {
+    let project = synced(&format!("history = \"0s\"\n{CONFIG}"));
+    let moved = CONFIG.replace("identify = \"members\"", "identify = \"moved\"");
+    project.write("audience-sync.toml", &format!("history = \"0s\"\n{moved}"));
+    project.shop("DELETE FROM members WHERE user_id = 'a'");
+    project.succeed(&["sync"]);
+    project.succeed(&["sync"]);
+    check_clean(&project);
+    let ran = verify(&project, &["--from", "delivered", "--stream", "members"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    fs::remove_dir_all(project.path("delivered/moved")).unwrap();
+    check(
+        &project,
+        1,
+        &[("members", [0, 1, 0, 0]), ("spend", [0, 1, 0, 0])],
+    );
+}
+
 /// Where the history is gone, the members say what must have landed.
 #[test]
 fn without_a_history_the_members_tell() {
     let config = format!("history = \"0s\"\n{CONFIG}");
     let project = synced(&config);
-    // The last run still has its chunks.
-    project.succeed(&["sync"]);
     let lines = check(&project, 0, &[]);
     let records: Vec<_> = lines
         .iter()
@@ -559,6 +577,20 @@ fn without_a_history_the_members_tell() {
         (0, all.lines().count() as u64),
         "{ran:?}"
     );
+}
+
+/// The record that is missing supersedes the one that is there, so only it is reported.
+#[test]
+fn what_is_older_than_what_is_missing_is_not_held_against_it() {
+    let project = synced(&format!("history = \"0s\"\n{CONFIG}"));
+    project.write("audience-sync.toml", CONFIG);
+    project.shop("DELETE FROM members WHERE user_id = 'a'");
+    project.succeed(&["sync"]);
+    check_clean(&project);
+    edit(&project, &["\"userId\":\"a\"", "\"members\":false"], |_| {
+        String::new()
+    });
+    check(&project, 1, &[("members", [1, 0, 0, 0])]);
 }
 
 #[test]

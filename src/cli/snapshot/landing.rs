@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use super::super::args::LandingArgs;
-use super::super::output::{Output, count};
-use super::super::{Refusal, progress, project, runtime};
 use crate::audience::DestinationName;
+use crate::cli::args::LandingArgs;
+use crate::cli::output::{Output, count};
+use crate::cli::{Refusal, progress, project, runtime};
 use crate::config::Config;
 use crate::event::{Landed, Origins, Statement};
 use crate::landed::{self, Found};

@@ -2,11 +2,11 @@
 
 use serde::Serialize;
 
-use super::super::args::RebuildArgs;
-use super::super::output::{Output, count, printable, table};
-use super::super::{Exit, Refusal, project};
 use super::landing::{Landing, Passed, Whose};
 use crate::audience::{AudienceId, Class, DestinationName, Key};
+use crate::cli::args::RebuildArgs;
+use crate::cli::output::{Output, count, printable, table};
+use crate::cli::{Exit, Refusal, project};
 use crate::config::Config;
 use crate::event::CallType;
 use crate::snapshot::{Rebuild, RebuildError, Restored, SnapshotError, Unsaid, in_the_way};
@@ -171,6 +171,11 @@ fn explain(output: &Output, restored: &Restored) {
              hint: `audience-sync resync {key}` tells every stream of everyone",
             restored.destination,
             count(restored.disagreeing)
+        ));
+    }
+    for former in &restored.former_keys {
+        output.note(format_args!(
+            "\n{key}: it went by the key `{former}` once; what was delivered under that stays as it is downstream"
         ));
     }
     for stream in &restored.silent {

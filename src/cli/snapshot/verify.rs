@@ -3,17 +3,15 @@
 use anyhow::Context as _;
 use serde::Serialize;
 
-use super::super::args::VerifyArgs;
-use super::super::output::{Output, count, printable, table};
-use super::super::{Exit, Refusal, project};
 use super::landing::{Landing, Passed, Whose};
 use super::{NONE, UserFields, kind_of_user, note_absent};
 use crate::audience::{AudienceId, DestinationName, Key, User};
+use crate::cli::args::VerifyArgs;
+use crate::cli::output::{Output, count, printable, table};
+use crate::cli::{Exit, Refusal, project};
 use crate::config::Config;
 use crate::mapping::StreamName;
-use crate::snapshot::{
-    Comparison, Difference, Sample, Scope, Snapshot, SnapshotError, Verified, Verify,
-};
+use crate::snapshot::{Comparison, Difference, Sample, Scope, Snapshot, SnapshotError, Verified};
 
 pub(super) fn run(config: &Config, output: &Output, args: &VerifyArgs) -> anyhow::Result<Exit> {
     let landing = Landing::new(config, &args.landing)?;
@@ -77,7 +75,7 @@ fn compare(
     passed: &mut Passed,
 ) -> anyhow::Result<Comparison> {
     let only = scope.stream.clone();
-    let mut verify: Verify<'_> = snapshot.verify(scope)?;
+    let mut verify = snapshot.verify(scope)?;
     landing.read(only.as_ref(), |found| {
         let (stream, line) = (found.stream, found.line);
         match found.whose {

@@ -20,7 +20,6 @@ const TABLES: &str = "
         id         TEXT NOT NULL UNIQUE,
         audience   INTEGER NOT NULL,
         started_at INTEGER NOT NULL,
-        space_id   TEXT,
         entered    INTEGER NOT NULL DEFAULT 0,
         changed    INTEGER NOT NULL DEFAULT 0,
         repeated   INTEGER NOT NULL DEFAULT 0,
@@ -87,7 +86,6 @@ pub(super) struct Run {
     pub(super) id: String,
     pub(super) audience: usize,
     pub(super) started_at: i64,
-    pub(super) space_id: Option<String>,
     pub(super) streams: Vec<usize>,
     pub(super) deeds: Deeds,
 }
@@ -211,15 +209,8 @@ impl Gathered {
             });
         }
         self.connection
-            .prepare_cached(
-                "INSERT INTO run (id, audience, started_at, space_id) VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![
-                id,
-                audience as i64,
-                statement.at.millis(),
-                statement.space_id
-            ])?;
+            .prepare_cached("INSERT INTO run (id, audience, started_at) VALUES (?1, ?2, ?3)")?
+            .execute(params![id, audience as i64, statement.at.millis()])?;
         Ok(Current {
             id: statement.run,
             number: self.connection.last_insert_rowid(),
@@ -276,12 +267,26 @@ impl Gathered {
     /// Whether an audience goes by its latest key. One that was begun anew may have had another one.
     pub(super) fn is_current(&self, audience: usize) -> bool {
         let this = &self.audiences[audience];
-        let is_later = |(number, other): (usize, &Audience)| {
-            other.id == this.id
-                && other.destination == this.destination
-                && (other.last_at, number) > (this.last_at, audience)
-        };
-        !self.audiences.iter().enumerate().any(is_later)
+        let is_later =
+            |number: usize| (self.audiences[number].last_at, number) > (this.last_at, audience);
+        !self.same(audience).any(is_later)
+    }
+
+    /// The keys that it had before.
+    pub(super) fn former_keys(&self, audience: usize) -> Vec<Key> {
+        let others = self.same(audience).filter(|other| *other != audience);
+        others
+            .map(|other| self.audiences[other].key.clone())
+            .collect()
+    }
+
+    /// The same audience under all of its keys.
+    fn same(&self, audience: usize) -> impl Iterator<Item = usize> {
+        let this = &self.audiences[audience];
+        let audiences = self.audiences.iter().enumerate();
+        let same = audiences
+            .filter(|(_, other)| other.id == this.id && other.destination == this.destination);
+        same.map(|(number, _)| number)
     }
 
     /// Hands on each record, in the order of audiences, users and time. The runs are known by their places.
@@ -338,7 +343,7 @@ impl Gathered {
         let mut runs = self
             .connection
             .prepare(
-                "SELECT place.number, id, audience, started_at, space_id, entered, changed, repeated, removed, run.number
+                "SELECT place.number, id, audience, started_at, entered, changed, repeated, removed, run.number
                  FROM run JOIN place ON place.run = run.number ORDER BY place.number",
             )
             .map_err(sql)?;
@@ -349,7 +354,7 @@ impl Gathered {
         let mut rows = runs.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let mut run = || {
-                let streams = streams.query_map([row.get::<_, i64>(9)?], |row| {
+                let streams = streams.query_map([row.get::<_, i64>(8)?], |row| {
                     Ok(row.get::<_, i64>(0)? as usize)
                 })?;
                 Ok(Run {
@@ -357,13 +362,12 @@ impl Gathered {
                     id: row.get(1)?,
                     audience: row.get::<_, i64>(2)? as usize,
                     started_at: row.get(3)?,
-                    space_id: row.get(4)?,
                     streams: streams.collect::<Result<_, _>>()?,
                     deeds: Deeds {
-                        entered: row.get(5)?,
-                        changed: row.get(6)?,
-                        repeated: row.get(7)?,
-                        removed: row.get(8)?,
+                        entered: row.get(4)?,
+                        changed: row.get(5)?,
+                        repeated: row.get(6)?,
+                        removed: row.get(7)?,
                     },
                 })
             };

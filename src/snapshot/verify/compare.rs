@@ -66,7 +66,7 @@ struct Findings<'v> {
 }
 
 /// A line that landed, as far as it is compared by its message id.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy)]
 struct Line {
     stream: Option<usize>,
     bytes: i64,

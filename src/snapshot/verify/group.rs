@@ -59,14 +59,13 @@ impl Group {
             Some(known) => known == bytes,
             None => is_authentic,
         };
-        let mut fitting: Vec<&mut (Expected, bool)> = self
+        let fitting = self
             .expected
             .iter_mut()
             .filter(|(expected, _)| is_there(expected) && fits(expected))
-            .collect();
-        // What must have landed is looked for first.
-        fitting.sort_by_key(|(expected, has_landed)| (*has_landed, !expected.must));
-        match fitting.into_iter().next() {
+            // What must have landed is looked for first.
+            .min_by_key(|(expected, has_landed)| (*has_landed, !expected.must));
+        match fitting {
             Some((_, has_landed)) if !*has_landed => {
                 *has_landed = true;
                 Verdict::Expected
