@@ -28,6 +28,8 @@ pub struct Sent {
     pub delivered: u64,
     /// Why changes stay in the journal, in words for people.
     pub problem: Option<String>,
+    /// Whether no stream takes anything any more.
+    pub is_over: bool,
     /// How many were found that can never be delivered: they are in the way of nothing,
     pub dead: u64,
     /// and why.
@@ -110,6 +112,7 @@ pub async fn deliver(
         progress.delivered(outcome.delivered);
     }
     outcome.problem = courier.problem();
+    outcome.is_over = !courier.goes_on();
     outcome.obituary = obituary.words(run);
     Ok(outcome)
 }
@@ -168,11 +171,21 @@ struct Courier {
     trouble: Mutex<Trouble>,
 }
 
+/// What became of a chunk at one stream.
+struct Brought {
+    /// By position in the run's streams.
+    stream: usize,
+    accepted: Vec<bool>,
+    /// Lines that the stream will not have.
+    blamed: Vec<Blamed>,
+}
+
 /// Why chunks are not delivered any more.
 #[derive(Default)]
 struct Trouble {
     /// By position in the run's streams; the others go on.
     parked: BTreeMap<usize, String>,
+    /// For all of them.
     given_up: Option<String>,
 }
 
@@ -202,8 +215,9 @@ impl Courier {
     }
 
     /// One chunk to every stream that does not have it yet.
-    async fn carry(&self, chunk: Chunk) -> Result<Settled, SnapshotError> {
+    async fn carry(self: Arc<Self>, chunk: Chunk) -> Result<Settled, SnapshotError> {
         let lines = self.render(&chunk)?;
+        let lines = Arc::new(lines);
         let mut dead: Vec<Dead> = lines
             .too_long()
             .filter(|(position, _)| !chunk.dead.contains(position))
@@ -213,73 +227,136 @@ impl Courier {
                     "the record is {bytes} bytes, over the limit of {MAX_RECORD_BYTES}"
                 ),
                 stream: None,
+                doubtful: Vec::new(),
             })
             .collect();
-        let mut accepted = chunk.accepted.clone();
-        accepted.resize(self.run.streams.len(), vec![false; chunk.count]);
         let mut is_out = vec![false; chunk.count];
         let out = dead.iter().map(|dead| dead.position);
         out.chain(chunk.dead.iter().copied())
             .for_each(|position| is_out[position] = true);
-        for (stream, accepted) in accepted.iter_mut().enumerate() {
-            for blamed in self.carry_to(stream, &lines, accepted, &is_out).await {
-                let position = blamed.record.lines.start;
-                // Two streams may both refuse it; that it is dead is said once.
-                if !dead.iter().any(|dead| dead.position == position) {
-                    dead.push(Dead {
-                        position,
-                        reason: format!("{}: {}", blamed.code, blamed.message),
-                        stream: Some(stream),
-                    });
-                }
-            }
-        }
+        let mut accepted = chunk.accepted.clone();
+        accepted.resize(self.run.streams.len(), vec![false; chunk.count]);
+        let brought = self.carry_to_all(&lines, accepted, is_out).await;
+        dead.extend(self.dead_of(&brought));
         Ok(Settled {
             chunk,
-            accepted,
+            accepted: brought
+                .into_iter()
+                .map(|brought| brought.accepted)
+                .collect(),
             dead,
         })
     }
 
-    /// Returns the lines that the stream will not have.
+    /// To all streams at once: one that is slow keeps nothing from the others.
+    async fn carry_to_all(
+        self: &Arc<Self>,
+        lines: &Arc<Lines>,
+        accepted: Vec<Vec<bool>>,
+        is_out: Vec<bool>,
+    ) -> Vec<Brought> {
+        let is_out = Arc::new(is_out);
+        let mut under_way = JoinSet::new();
+        for (stream, accepted) in accepted.into_iter().enumerate() {
+            let (courier, lines, is_out) =
+                (Arc::clone(self), Arc::clone(lines), Arc::clone(&is_out));
+            under_way
+                .spawn(async move { courier.carry_to(stream, &lines, accepted, &is_out).await });
+        }
+        let mut brought = under_way.join_all().await;
+        brought.sort_by_key(|brought| brought.stream);
+        brought
+    }
+
+    /// The lines that some stream refuses, once all of the others have them or refuse them, too. Until then they wait
+    /// with their chunk.
+    fn dead_of(&self, brought: &[Brought]) -> Vec<Dead> {
+        let refuses = |brought: &Brought, position: usize| {
+            let mut blamed = brought.blamed.iter();
+            blamed.any(|blamed| blamed.record.lines.start == position)
+        };
+        let mut dead: Vec<Dead> = Vec::new();
+        for by in brought {
+            for blamed in &by.blamed {
+                let position = blamed.record.lines.start;
+                let is_known = dead.iter().any(|dead| dead.position == position);
+                let mut others = brought.iter();
+                let is_decided =
+                    others.all(|other| other.accepted[position] || refuses(other, position));
+                if is_known || !is_decided {
+                    continue;
+                }
+                let doubtful = brought.iter().filter(|other| {
+                    let of_it = |blamed: &&Blamed| blamed.record.lines.start == position;
+                    let blamed = other.blamed.iter().find(of_it);
+                    blamed.is_some_and(|blamed| blamed.is_doubtful || self.run.is_resumed)
+                });
+                dead.push(Dead {
+                    position,
+                    reason: format!("{}: {}", blamed.code, blamed.message),
+                    stream: Some(by.stream),
+                    doubtful: doubtful.map(|other| other.stream).collect(),
+                });
+            }
+        }
+        dead
+    }
+
     async fn carry_to(
         &self,
         stream: usize,
         lines: &Lines,
-        accepted: &mut [bool],
+        mut accepted: Vec<bool>,
         is_out: &[bool],
-    ) -> Vec<Blamed> {
-        if self.trouble().parked.contains_key(&stream) {
-            return Vec::new();
-        }
-        let Route {
-            destination,
-            pulse,
-            stop,
-        } = &self.route;
-        let name = &self.run.streams[stream];
-        let records = lines.records(destination.pack, |line| !accepted[line] && !is_out[line]);
-        let delivery = destination
-            .deliver(name, records, &self.meter, pulse, stop)
-            .await;
-        for record in delivery.delivered {
-            accepted[record.lines].fill(true);
-        }
-        match delivery.ended_by {
-            None | Some(Ended::Stopped) => {}
-            Some(Ended::Parked(parked)) => {
-                self.trouble().parked.insert(stream, parked.to_string());
+    ) -> Brought {
+        let mut blamed = Vec::new();
+        let is_parked = self.trouble().parked.contains_key(&stream);
+        if !is_parked {
+            let Route {
+                destination,
+                pulse,
+                stop,
+            } = &self.route;
+            let name = &self.run.streams[stream];
+            let records = lines.records(destination.pack, |line| !accepted[line] && !is_out[line]);
+            let delivery = destination
+                .deliver(name, records, &self.meter, pulse, stop)
+                .await;
+            for record in delivery.delivered {
+                accepted[record.lines].fill(true);
             }
-            Some(Ended::GaveUp(reason)) => {
-                let problem = format!("stream `{name}` accepted nothing for 90 s: {reason}");
-                self.trouble().given_up.get_or_insert(problem);
+            blamed = delivery.blamed;
+            // Calls of `send` are decided by nobody else. What is no fault of theirs leaves them in the journal.
+            let is_hopeless = matches!(delivery.ended_by, Some(Ended::Hopeless(_)));
+            if is_hopeless && self.run.computation.is_none() {
+                blamed.clear();
             }
-            Some(Ended::TimeUp) => {
+            if let Some(ended) = delivery.ended_by {
+                self.note_end(stream, ended);
+            }
+        }
+        Brought {
+            stream,
+            accepted,
+            blamed,
+        }
+    }
+
+    fn note_end(&self, stream: usize, ended: Ended) {
+        let problem = match ended {
+            Ended::Stopped => return,
+            Ended::TimeUp => {
                 let problem = "the time for deliveries is over (`deliver_for`)".to_owned();
                 self.trouble().given_up.get_or_insert(problem);
+                return;
             }
-        }
-        delivery.blamed
+            Ended::Parked(parked) | Ended::Hopeless(parked) => parked.to_string(),
+            Ended::GaveUp(reason) => {
+                let name = &self.run.streams[stream];
+                format!("stream `{name}` accepted nothing for 90 s: {reason}")
+            }
+        };
+        self.trouble().parked.entry(stream).or_insert(problem);
     }
 
     fn render(&self, chunk: &Chunk) -> Result<Lines, SnapshotError> {

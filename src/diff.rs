@@ -14,6 +14,22 @@ pub trait Members {
 
     /// The member that the last `advance` moved to. Only asked for after one that returned `true`.
     fn current(&self) -> Member<'_>;
+
+    /// How far what is known of them can be relied on.
+    fn standing(&self) -> Standing {
+        Standing::Settled
+    }
+}
+
+/// What is known downstream of a user in the snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// What the snapshot says.
+    Settled,
+    /// They are a member, and some stream may have been told otherwise.
+    Unsettled,
+    /// They are none, and some stream may have been told that they are.
+    Stranger,
 }
 
 /// Whom a plan speaks about.
@@ -35,7 +51,7 @@ pub struct Tally {
     pub added: u64,
     pub changed: u64,
     pub removed: u64,
-    /// Sent again unchanged, by a resync.
+    /// Sent again unchanged: by a resync, or since some stream may not have it.
     pub repeated: u64,
 }
 
@@ -64,16 +80,13 @@ where
             (false, _) => Greater,
             (true, true) => source.current().user.cmp(&snapshot.current().user),
         };
+        let standing = match order {
+            Less => Standing::Settled,
+            Greater | Equal => snapshot.standing(),
+        };
         tally.members += u64::from(order != Greater);
-        tally.delivered += u64::from(order != Less);
+        tally.delivered += u64::from(order != Less && standing != Standing::Stranger);
         match order {
-            Less => {
-                tally.added += 1;
-                each(Change {
-                    action: Action::Enter,
-                    member: source.current(),
-                })?;
-            }
             Greater => {
                 tally.removed += 1;
                 each(Change {
@@ -81,21 +94,28 @@ where
                     member: snapshot.current(),
                 })?;
             }
-            Equal if source.current().value != snapshot.current().value => {
+            _ if order == Less || standing == Standing::Stranger => {
+                tally.added += 1;
+                each(Change {
+                    action: Action::Enter,
+                    member: source.current(),
+                })?;
+            }
+            _ if source.current().value != snapshot.current().value => {
                 tally.changed += 1;
                 each(Change {
                     action: Action::Change,
                     member: source.current(),
                 })?;
             }
-            Equal if scope == Scope::Everyone => {
+            _ if scope == Scope::Everyone || standing == Standing::Unsettled => {
                 tally.repeated += 1;
                 each(Change {
                     action: Action::Repeat,
                     member: source.current(),
                 })?;
             }
-            Equal => {}
+            _ => {}
         }
         if order != Greater {
             in_source = source.advance()?;

@@ -40,6 +40,8 @@ pub struct Receipt {
     pub delivered: Vec<usize>,
     /// How many of the others Firehose itself has refused for now: it had too much.
     pub refused: usize,
+    /// Others that it has refused with a code that AWS does not document, by their first line.
+    pub strange: Vec<(usize, String)>,
     /// Never absent when something is not delivered.
     pub refusal: Option<Refusal>,
 }
@@ -49,6 +51,7 @@ impl Receipt {
         Self {
             delivered: (0..count).collect(),
             refused: 0,
+            strange: Vec::new(),
             refusal: None,
         }
     }
@@ -57,6 +60,7 @@ impl Receipt {
         Self {
             delivered: Vec::new(),
             refused: 0,
+            strange: Vec::new(),
             refusal: Some(refusal),
         }
     }

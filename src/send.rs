@@ -111,8 +111,10 @@ struct Opened {
     run: JournaledRun,
     journaled: u64,
     delivered: u64,
-    /// Why it is only journalled from now on. Other streams go on.
+    /// Why lines stay in the journal.
     problem: Option<String>,
+    /// No stream takes anything any more: what comes is only journalled from now on.
+    is_over: bool,
     /// Lines that can never be delivered,
     dead: u64,
     /// and why the last of them cannot.
@@ -126,6 +128,7 @@ impl Opened {
             journaled: 0,
             delivered: 0,
             problem: None,
+            is_over: false,
             dead: 0,
             obituary: None,
         }
@@ -274,7 +277,7 @@ impl<'a> Sender<'a> {
                 })
                 .await?;
             opened.journaled += count;
-            if opened.problem.is_none() && !self.runner.stop.is_requested() {
+            if !opened.is_over && !self.runner.stop.is_requested() {
                 self.deliver(&to.0, &mut opened).await?;
             }
             self.runs.insert(to, opened);
@@ -303,7 +306,8 @@ impl<'a> Sender<'a> {
         progress.deliver("send", opened.run.waiting);
         let sent = deliver(snapshot, &opened.run, &route, meter, progress).await?;
         opened.delivered += sent.delivered;
-        opened.problem = sent.problem;
+        opened.problem = sent.problem.or(opened.problem.take());
+        opened.is_over = sent.is_over;
         opened.dead += sent.dead;
         opened.obituary = sent.obituary.or(opened.obituary.take());
         Ok(())

@@ -19,6 +19,7 @@ mod rebuild;
 mod rehearsal;
 mod schema;
 mod scratch;
+mod unsettled;
 mod verify;
 mod writer;
 

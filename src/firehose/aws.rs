@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use super::credentials::{KeptCredentials, Role};
 use super::https_only::{self, HttpsOnly};
 use super::pacing::Quota;
-use super::refusals::{Called, is_denied, is_throttled};
+use super::refusals::{Called, is_denied, is_strange, is_throttled};
 use super::{CALL_TIMEOUT, Meter, Receipt, Refusal};
 use crate::batch::Record;
 use crate::causes::in_one_line;
@@ -238,6 +238,7 @@ impl Call<'_> {
                 let receipt = Receipt {
                     delivered: Vec::new(),
                     refused: Self::too_many(&error, self.records.len()),
+                    strange: Vec::new(),
                     refusal: Some(self.refusal("firehose:PutRecordBatch", &error)),
                 };
                 return (receipt, error.code().is_some_and(is_denied));
@@ -269,6 +270,14 @@ impl Call<'_> {
         let receipt = Receipt {
             delivered,
             refused: refused.iter().filter(is_too_many).count(),
+            strange: refused
+                .iter()
+                .filter_map(|entry| {
+                    let code = entries[*entry].error_code()?;
+                    let line = self.records[*entry].lines.start;
+                    is_strange(code).then(|| (line, code.to_owned()))
+                })
+                .collect(),
             refusal,
         };
         (receipt, false)
@@ -278,6 +287,7 @@ impl Call<'_> {
         let mut receipt = Receipt {
             delivered: Vec::with_capacity(self.records.len()),
             refused: 0,
+            strange: Vec::new(),
             refusal: None,
         };
         let mut calls = JoinSet::new();

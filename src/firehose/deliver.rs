@@ -1,5 +1,6 @@
 //! Sends records until each is delivered, or until there is a reason to stop.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -29,6 +30,8 @@ pub struct Blamed {
     pub code: String,
     /// and its words, which may repeat what it was sent.
     pub message: String,
+    /// An earlier call for it had no answer, and may have been accepted.
+    pub is_doubtful: bool,
 }
 
 /// Why a delivery ended before all was delivered.
@@ -36,6 +39,8 @@ pub struct Blamed {
 pub enum Ended {
     /// Somebody must act first.
     Parked(Parked),
+    /// The same: the stream has refused so many lines by themselves that it is to blame, and not they.
+    Hopeless(Parked),
     /// Nothing at all was accepted for too long; the last reason that was given.
     GaveUp(String),
     /// The time that deliveries may take is over.
@@ -59,6 +64,7 @@ impl Destination {
         let batches = calls(&records).map(|call| Batch {
             records: records[call].to_vec(),
             is_tried: false,
+            is_doubtful: false,
         });
         let mut batches: Vec<Batch> = batches.collect();
         batches.reverse();
@@ -71,6 +77,7 @@ impl Destination {
             stop,
             batches,
             refused_for: None,
+            strange: BTreeMap::new(),
             delivery: Delivery {
                 delivered: Vec::with_capacity(records.len()),
                 ..Delivery::default()
@@ -84,9 +91,14 @@ impl Destination {
 #[derive(Debug)]
 struct Batch {
     records: Vec<Record>,
-    /// A call has been made for them.
+    /// A call has been made for them,
     is_tried: bool,
+    /// and one had no answer, so that they may have been accepted.
+    is_doubtful: bool,
 }
+
+/// So often a record is refused with a code that AWS does not document, before its content is to blame.
+const STRANGE_TRIES: u32 = 10;
 
 /// A delivery that is under way.
 struct Sending<'a> {
@@ -100,6 +112,8 @@ struct Sending<'a> {
     batches: Vec<Batch>,
     /// Why a call was refused the last time.
     refused_for: Option<String>,
+    /// How often a record, by its first line, was refused with a code that AWS does not document.
+    strange: BTreeMap<usize, u32>,
     delivery: Delivery,
 }
 
@@ -118,8 +132,13 @@ impl Sending<'_> {
     async fn attempt(&mut self, mut batch: Batch) -> Result<(), Ended> {
         let admitted = self.admit(&batch.records).await?;
         let later = batch.records.split_off(admitted.records);
-        self.put_back(later, batch.is_tried);
-        if batch.is_tried {
+        let Batch {
+            is_tried,
+            is_doubtful,
+            ..
+        } = batch;
+        self.put_back(later, is_tried, is_doubtful);
+        if is_tried {
             self.meter.retry();
         }
         let began = Instant::now();
@@ -138,7 +157,10 @@ impl Sending<'_> {
         let (rest, bytes) = self.take_delivered(batch.records, &receipt);
         self.pace.hear(&admitted, said(&receipt, tried), bytes);
         drop(admitted);
-        self.see_to(rest, receipt.refusal).await
+        let is_unanswered =
+            matches!(receipt.refusal, Some(Refusal::Retry(_))) && receipt.refused == 0;
+        self.see_to(rest, receipt, is_doubtful || is_unanswered)
+            .await
     }
 
     /// Waits for the right to make a call, or for a reason to make none.
@@ -163,9 +185,13 @@ impl Sending<'_> {
         })
     }
 
-    fn put_back(&mut self, records: Vec<Record>, is_tried: bool) {
+    fn put_back(&mut self, records: Vec<Record>, is_tried: bool, is_doubtful: bool) {
         if !records.is_empty() {
-            self.batches.push(Batch { records, is_tried });
+            self.batches.push(Batch {
+                records,
+                is_tried,
+                is_doubtful,
+            });
         }
     }
 
@@ -191,34 +217,41 @@ impl Sending<'_> {
     }
 
     /// Does about the records of a call what the refusal says.
-    async fn see_to(&mut self, rest: Vec<Record>, refusal: Option<Refusal>) -> Result<(), Ended> {
+    async fn see_to(
+        &mut self,
+        rest: Vec<Record>,
+        receipt: Receipt,
+        is_doubtful: bool,
+    ) -> Result<(), Ended> {
         if rest.is_empty() {
             return Ok(());
         }
-        match refusal.expect("a receipt says why something is not delivered") {
+        match receipt
+            .refusal
+            .expect("a receipt says why something is not delivered")
+        {
             Refusal::Park(parked) => Err(Ended::Parked(parked)),
             Refusal::Retry(reason) => {
                 tracing::debug!(stream = %self.stream, records = rest.len(), reason, "not accepted yet");
                 self.refused_for = Some(reason);
-                self.put_back(rest, true);
+                let rest = self.take_strange(rest, &receipt.strange, is_doubtful)?;
+                self.put_back(rest, true, is_doubtful);
                 Ok(())
             }
-            Refusal::Refresh { reason, refused } => self.refresh(rest, reason, refused).await,
-            Refusal::Bisect { code, message } => self.bisect(rest, code, message),
+            Refusal::Refresh { reason, refused } => {
+                self.refresh(&reason, refused).await?;
+                self.put_back(rest, true, is_doubtful);
+                Ok(())
+            }
+            Refusal::Bisect { code, message } => self.bisect(rest, &code, &message, is_doubtful),
         }
     }
 
-    async fn refresh(
-        &mut self,
-        rest: Vec<Record>,
-        reason: String,
-        refused: u64,
-    ) -> Result<(), Ended> {
+    async fn refresh(&self, reason: &str, refused: u64) -> Result<(), Ended> {
         if self.stop.is_requested() {
             return Err(Ended::Stopped);
         }
         if self.destination.refresh(refused).await {
-            self.put_back(rest, true);
             return Ok(());
         }
         Err(Ended::Parked(Parked {
@@ -227,31 +260,65 @@ impl Sending<'_> {
         }))
     }
 
+    /// Takes the records out that were refused with a strange code again and again, while others went.
+    fn take_strange(
+        &mut self,
+        rest: Vec<Record>,
+        strange: &[(usize, String)],
+        is_doubtful: bool,
+    ) -> Result<Vec<Record>, Ended> {
+        let mut waiting = Vec::with_capacity(rest.len());
+        for record in rest {
+            let first = record.lines.start;
+            let code = strange.iter().find(|(line, _)| *line == first);
+            let tries = code.map_or(0, |_| {
+                let tries = self.strange.entry(first).or_default();
+                *tries += 1;
+                *tries
+            });
+            match code {
+                Some((_, code)) if tries >= STRANGE_TRIES => {
+                    let message = format!("refused {tries} times");
+                    self.bisect(vec![record], code, &message, is_doubtful)?;
+                }
+                _ => waiting.push(record),
+            }
+        }
+        Ok(waiting)
+    }
+
     /// Halves a call until the line that is to blame stands alone. The others are delivered on the way.
-    fn bisect(&mut self, rest: Vec<Record>, code: String, message: String) -> Result<(), Ended> {
+    fn bisect(
+        &mut self,
+        rest: Vec<Record>,
+        code: &str,
+        message: &str,
+        is_doubtful: bool,
+    ) -> Result<(), Ended> {
         if let Some((first, second)) = halves(&rest) {
-            self.put_back(second, true);
-            self.put_back(first, true);
+            self.put_back(second, true, is_doubtful);
+            self.put_back(first, true, is_doubtful);
             return Ok(());
         }
-        let is_hopeless = self.pace.refused_alone();
-        let problem = format!(
-            "stream `{}` refuses every record that it is given ({code})",
-            self.stream
-        );
-        let blamed = rest.into_iter().map(|record| Blamed {
-            record,
-            code: code.clone(),
-            message: message.clone(),
-        });
-        self.delivery.blamed.extend(blamed);
-        if is_hopeless {
-            return Err(Ended::Parked(Parked {
-                problem,
-                hint: Some("`audience-sync snapshot dead` has its words for the first of them; the rest stays in the journal".to_owned()),
+        tracing::debug!(stream = %self.stream, code, message, "a line is refused by itself");
+        self.delivery
+            .blamed
+            .extend(rest.into_iter().map(|record| Blamed {
+                record,
+                code: code.to_owned(),
+                message: message.to_owned(),
+                is_doubtful,
             }));
+        if !self.pace.refused_alone() {
+            return Ok(());
         }
-        Ok(())
+        Err(Ended::Hopeless(Parked {
+            problem: format!(
+                "stream `{}` refuses every record that it is given ({code})",
+                self.stream
+            ),
+            hint: Some("see that the stream takes direct puts; `-v` shows its words".to_owned()),
+        }))
     }
 }
 

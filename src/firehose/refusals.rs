@@ -150,6 +150,12 @@ pub(super) fn is_throttled(code: &str) -> bool {
         )
 }
 
+/// Whether the code of a refused record is none that AWS documents: ServiceUnavailableException and InternalFailure.
+/// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatchResponseEntry.html>
+pub(super) fn is_strange(code: &str) -> bool {
+    !is_throttled(code) && !is_passing(code)
+}
+
 /// The same call may go well the next time.
 fn is_passing(code: &str) -> bool {
     matches!(

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, Row, TransactionBehavior, params};
 
 use super::members::Apply;
+use super::unsettled::Unsettled;
 use super::writer::{ChunkKind, ChunkWriter};
 use super::{Snapshot, SnapshotError, chunk, class};
 use crate::audience::{AudienceId, DestinationName, Key, Value};
@@ -31,6 +32,8 @@ pub struct JournaledRun {
     pub waiting: u64,
     /// Chunks up to this number are not handed out: -1 for none.
     pub after: i64,
+    /// An earlier process may have sent some of it, and died before it remembered the answer.
+    pub is_resumed: bool,
 }
 
 impl JournaledRun {
@@ -60,6 +63,8 @@ pub struct Dead {
     pub reason: String,
     /// By position in the run's streams: the one that refuses it. `None` where no stream may be given it.
     pub stream: Option<usize>,
+    /// Streams that may have accepted it all the same: an answer was lost before.
+    pub doubtful: Vec<usize>,
 }
 
 impl Dead {
@@ -158,7 +163,10 @@ impl Snapshot {
         let mut rows = statement.query([])?;
         let mut runs = Vec::new();
         while let Some(row) = rows.next()? {
-            runs.push(journaled_run(row)?);
+            runs.push(JournaledRun {
+                is_resumed: true,
+                ..journaled_run(row)?
+            });
         }
         Ok(runs)
     }
@@ -272,6 +280,7 @@ fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
         held: row.get::<_, i64>(8)? as u64,
         waiting: row.get::<_, i64>(9)? as u64,
         after: -1,
+        is_resumed: false,
     })
 }
 
@@ -426,6 +435,7 @@ fn remember(
 
     if let Some(audience) = run.audience {
         let mut apply = Apply::new(connection, audience, run.number)?;
+        let mut unsettled = Unsettled::of(connection, audience)?;
         for (entry, change) in chunk::changes(&chunk.entries).enumerate() {
             let change = change.map_err(|_| SnapshotError::UnreadableChunk {
                 run: run.number,
@@ -433,6 +443,10 @@ fn remember(
             })?;
             if is_new(entry) {
                 apply.apply(&change)?;
+                unsettled.all_have(&change)?;
+            } else if let Some(letter) = dead.iter().find(|letter| letter.position == entry) {
+                let has = |stream: usize| accepted[stream][entry];
+                unsettled.some_have(&change, &run.streams, has, letter)?;
             }
         }
     }

@@ -5,7 +5,7 @@ use rusqlite::{CachedStatement, Connection, Rows, ToSql, params};
 
 use super::SnapshotError;
 use crate::audience::{Action, Change, Class, Member, MemberBuf, User, UserKind, Value, ValueBuf};
-use crate::diff::Members;
+use crate::diff::{Members, Standing};
 
 /// The members of one audience at one destination, in the order of users.
 pub struct Delivered<'s> {
@@ -13,18 +13,58 @@ pub struct Delivered<'s> {
     class: Class,
     current: MemberBuf,
     has_begun: bool,
+    standing: Standing,
+    /// Whether the rows tell the standing.
+    tells_standing: bool,
 }
 
 pub(super) const ORDERED: &str =
     "SELECT user, anonymous_id, value FROM member WHERE audience = ?1 ORDER BY user";
 
+/// The same with whom the streams may have been told different things, be they members or not.
+const ORDERED_WITH_UNSETTLED: &str = "
+    SELECT user, anonymous_id, value, 1,
+           EXISTS (SELECT 1 FROM unsettled WHERE unsettled.audience = ?1 AND unsettled.user = member.user)
+    FROM member WHERE audience = ?1
+    UNION ALL
+    SELECT user, max(anonymous_id), NULL, 0, 1 FROM unsettled
+    WHERE audience = ?1
+      AND NOT EXISTS (SELECT 1 FROM member WHERE member.audience = ?1 AND member.user = unsettled.user)
+    GROUP BY user
+    ORDER BY user";
+
+/// How the members of an audience are read: the second half costs something, and there is seldom need of it.
+pub(super) fn ordered(
+    connection: &Connection,
+    audience: Option<i64>,
+) -> Result<&'static str, SnapshotError> {
+    Ok(match has_unsettled(connection, audience)? {
+        true => ORDERED_WITH_UNSETTLED,
+        false => ORDERED,
+    })
+}
+
+pub(super) fn has_unsettled(
+    connection: &Connection,
+    audience: Option<i64>,
+) -> Result<bool, SnapshotError> {
+    let mut statement =
+        connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM unsettled WHERE audience = ?1)")?;
+    Ok(statement.query_row([audience], |row| row.get(0))?)
+}
+
 impl<'s> Delivered<'s> {
     pub(super) fn new(rows: Rows<'s>, class: Class) -> Self {
+        let tells_standing = rows
+            .as_ref()
+            .is_some_and(|statement| statement.column_count() > 3);
         Self {
             rows,
             class,
             current: MemberBuf::default(),
             has_begun: false,
+            standing: Standing::Settled,
+            tells_standing,
         }
     }
 }
@@ -52,11 +92,22 @@ impl Members for Delivered<'_> {
         if self.class == Class::Trait {
             self.current.value = row.get::<_, SqlValueBuf>(2)?.0;
         }
+        if self.tells_standing {
+            self.standing = match (row.get(3)?, row.get(4)?) {
+                (false, _) => Standing::Stranger,
+                (true, true) => Standing::Unsettled,
+                (true, false) => Standing::Settled,
+            };
+        }
         Ok(true)
     }
 
     fn current(&self) -> Member<'_> {
         self.current.as_member()
+    }
+
+    fn standing(&self) -> Standing {
+        self.standing
     }
 }
 

@@ -5,7 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Rows, params};
 use super::dead::supersede_dead;
 use super::held::{Approval, Held, LastHeld, Leavers};
 use super::journal::{json, run};
-use super::members::{Delivered, ORDERED};
+use super::members::{Delivered, ordered};
 use super::writer::{ChunkKind, ChunkWriter, MAX_CHUNK_ENTRIES};
 use super::{JournaledRun, Snapshot, SnapshotError, chunk};
 use crate::audience::{Action, Change, Guard};
@@ -118,7 +118,7 @@ fn plan<E: From<SnapshotError>>(
     let number = insert_run(transaction, planning, Some(audience))?;
     supersede_dead(transaction, &planning.computation, number)?;
     let mut statement = transaction
-        .prepare_cached(ORDERED)
+        .prepare_cached(ordered(transaction, Some(audience))?)
         .map_err(SnapshotError::from)?;
     let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
     let journal = Journal::write(transaction, number, planning)?;

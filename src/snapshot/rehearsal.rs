@@ -6,7 +6,7 @@
 use rusqlite::{Connection, params};
 
 use super::journal::{Credit, take};
-use super::members::{ORDERED, SqlUser, SqlValue};
+use super::members::{SqlUser, SqlValue, ordered};
 use super::plan::{Decided, decide, last_held, number_of};
 use super::{Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, chunk};
 use crate::audience::{Action, Change};
@@ -47,7 +47,7 @@ impl Snapshot {
         let waiting = self.waiting_of(&computation.audience, &computation.destination)?;
         let audience = number_of(&transaction, computation)?;
         let ordered = if waiting.is_empty() {
-            ORDERED
+            ordered(&transaction, audience)?
         } else {
             lay_over(&transaction, &waiting)?;
             ORDERED_WITH_OVERLAY
@@ -81,6 +81,7 @@ fn rehearsed_run(planning: &Planning, audience: Option<i64>, decided: &Decided) 
         held: decided.held_count(),
         waiting: decided.planned(),
         after: -1,
+        is_resumed: false,
     }
 }
 

@@ -111,6 +111,17 @@ const MIGRATIONS: &[&str] = &[
     ALTER TABLE dead ADD COLUMN is_whole INTEGER NOT NULL DEFAULT 0;
     ALTER TABLE dead ADD COLUMN superseded_by INTEGER;
     ",
+    "
+    -- Users whom a stream may have been told something else than the members say: of a dead letter, one stream has
+    -- accepted what another refuses. They are decided about anew by every plan, until all streams have the same.
+    CREATE TABLE unsettled (
+        audience     INTEGER NOT NULL,
+        user         ANY NOT NULL,
+        stream       TEXT NOT NULL,
+        anonymous_id TEXT,
+        PRIMARY KEY (audience, user, stream)
+    ) WITHOUT ROWID, STRICT;
+    ",
 ];
 
 /// Brings a file up to this version, or says why it cannot be used.
