@@ -28,5 +28,6 @@ mod send;
 mod snapshot;
 mod support;
 mod sync;
+mod torn;
 mod unusable;
 mod verify;

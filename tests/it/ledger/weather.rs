@@ -98,7 +98,12 @@ pub(super) fn kinds() -> Vec<Kind> {
 
 impl Weather {
     pub(super) fn faults(self, dice: &mut Rng) -> Faults {
-        let mut faults = Faults::seeded(dice.u64(..)).poison(POISON, BLAMES);
+        let mut faults = Faults::seeded(dice.u64(..));
+        faults = match dice.u8(..4) {
+            0 => faults,
+            1 => faults.poison(POISON, BLAMES),
+            _ => faults.poison(POISON, BLAMES).poison_at(stream(dice)),
+        };
         if let Some(lifetime) = lifetime(dice) {
             faults = faults.sessions(lifetime);
         }

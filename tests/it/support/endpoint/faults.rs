@@ -196,7 +196,21 @@ impl Faults {
 
     /// A call with a record that holds this text is refused as a whole, with one of these codes.
     pub(crate) fn poison(mut self, text: &'static str, codes: &'static [&'static str]) -> Self {
-        self.poison = Some(Poison { text, codes });
+        let stream = None;
+        self.poison = Some(Poison {
+            text,
+            codes,
+            stream,
+        });
+        self
+    }
+
+    /// Only by this stream.
+    pub(crate) fn poison_at(mut self, stream: &'static str) -> Self {
+        self.poison = self.poison.map(|poison| Poison {
+            stream: Some(stream),
+            ..poison
+        });
         self
     }
 
@@ -346,6 +360,7 @@ impl Faults {
 struct Poison {
     text: &'static str,
     codes: &'static [&'static str],
+    stream: Option<&'static str>,
 }
 
 impl Poison {
@@ -354,7 +369,8 @@ impl Poison {
             let text = std::str::from_utf8(record);
             text.is_ok_and(|text| text.contains(self.text))
         };
-        call.records.iter().any(has_text)
+        let is_here = self.stream.is_none_or(|stream| call.stream == stream);
+        is_here && call.records.iter().any(has_text)
     }
 }
 
