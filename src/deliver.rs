@@ -386,3 +386,64 @@ impl Courier {
         Ok(lines)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::audience::DestinationName;
+    use crate::firehose::Directory;
+    use crate::mapping::StreamName;
+    use crate::run::{RunId, Timestamp};
+    use crate::snapshot::Snapshot;
+
+    /// More chunks than are under way together.
+    const LINES: usize = 10_000;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_takes_nothing_keeps_nothing_from_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        // A reason that might pass: so deep down, the files of a stream with a long name have too long a path.
+        let mut root = folder.path().to_owned();
+        while let left @ 1.. = 3_950_usize.saturating_sub(root.as_os_str().len() + 1) {
+            root.push("x".repeat(left.min(200)));
+        }
+        let name = DestinationName::new("main");
+        let lame = "lame".repeat(16);
+        let streams = [&*lame, "w"].map(|name| StreamName::parse(name).unwrap());
+        let mut snapshot = Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap();
+        let at = Timestamp::from_millis(1);
+        let mut run = snapshot
+            .open_send(RunId::at(at), at, &name, &streams)
+            .unwrap();
+        let lines: Vec<Vec<u8>> = (0..LINES).map(|n| format!("{n}\n").into_bytes()).collect();
+        snapshot.journal_calls(&mut run, &lines).unwrap();
+
+        let route = Route {
+            destination: Arc::new(Destination::directory(
+                name,
+                false,
+                Directory::new(root.clone()),
+            )),
+            pulse: Arc::default(),
+            stop: Stop::new(),
+        };
+        let (handle, meter) = (Handle::new(snapshot), Arc::default());
+        let started = tokio::time::Instant::now();
+        let sent = deliver(&handle, &run, &route, &meter, &Progress::default())
+            .await
+            .unwrap();
+        let problem = sent.problem.unwrap();
+        assert!(
+            problem.starts_with(&format!("stream `{lame}` accepted nothing for 90 s")),
+            "{problem}"
+        );
+        assert_eq!((sent.delivered, sent.dead), (0, 0));
+        assert_eq!(meter.counts().records, LINES as u64);
+        assert!(started.elapsed() < Duration::from_secs(200));
+        let left = handle.with(|snapshot| snapshot.waiting()).await.unwrap();
+        assert_eq!(left[0].waiting, LINES as u64);
+    }
+}

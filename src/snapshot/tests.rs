@@ -588,3 +588,69 @@ fn a_letter_is_kept_however_old_until_it_is_superseded() {
     snapshot.prune(Timestamp::from_millis(3)).unwrap();
     assert_eq!(rows(&snapshot), [1, 2, 1, 1, 0, 0]);
 }
+
+/// How far each user of a plan's cursor can be relied on.
+fn standings(snapshot: &Snapshot) -> Vec<(String, diff::Standing)> {
+    let sql = members::ordered(&snapshot.connection, Some(1)).unwrap();
+    let mut statement = snapshot.connection.prepare(sql).unwrap();
+    let mut delivered = Delivered::new(statement.query([1]).unwrap(), Class::Trait);
+    let mut standings = Vec::new();
+    while delivered.advance().unwrap() {
+        standings.push((delivered.current().user.id.to_owned(), delivered.standing()));
+    }
+    standings
+}
+
+#[test]
+fn a_user_of_whom_one_stream_has_a_letter_is_unsettled_until_all_have_the_same() {
+    use diff::Standing::{Settled, Stranger};
+
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    with_a_letter(&mut snapshot);
+    let seen = standings(&snapshot);
+    assert_eq!(
+        seen,
+        [("a".to_owned(), Settled), ("b".to_owned(), Stranger)]
+    );
+    // The source has changed back, and the first stream must hear of it.
+    let planned = plan(&mut snapshot, 2, &["s", "t"], &[("a", 1)]);
+    assert_eq!((planned.tally.removed, planned.tally.delivered), (1, 1));
+    settle(&mut snapshot, &planned.run, &[&[true], &[true]], &[]);
+    assert_eq!(standings(&snapshot), [("a".to_owned(), Settled)]);
+    let planned = plan(&mut snapshot, 3, &["s", "t"], &[("a", 1)]);
+    assert_eq!(planned.run.waiting, 0);
+}
+
+/// A stream that had a `true` and has the `false` is as right as one that never heard of the user.
+#[test]
+fn a_stream_that_hears_the_truth_is_settled_whatever_another_one_refuses() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    with_a_letter(&mut snapshot);
+    let planned = plan(&mut snapshot, 2, &["s", "t"], &[("a", 1)]);
+    let chunk = snapshot
+        .settle(&planned.run, &[], -1, ALL)
+        .unwrap()
+        .remove(0);
+    let mut settled = settled(chunk, &[&[true], &[false]], &[0]);
+    settled.dead[0].stream = Some(1);
+    snapshot
+        .settle(&planned.run, &[settled], -1, Credit::NONE)
+        .unwrap();
+    assert_eq!(standings(&snapshot).len(), 1);
+}
+
+#[test]
+fn a_letter_that_may_have_been_accepted_unsettles_its_user() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    for (doubtful, count) in [(vec![], 0), (vec![0], 1)] {
+        let run = plan(&mut snapshot, 1, &["s"], &[("a", 1)]).run;
+        let chunk = snapshot.settle(&run, &[], -1, ALL).unwrap().remove(0);
+        let mut settled = settled(chunk, &[&[false]], &[0]);
+        (settled.dead[0].stream, settled.dead[0].doubtful) = (Some(0), doubtful);
+        snapshot.settle(&run, &[settled], -1, Credit::NONE).unwrap();
+        assert_eq!(standings(&snapshot).len(), count);
+    }
+}

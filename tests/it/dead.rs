@@ -271,3 +271,108 @@ fn what_is_too_long_is_listed_and_not_sent_again() {
     );
     assert!(endpoint.ledger().of(Api::PutRecordBatch).is_empty());
 }
+
+/// Whoever asked for a resync has not got it yet.
+#[test]
+fn a_resync_that_was_refused_is_made_up_for_by_the_next_run() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "");
+    enter(&project, 0..2);
+    project.shop("INSERT INTO members VALUES ('poison')");
+    project.sync();
+    endpoint.script(will_not_have("poison", "ValidationException"));
+    let ran = project.run(&["resync", "members", "--json"]);
+    check(&ran, 2, 1);
+    endpoint.accept_everything();
+    endpoint.take_ledger();
+    let report = project.sync();
+    assert_eq!(
+        numbers(&report, ["added", "changed", "delivered"]),
+        [0, 0, 1]
+    );
+    assert!(holds(&endpoint.ledger().accepted[0].1, "poison"));
+    assert_eq!(project.sync()["outcome"], "unchanged");
+}
+
+const BOTH: &str = "\"*\" = [\"calls\", \"copies\"]\nidentify = [\"members\", \"copies\"]";
+
+#[test]
+fn a_line_that_one_stream_refuses_waits_for_the_others() {
+    let endpoint = Endpoint::start();
+    let project = mapped(&endpoint, "", BOTH);
+    endpoint.script(|call| match call.stream == "copies" {
+        true => Answer::error(400, "ResourceNotFoundException"),
+        false => will_not_have("poison", "ValidationException")(call),
+    });
+    let line = r#"{"type":"track","event":"E","userId":"poison"}"#;
+    assert_eq!(project.pipe(&["send"], line).code, 3);
+    assert_eq!(letters(&project).len(), 0);
+    endpoint.script(will_not_have_at("calls"));
+    let ran = project.run(&["sync", "--json"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert_eq!(endpoint.take_ledger().accepted_by("copies").len(), 1);
+    assert_eq!(letters(&project)[0]["stream"], "calls");
+    endpoint.accept_everything();
+    project.succeed(&["snapshot", "dead", "--retry"]);
+    let ledger = endpoint.ledger();
+    assert_eq!(ledger.accepted_by("calls").len(), 1);
+    assert_eq!(ledger.accepted_by("copies").len(), 0);
+}
+
+fn will_not_have_at(stream: &'static str) -> impl FnMut(&Call) -> Answer + Send {
+    move |call| match call.stream == stream {
+        true => Answer::Error(400, "ValidationException", REASON.to_owned()),
+        false => Answer::Accept,
+    }
+}
+
+#[test]
+fn a_stream_that_refuses_every_call_of_send_makes_no_dead_letters() {
+    let endpoint = Endpoint::start();
+    let project = mapped(&endpoint, "", "\"*\" = \"calls\"\nidentify = \"members\"");
+    endpoint.script(will_not_have_at("calls"));
+    let line = |n: usize| format!("{{\"type\":\"page\",\"userId\":\"u{n}\"}}\n");
+    let input: String = (0..2_000).map(line).collect();
+    let ran = project.pipe(&["send"], input);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    assert_eq!(letters(&project).len(), 0);
+    endpoint.accept_everything();
+    project.succeed(&["sync"]);
+    assert_eq!(endpoint.ledger().accepted_by("calls").len(), 2_000);
+}
+
+#[test]
+fn a_stream_that_is_missing_keeps_no_call_from_the_others() {
+    let endpoint = Endpoint::start();
+    let project = mapped(&endpoint, "", BOTH);
+    endpoint.script(|call| match call.stream == "copies" {
+        true => Answer::error(400, "ResourceNotFoundException"),
+        false => Answer::Accept,
+    });
+    let line = |n: usize| format!("{{\"type\":\"page\",\"userId\":\"u{n}\"}}\n");
+    let input: String = (0..20_000).map(line).collect();
+    assert_eq!(project.pipe(&["send"], input).code, 3);
+    assert_eq!(endpoint.take_ledger().accepted_by("calls").len(), 20_000);
+    endpoint.accept_everything();
+    project.succeed(&["sync"]);
+    assert_eq!(endpoint.ledger().accepted_by("copies").len(), 20_000);
+}
+
+/// AWS documents two codes of a refused record. Another one may be for ever.
+#[test]
+fn a_record_that_is_refused_for_no_known_reason_is_in_nobodys_way() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "");
+    enter(&project, 0..600);
+    project.shop("INSERT INTO members VALUES ('poison')");
+    endpoint.script(|call| {
+        let records = call.records.iter().enumerate();
+        let refused = records.filter(|(_, record)| holds(record, "poison"));
+        Answer::Refuse(refused.map(|(index, _)| index).collect(), "InvalidRecord")
+    });
+    let started = std::time::Instant::now();
+    check(&project.run(&["sync", "--json"]), 600, 1);
+    assert!(started.elapsed().as_secs() < 60);
+    let letter = letters(&project).remove(0);
+    assert_eq!(letter["reason"], "InvalidRecord: refused 10 times");
+}
