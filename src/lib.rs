@@ -65,6 +65,8 @@
 //! # What must stay true
 //!
 //! - Nothing is sent that is not in the journal on disk, and nothing leaves the journal without a record ID.
+//! - The snapshot says what every stream was told. Of whom some stream may have been told otherwise, each plan decides
+//!   anew until it has not.
 //! - A source's end is only reached when everything was read: a merge that fails leaves no trace.
 //! - Order is verified, never trusted. Users compare as bytes, in SQLite and here.
 //! - The same change is the same bytes for ever: what a record says is frozen with its run, and the encoding of a chunk
