@@ -2,7 +2,7 @@
 
 use chrono::TimeDelta;
 
-use super::{ROLE, SECRET, enter, numbers, project, project_with_role};
+use super::{ROLE, SECRET, enter, numbers, project, project_with_role, sync, undelivered};
 use crate::support::endpoint::{Answer, Api, Endpoint};
 
 #[test]
@@ -141,4 +141,40 @@ fn a_clock_that_is_off_is_corrected() {
         let report = project.sync();
         assert_eq!(numbers(&report, ["delivered", "retries"]), [3, 1]);
     }
+}
+
+/// By a clock that is ahead, credentials seem to be good for minutes, or to have expired when they come.
+#[test]
+fn credentials_that_do_not_last_are_not_asked_for_with_every_call() {
+    for minutes in [-56, -58, -120] {
+        let endpoint = Endpoint::start();
+        endpoint.be_ahead(TimeDelta::minutes(minutes));
+        let project = project_with_role(&endpoint);
+        enter(&project, 0..2_600);
+        assert_eq!(numbers(&project.sync(), ["delivered"]), [2_600]);
+        // Twice until its clock is known, and once for the calls that were signed by the wrong one.
+        assert_eq!(endpoint.ledger().of(Api::AssumeRole).len(), 3);
+    }
+}
+
+#[test]
+fn credentials_that_do_not_last_and_are_refused_end_the_run() {
+    let endpoint = Endpoint::start();
+    endpoint.be_ahead(TimeDelta::minutes(-58));
+    let project = project_with_role(&endpoint);
+    enter(&project, 0..2_600);
+    let mut puts = 0;
+    endpoint.script(move |call| {
+        puts += usize::from(call.api != Api::AssumeRole);
+        match call.api {
+            Api::AssumeRole => Answer::Accept,
+            _ if puts < 500 => Answer::error(400, "ExpiredTokenException"),
+            _ => Answer::Accept,
+        }
+    });
+    let report = undelivered(&sync(&project));
+    let error = report["error"].as_str().unwrap();
+    assert!(error.contains("nor are new ones"), "{error}");
+    let assumed = endpoint.ledger().of(Api::AssumeRole).len();
+    assert!(assumed <= 4, "{assumed}");
 }
