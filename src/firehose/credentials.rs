@@ -184,11 +184,9 @@ impl KeptCredentials {
     /// since has worked.
     pub(super) async fn refresh(&self, refused: u64) -> bool {
         let mut state = self.kept.lock().await;
-        let may_do = state.standing.refuse(refused);
-        if may_do {
-            state.kept.take_if(|kept| kept.generation <= refused);
-        }
-        may_do
+        // In either case they serve nobody any more: whoever comes next, in this run or the next, gets new ones.
+        state.kept.take_if(|kept| kept.generation <= refused);
+        state.standing.refuse(refused)
     }
 
     /// The credentials of the environment. The sources of some of them set no time limit of their own.

@@ -5,6 +5,15 @@ use chrono::TimeDelta;
 use super::{ROLE, SECRET, enter, numbers, project, project_with_role, sync, undelivered};
 use crate::support::endpoint::{Answer, Api, Endpoint};
 
+const EACH_SECOND: &str = r#"
+cron = "* * * * * *"
+
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id FROM members"
+"#;
+
 #[test]
 fn a_role_is_assumed_once_and_signs_every_call() {
     let endpoint = Endpoint::start();
@@ -105,6 +114,27 @@ fn sts_that_is_out_of_order_is_asked_again() {
     let report = project.sync();
     assert_eq!(numbers(&report, ["delivered", "requests"]), [3, 1]);
     assert_eq!(endpoint.ledger().of(Api::AssumeRole).len(), 4);
+}
+
+#[test]
+fn a_service_asks_again_in_each_run_after_new_credentials_were_refused() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint);
+    project.write("schedules/main.toml", EACH_SECOND);
+    enter(&project, 0..3);
+    endpoint.script(move |call| match call.access_key.as_str() {
+        "ASIA1" | "ASIA2" | "ASIA3" => Answer::error(400, "UnrecognizedClientException"),
+        _ => Answer::Accept,
+    });
+    let staying = project.start(&["run"]);
+    endpoint.wait_until(|ledger| ledger.accepted.len() == 3);
+    staying.signal("TERM");
+    let ran = staying.end();
+    assert!(ran.stderr.contains("nor are new ones"), "{ran:?}");
+    // Two in the first run, and one in each after it.
+    let ledger = endpoint.ledger();
+    assert_eq!(ledger.of(Api::AssumeRole).len(), 4);
+    assert_eq!(ledger.of(Api::PutRecordBatch).len(), 4);
 }
 
 #[test]
