@@ -3,7 +3,7 @@
 //! Kept here and not in the SDK's cache, which never drops credentials that AWS has stopped accepting, and whose
 //! errors do not tell a role that may not be assumed from a network that is down.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -11,14 +11,15 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until};
 
 use super::{CALL_TIMEOUT, Parked, Refusal, https_only};
 use crate::causes::in_one_line;
 use crate::policy::{self, Trust};
 use crate::secret::Secret;
 
-/// After a failure to get credentials it is not tried again before: calls that come one by one ask no more often.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// After a failure to get credentials nobody asks again before: calls do not all come together.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Renewed so long before they expire; the SDK's 10 seconds are too few when STS is slow.
 const RENEW_BEFORE: Duration = Duration::from_secs(5 * 60);
 /// Kept so long however soon they expire: by a clock that is off, new ones may have expired when they come.
@@ -148,28 +149,24 @@ impl KeptCredentials {
 
     /// Credentials that are good for a while yet, and which generation of them they are.
     pub(super) async fn get(&self) -> Result<(Credentials, u64), Refusal> {
+        let came = Instant::now();
         let mut state = self.kept.lock().await;
         if let Some(kept) = state.kept.as_ref().filter(|kept| kept.is_fresh()) {
             return Ok(kept.shared());
         }
-        let failed_lately = state
-            .failed
-            .as_ref()
-            .filter(|(at, _)| at.elapsed() < ASK_AGAIN_AFTER);
-        let loaded = match failed_lately {
-            Some((_, refusal)) => Err(refusal.clone()),
-            None => self.load().await,
-        };
-        match loaded {
+        if let Some((failed, refusal)) = &state.failed {
+            let may_ask = *failed + ASK_AGAIN_AFTER;
+            match state.old() {
+                Some(old) if Instant::now() < may_ask => return Ok(old),
+                // It failed while this call waited: many share one answer, and whoever comes later asks for another.
+                None if came < *failed => return Err(refusal.clone()),
+                _ => sleep_until(may_ask).await,
+            }
+        }
+        match self.load().await {
             Ok(credentials) => Ok(state.keep(credentials)),
             Err(refusal) => {
-                if state
-                    .failed
-                    .as_ref()
-                    .is_none_or(|(at, _)| at.elapsed() >= ASK_AGAIN_AFTER)
-                {
-                    state.failed = Some((Instant::now(), refusal.clone()));
-                }
+                state.failed = Some((Instant::now(), refusal.clone()));
                 state.old().ok_or(refusal)
             }
         }

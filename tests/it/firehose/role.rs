@@ -1,5 +1,7 @@
 //! As whom records are sent.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
 
 use super::{ROLE, SECRET, enter, numbers, project, project_with_role, sync, undelivered};
@@ -112,7 +114,32 @@ fn sts_that_is_out_of_order_is_asked_again() {
         _ => Answer::Accept,
     });
     let report = project.sync();
-    assert_eq!(numbers(&report, ["delivered", "requests"]), [3, 1]);
+    // Each try asks, and none is counted that did not.
+    assert_eq!(
+        numbers(&report, ["delivered", "requests", "retries"]),
+        [3, 1, 3]
+    );
+    assert_eq!(endpoint.ledger().of(Api::AssumeRole).len(), 4);
+}
+
+#[test]
+fn calls_that_wait_for_sts_together_share_its_answer() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint);
+    enter(&project, 0..8_000);
+    let mut failures = 3;
+    endpoint.script(move |call| match call.api {
+        Api::AssumeRole if failures > 0 => {
+            failures -= 1;
+            let answer = Answer::error(503, "ServiceUnavailable");
+            Answer::Late(Duration::from_millis(300), Box::new(answer))
+        }
+        _ => Answer::Accept,
+    });
+    let report = project.sync();
+    let [delivered, requests, retries] = numbers(&report, ["delivered", "requests", "retries"]);
+    assert_eq!((delivered, requests), (8_000, 16));
+    assert!(retries > 3, "nothing waited together");
     assert_eq!(endpoint.ledger().of(Api::AssumeRole).len(), 4);
 }
 
