@@ -252,6 +252,9 @@ impl ProvideCredentials for KeptCredentials {
 }
 
 fn base_refusal(error: &CredentialsError) -> Refusal {
+    if let Some(parked) = https_only::refused(error) {
+        return Refusal::Park(parked);
+    }
     let problem = format!("no AWS credentials: {}", in_one_line(error));
     match error {
         CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_) => Refusal::Retry(problem),
