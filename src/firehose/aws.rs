@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::identity::IdentityCache;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -21,7 +22,7 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
 use super::credentials::{KeptCredentials, Role};
-use super::https_only::{self, HttpsOnly};
+use super::https_only::{self, GuardedHttp, HttpsOnly};
 use super::pacing::Quota;
 use super::refusals::{Called, is_denied, is_strange, is_throttled};
 use super::{CALL_TIMEOUT, Meter, Receipt, Refusal};
@@ -163,6 +164,7 @@ impl Aws {
             .build_https();
         let region = Region::new(self.settings.region.clone());
         let base = DefaultCredentialsChain::builder()
+            .configure(ProviderConfig::without_region().with_http_client(GuardedHttp(http.clone())))
             .region(region.clone())
             .build()
             .await;

@@ -3,7 +3,7 @@
 //! Kept here and not in the SDK's cache, which never drops credentials that AWS has stopped accepting, and whose
 //! errors do not tell a role that may not be assumed from a network that is down.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -11,16 +11,19 @@ use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvid
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
 use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until};
 
 use super::{CALL_TIMEOUT, Parked, Refusal, https_only};
 use crate::causes::in_one_line;
 use crate::policy::{self, Trust};
 use crate::secret::Secret;
 
-/// After a failure to get credentials it is not tried again for so long: the calls that queued for the answer share it.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// After a failure to get credentials nobody asks again before: calls do not all come together.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// Renewed so long before they expire; the SDK's 10 seconds are too few when STS is slow.
 const RENEW_BEFORE: Duration = Duration::from_secs(5 * 60);
+/// Kept so long however soon they expire: by a clock that is off, new ones may have expired when they come.
+const KEPT_AT_LEAST: Duration = Duration::from_secs(10);
 /// A role that is assumed by a role has its credentials for an hour at most.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use.html>
 const SESSION_SECONDS: i32 = 3_600;
@@ -48,9 +51,8 @@ struct State {
     kept: Option<Kept>,
     /// How many there were so far.
     generations: u64,
-    /// The next ones replace some that were refused.
-    replaces_refused: bool,
-    /// When the last attempt to get new ones failed, and how. Not asked again at once: many calls wait for one answer.
+    standing: Standing,
+    /// When the last attempt to get new ones failed, and how.
     failed: Option<(Instant, Refusal)>,
 }
 
@@ -58,10 +60,79 @@ struct State {
 struct Kept {
     credentials: Credentials,
     generation: u64,
-    /// A call was accepted with them.
-    proven: bool,
-    /// They are here because others were refused.
-    replaces_refused: bool,
+    came: Instant,
+    /// Never, where they do not expire.
+    renewed_at: Option<SystemTime>,
+}
+
+/// What Firehose thinks of the credentials, by generation. New ones are worth a try when some are refused, but once:
+/// after that, only where they have worked.
+#[derive(Debug, Default)]
+struct Standing {
+    /// The last that was to be replaced because it was refused, and all before it; 0 where there was none.
+    refused: u64,
+    /// The last that a call was accepted with.
+    accepted: u64,
+}
+
+impl Standing {
+    fn accept(&mut self, generation: u64) {
+        self.accepted = self.accepted.max(generation);
+    }
+
+    /// Whether newer ones than these may do.
+    fn refuse(&mut self, generation: u64) -> bool {
+        // Another call was refused first, and they are replaced already.
+        if generation <= self.refused {
+            return true;
+        }
+        if self.refused > 0 && self.accepted <= self.refused {
+            return false;
+        }
+        self.refused = generation;
+        true
+    }
+}
+
+impl Kept {
+    fn is_fresh(&self) -> bool {
+        self.came.elapsed() < KEPT_AT_LEAST
+            || self.renewed_at.is_none_or(|at| SystemTime::now() < at)
+    }
+
+    fn shared(&self) -> (Credentials, u64) {
+        (self.credentials.clone(), self.generation)
+    }
+}
+
+impl State {
+    fn keep(&mut self, credentials: Credentials) -> (Credentials, u64) {
+        self.generations += 1;
+        self.failed = None;
+        let expiry = credentials.expiry();
+        let kept = self.kept.insert(Kept {
+            renewed_at: expiry.map(|expiry| renewed_at(expiry, SystemTime::now())),
+            credentials,
+            generation: self.generations,
+            came: Instant::now(),
+        });
+        kept.shared()
+    }
+
+    /// The old ones still serve while STS is out of reach.
+    fn old(&self) -> Option<(Credentials, u64)> {
+        let old = self.kept.as_ref()?;
+        let expiry = old.credentials.expiry();
+        let lasts = expiry.is_none_or(|at| SystemTime::now() + Duration::from_secs(10) < at);
+        lasts.then(|| old.shared())
+    }
+}
+
+/// When credentials that come now are to be renewed. Those that are good for less than twice [`RENEW_BEFORE`] are used
+/// for half of that, or they would be renewed with every call.
+fn renewed_at(expiry: SystemTime, now: SystemTime) -> SystemTime {
+    let lifetime = expiry.duration_since(now).unwrap_or_default();
+    expiry - RENEW_BEFORE.min(lifetime / 2)
 }
 
 impl KeptCredentials {
@@ -78,82 +149,41 @@ impl KeptCredentials {
 
     /// Credentials that are good for a while yet, and which generation of them they are.
     pub(super) async fn get(&self) -> Result<(Credentials, u64), Refusal> {
+        let came = Instant::now();
         let mut state = self.kept.lock().await;
-        if let Some(kept) = state
-            .kept
-            .as_ref()
-            .filter(|kept| lasts(&kept.credentials, RENEW_BEFORE))
-        {
-            return Ok((kept.credentials.clone(), kept.generation));
+        if let Some(kept) = state.kept.as_ref().filter(|kept| kept.is_fresh()) {
+            return Ok(kept.shared());
         }
-        let failed_lately = state
-            .failed
-            .as_ref()
-            .filter(|(at, _)| at.elapsed() < ASK_AGAIN_AFTER);
-        let loaded = match failed_lately {
-            Some((_, refusal)) => Err(refusal.clone()),
-            None => self.load().await,
-        };
-        match (loaded, state.kept.as_ref()) {
-            (Ok(credentials), _) => {
-                state.generations += 1;
-                state.failed = None;
-                let generation = state.generations;
-                let replaces_refused = std::mem::take(&mut state.replaces_refused);
-                state.kept = Some(Kept {
-                    credentials: credentials.clone(),
-                    generation,
-                    proven: false,
-                    replaces_refused,
-                });
-                Ok((credentials, generation))
+        if let Some((failed, refusal)) = &state.failed {
+            let may_ask = *failed + ASK_AGAIN_AFTER;
+            match state.old() {
+                Some(old) if Instant::now() < may_ask => return Ok(old),
+                // It failed while this call waited: many share one answer, and whoever comes later asks for another.
+                None if came < *failed => return Err(refusal.clone()),
+                _ => sleep_until(may_ask).await,
             }
-            (Err(refusal), old) => {
-                // The old ones still serve while STS is out of reach.
-                let old = old.filter(|old| lasts(&old.credentials, Duration::from_secs(10)));
-                let old = old.map(|old| (old.credentials.clone(), old.generation));
-                if state
-                    .failed
-                    .as_ref()
-                    .is_none_or(|(at, _)| at.elapsed() >= ASK_AGAIN_AFTER)
-                {
-                    state.failed = Some((Instant::now(), refusal.clone()));
-                }
-                old.ok_or(refusal)
+        }
+        match self.load().await {
+            Ok(credentials) => Ok(state.keep(credentials)),
+            Err(refusal) => {
+                state.failed = Some((Instant::now(), refusal.clone()));
+                state.old().ok_or(refusal)
             }
         }
     }
 
     /// Remembers that a call was accepted with a generation of credentials.
     pub(super) async fn prove(&self, generation: u64) {
-        if let Some(kept) = self
-            .kept
-            .lock()
-            .await
-            .kept
-            .as_mut()
-            .filter(|kept| kept.generation == generation)
-        {
-            kept.proven = true;
-        }
+        self.kept.lock().await.standing.accept(generation);
     }
 
-    /// Sees to newer credentials than a generation that was refused. `false` where that was tried already: these were
-    /// new because others were refused, and have never worked.
+    /// Sees to newer credentials than a generation that was refused. `false` where that was tried already, and none
+    /// since has worked.
     pub(super) async fn refresh(&self, refused: u64) -> bool {
         let mut state = self.kept.lock().await;
-        match &state.kept {
-            Some(kept) if kept.generation == refused && kept.replaces_refused && !kept.proven => {
-                false
-            }
-            Some(kept) if kept.generation == refused => {
-                state.kept = None;
-                state.replaces_refused = true;
-                true
-            }
-            // Another call was refused first, and saw to it.
-            _ => true,
-        }
+        // In either case they serve nobody any more: whoever comes next, in this run or the next, gets new ones.
+        state.kept.take_if(|kept| kept.generation <= refused);
+        state.standing.refuse(refused)
     }
 
     /// The credentials of the environment. The sources of some of them set no time limit of their own.
@@ -221,13 +251,10 @@ impl ProvideCredentials for KeptCredentials {
     }
 }
 
-fn lasts(credentials: &Credentials, span: Duration) -> bool {
-    credentials
-        .expiry()
-        .is_none_or(|expiry| SystemTime::now() + span < expiry)
-}
-
 fn base_refusal(error: &CredentialsError) -> Refusal {
+    if let Some(parked) = https_only::refused(error) {
+        return Refusal::Park(parked);
+    }
     let problem = format!("no AWS credentials: {}", in_one_line(error));
     match error {
         CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_) => Refusal::Retry(problem),
@@ -298,4 +325,44 @@ pub(super) fn is_about_credentials(code: &str) -> bool {
                 | "SignatureDoesNotMatch"
                 | "RequestTimeTooSkewed"
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_renewed_in_time_and_not_with_every_call() {
+        let now = SystemTime::now();
+        let check = |lifetime: u64, after: u64| {
+            let expiry = now + Duration::from_secs(lifetime);
+            assert_eq!(renewed_at(expiry, now), now + Duration::from_secs(after));
+        };
+        check(3_600, 3_300);
+        check(600, 300);
+        check(300, 150);
+        check(120, 60);
+        check(0, 0);
+        let expired = now - Duration::from_secs(60);
+        assert_eq!(renewed_at(expired, now), expired);
+    }
+
+    #[test]
+    fn new_credentials_are_worth_one_try_until_some_have_worked() {
+        let mut standing = Standing::default();
+        assert!(standing.refuse(1));
+        // Calls that were in flight with the same ones go again.
+        assert!(standing.refuse(1));
+        assert!(!standing.refuse(2));
+        assert!(!standing.refuse(2));
+        // Nor do any do that come instead, whoever asked for them.
+        assert!(!standing.refuse(4));
+        // What the old ones delivered last says nothing about the new ones.
+        standing.accept(1);
+        assert!(!standing.refuse(5));
+        standing.accept(6);
+        assert!(standing.refuse(6));
+        assert!(standing.refuse(5));
+        assert!(!standing.refuse(7));
+    }
 }

@@ -1,12 +1,21 @@
 //! Nothing is sent in the clear to another machine, whoever names the address: the configuration, which is checked
 //! before, or the environment and the profile, which the SDK reads by itself.
+//!
+//! The calls of our own clients are looked at by [`HttpsOnly`]. The SDK's credentials chain builds clients of its own,
+//! which take no interceptor, and is given a [`GuardedHttp`] to make its calls with.
 
 use std::error::Error;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use aws_sdk_firehose::config::http::HttpRequest;
 use aws_sdk_firehose::config::interceptors::BeforeTransmitInterceptorContextRef;
-use aws_sdk_firehose::config::{ConfigBag, Intercept, RuntimeComponents};
-use aws_sdk_firehose::error::BoxError;
+use aws_sdk_firehose::config::{
+    ConfigBag, HttpClient, Intercept, RuntimeComponents, SharedHttpClient,
+};
+use aws_sdk_firehose::error::{BoxError, ConnectorError};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+};
 
 use super::Parked;
 
@@ -46,8 +55,60 @@ impl Intercept for HttpsOnly {
         if is_private(url) {
             return Ok(());
         }
-        let host = endpoint_host(url).map(str::to_owned);
-        Err(InTheClear { host }.into())
+        Err(InTheClear::at(url).into())
+    }
+}
+
+impl InTheClear {
+    fn at(url: &str) -> Self {
+        Self {
+            host: endpoint_host(url).map(str::to_owned),
+        }
+    }
+}
+
+/// Where AWS hands out credentials over plain http, to nobody but the machine or the container that asks: EC2, ECS and
+/// EKS. <https://docs.aws.amazon.com/sdkref/latest/guide/feature-container-credentials.html>,
+/// <https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/instancedata-data-retrieval.html>
+const HANDS_OUT_CREDENTIALS: [&str; 5] = [
+    "169.254.169.254",
+    "[fd00:ec2::254]",
+    "169.254.170.2",
+    "169.254.170.23",
+    "[fd00:ec2::23]",
+];
+
+fn hands_out_credentials(url: &str) -> bool {
+    endpoint_host(url).is_some_and(|host| HANDS_OUT_CREDENTIALS.contains(&host))
+}
+
+/// An HTTP client that looks at each call before it makes it.
+#[derive(Debug)]
+pub(super) struct GuardedHttp(pub(super) SharedHttpClient);
+
+impl HttpClient for GuardedHttp {
+    fn http_connector(
+        &self,
+        settings: &HttpConnectorSettings,
+        components: &RuntimeComponents,
+    ) -> SharedHttpConnector {
+        SharedHttpConnector::new(GuardedConnector(
+            self.0.http_connector(settings, components),
+        ))
+    }
+}
+
+#[derive(Debug)]
+struct GuardedConnector(SharedHttpConnector);
+
+impl HttpConnector for GuardedConnector {
+    fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+        let url = request.uri();
+        if is_private(url) || hands_out_credentials(url) {
+            return self.0.call(request);
+        }
+        let refused = ConnectorError::user(InTheClear::at(url).into());
+        HttpConnectorFuture::ready(Err(refused))
     }
 }
 
@@ -147,6 +208,26 @@ mod tests {
             "httpsx://x",
         ] {
             assert!(!is_private(public), "{public}");
+        }
+    }
+
+    #[test]
+    fn credentials_come_from_fixed_addresses() {
+        for known in [
+            "http://169.254.169.254/latest/api/token",
+            "http://[fd00:ec2::254]/latest/api/token",
+            "http://169.254.170.2/v2/credentials",
+            "http://169.254.170.23:80/v1/credentials",
+            "http://[fd00:ec2::23]/v1/credentials",
+        ] {
+            assert!(hands_out_credentials(known), "{known}");
+        }
+        for other in [
+            "http://169.254.169.1/",
+            "http://169.254.169.254.example.com/",
+            "http://169.254.169.254@example.com/",
+        ] {
+            assert!(!hands_out_credentials(other), "{other}");
         }
     }
 

@@ -87,6 +87,43 @@ fn nothing_is_sent_in_the_clear_to_another_machine() {
     assert_eq!(endpoint.ledger().accepted.len(), 3);
 }
 
+/// The SDK makes calls of its own to come by credentials. A token of a cluster is all that it takes to be its role.
+#[test]
+fn no_token_is_sent_in_the_clear_to_another_machine() {
+    let endpoint = Endpoint::start();
+    let elsewhere = elsewhere(&endpoint);
+    let role = "arn:aws:iam::874699288871:role/of-the-cluster";
+    let identity = format!("role_arn = {role}\nweb_identity_token_file = token\n");
+    let role_of_keys = format!(
+        "role_arn = {role}\nsource_profile = keys\n[profile keys]\naws_access_key_id = AKIAPROJECT\naws_secret_access_key = key\n"
+    );
+    let check = |profile: &str, variables: &[(&str, &str)]| {
+        let mut project = at_firehose(&endpoint, "");
+        enter(&project, 0..3);
+        project.variables.remove("AWS_ACCESS_KEY_ID");
+        project.variables.remove("AWS_SECRET_ACCESS_KEY");
+        project.write("token", "SEEME");
+        project.write("aws.config", &format!("[default]\n{profile}"));
+        let variables = [("AWS_CONFIG_FILE", "aws.config")]
+            .iter()
+            .chain(variables)
+            .map(|(name, value)| (name.to_string(), value.to_string()));
+        project.variables.extend(variables);
+        check_parked(&project, &endpoint, "0.0.0.0");
+    };
+    check(
+        "",
+        &[
+            ("AWS_WEB_IDENTITY_TOKEN_FILE", "token"),
+            ("AWS_ROLE_ARN", role),
+            ("AWS_ENDPOINT_URL_STS", &elsewhere),
+        ],
+    );
+    check(&identity, &[("AWS_ENDPOINT_URL", &elsewhere)]);
+    check(&role_of_keys, &[("AWS_ENDPOINT_URL_STS", &elsewhere)]);
+    check(&format!("{identity}endpoint_url = {elsewhere}\n"), &[]);
+}
+
 /// What is in every id, trait, value and secret of [`telling`].
 const MARK: &str = "SEEME";
 

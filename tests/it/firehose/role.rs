@@ -1,9 +1,20 @@
 //! As whom records are sent.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
 
-use super::{ROLE, SECRET, enter, numbers, project, project_with_role};
+use super::{ROLE, SECRET, enter, numbers, project, project_with_role, sync, undelivered};
 use crate::support::endpoint::{Answer, Api, Endpoint};
+
+const EACH_SECOND: &str = r#"
+cron = "* * * * * *"
+
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id FROM members"
+"#;
 
 #[test]
 fn a_role_is_assumed_once_and_signs_every_call() {
@@ -103,8 +114,54 @@ fn sts_that_is_out_of_order_is_asked_again() {
         _ => Answer::Accept,
     });
     let report = project.sync();
-    assert_eq!(numbers(&report, ["delivered", "requests"]), [3, 1]);
+    // Each try asks, and none is counted that did not.
+    assert_eq!(
+        numbers(&report, ["delivered", "requests", "retries"]),
+        [3, 1, 3]
+    );
     assert_eq!(endpoint.ledger().of(Api::AssumeRole).len(), 4);
+}
+
+#[test]
+fn calls_that_wait_for_sts_together_share_its_answer() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint);
+    enter(&project, 0..8_000);
+    let mut failures = 3;
+    endpoint.script(move |call| match call.api {
+        Api::AssumeRole if failures > 0 => {
+            failures -= 1;
+            let answer = Answer::error(503, "ServiceUnavailable");
+            Answer::Late(Duration::from_millis(300), Box::new(answer))
+        }
+        _ => Answer::Accept,
+    });
+    let report = project.sync();
+    let [delivered, requests, retries] = numbers(&report, ["delivered", "requests", "retries"]);
+    assert_eq!((delivered, requests), (8_000, 16));
+    assert!(retries > 3, "nothing waited together");
+    assert_eq!(endpoint.ledger().of(Api::AssumeRole).len(), 4);
+}
+
+#[test]
+fn a_service_asks_again_in_each_run_after_new_credentials_were_refused() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint);
+    project.write("schedules/main.toml", EACH_SECOND);
+    enter(&project, 0..3);
+    endpoint.script(move |call| match call.access_key.as_str() {
+        "ASIA1" | "ASIA2" | "ASIA3" => Answer::error(400, "UnrecognizedClientException"),
+        _ => Answer::Accept,
+    });
+    let staying = project.start(&["run"]);
+    endpoint.wait_until(|ledger| ledger.accepted.len() == 3);
+    staying.signal("TERM");
+    let ran = staying.end();
+    assert!(ran.stderr.contains("nor are new ones"), "{ran:?}");
+    // Two in the first run, and one in each after it.
+    let ledger = endpoint.ledger();
+    assert_eq!(ledger.of(Api::AssumeRole).len(), 4);
+    assert_eq!(ledger.of(Api::PutRecordBatch).len(), 4);
 }
 
 #[test]
@@ -141,4 +198,40 @@ fn a_clock_that_is_off_is_corrected() {
         let report = project.sync();
         assert_eq!(numbers(&report, ["delivered", "retries"]), [3, 1]);
     }
+}
+
+/// By a clock that is ahead, credentials seem to be good for minutes, or to have expired when they come.
+#[test]
+fn credentials_that_do_not_last_are_not_asked_for_with_every_call() {
+    for minutes in [-56, -58, -120] {
+        let endpoint = Endpoint::start();
+        endpoint.be_ahead(TimeDelta::minutes(minutes));
+        let project = project_with_role(&endpoint);
+        enter(&project, 0..2_600);
+        assert_eq!(numbers(&project.sync(), ["delivered"]), [2_600]);
+        // Twice until its clock is known, and once for the calls that were signed by the wrong one.
+        assert_eq!(endpoint.ledger().of(Api::AssumeRole).len(), 3);
+    }
+}
+
+#[test]
+fn credentials_that_do_not_last_and_are_refused_end_the_run() {
+    let endpoint = Endpoint::start();
+    endpoint.be_ahead(TimeDelta::minutes(-58));
+    let project = project_with_role(&endpoint);
+    enter(&project, 0..2_600);
+    let mut puts = 0;
+    endpoint.script(move |call| {
+        puts += usize::from(call.api != Api::AssumeRole);
+        match call.api {
+            Api::AssumeRole => Answer::Accept,
+            _ if puts < 500 => Answer::error(400, "ExpiredTokenException"),
+            _ => Answer::Accept,
+        }
+    });
+    let report = undelivered(&sync(&project));
+    let error = report["error"].as_str().unwrap();
+    assert!(error.contains("nor are new ones"), "{error}");
+    let assumed = endpoint.ledger().of(Api::AssumeRole).len();
+    assert!(assumed <= 4, "{assumed}");
 }
