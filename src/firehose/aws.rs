@@ -127,10 +127,21 @@ impl Aws {
         if !denied || self.settings.api == Api::PutRecordBatch {
             return receipt;
         }
-        let singly = call.put_singly().await;
-        if singly.delivered.is_empty() && matches!(singly.refusal, Some(Refusal::Park(_))) {
+        let one_by_one = || Refusal::Retry("the role may not firehose:PutRecordBatch".to_owned());
+        if self.is_sent_singly(call.stream) {
+            // Found out by another call meanwhile.
+            return Receipt::none(one_by_one());
+        }
+        // What was admitted is one request. One record is tried; the others are given back, to be admitted as singles.
+        let (first, others) = call.records.split_at(1);
+        let mut singly = call.of(first).put_singly().await;
+        if singly.delivered.is_empty() {
             // Neither is allowed: the faster one is the one to ask for.
-            return receipt;
+            let is_denied = matches!(singly.refusal, Some(Refusal::Park(_)));
+            return if is_denied { receipt } else { singly };
+        }
+        if !others.is_empty() {
+            singly.refusal = Some(one_by_one());
         }
         if self.note_sent_singly(call.stream) {
             tracing::warn!(
@@ -221,6 +232,11 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// The same with other records.
+    const fn of<'a>(&'a self, records: &'a [Record]) -> Call<'a> {
+        Call { records, ..*self }
+    }
+
     /// The second half tells whether the call itself was denied, which another call might not be.
     async fn put_batch(&self) -> (Receipt, bool) {
         self.meter.request();
