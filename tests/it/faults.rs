@@ -297,7 +297,15 @@ fn credentials_that_are_missing_end_the_run_and_no_record_is_to_blame() {
 
 #[test]
 fn sts_that_is_not_well_is_asked_again() {
-    for (status, code) in [(500, "InternalFailure"), (400, "Throttling")] {
+    // The last two are pages of a proxy's: no code, and not even XML.
+    let answers = [
+        (500, "InternalFailure"),
+        (400, "Throttling"),
+        (400, "RequestExpired"),
+        (403, ""),
+        (407, "<p"),
+    ];
+    for (status, code) in answers {
         Row::times_of(2, Api::AssumeRole, Kind::Error(status, code)).check();
     }
 }
