@@ -138,8 +138,8 @@ pub(super) enum Said {
     Enough,
     /// It refused this fraction for now.
     TooMuch(f64),
-    /// Nothing that could be understood.
-    Nothing,
+    /// It failed with this fraction, for a reason that says nothing about how much it takes.
+    Failed(f64),
 }
 
 impl Pace {
@@ -236,15 +236,15 @@ impl Pace {
                 state.window.grow();
                 return;
             }
-            Said::TooMuch(fraction) => fraction,
-            Said::Nothing => 1.0,
+            Said::TooMuch(fraction) | Said::Failed(fraction) => fraction,
         };
         if admitted.round != state.round {
             return;
         }
         state.round += 1;
         state.window.shrink(fraction);
-        if said != Said::Nothing && state.rate.refuse(fraction, now) {
+        let is_too_much = matches!(said, Said::TooMuch(_));
+        if is_too_much && state.rate.refuse(fraction, now) {
             // What it took at once was its burst, and is used up.
             state.busy_until[3] = now + RATE_BURST;
         }
@@ -496,13 +496,13 @@ mod tests {
         };
         // They were in flight together: that is one refusal, and not sixteen.
         for admitted in all_at_once {
-            pace.hear(&admitted, Said::Nothing, 0);
+            pace.hear(&admitted, Said::Failed(1.0), 0);
         }
         assert_eq!(pace.lock().window.calls(), 8);
         let started = Instant::now();
         for _ in 0..20 {
             let admitted = admit(&pace, &[record(1)]).await;
-            pace.hear(&admitted, Said::Nothing, 0);
+            pace.hear(&admitted, Said::Failed(1.0), 0);
         }
         assert_eq!(pace.lock().window.calls(), 1);
         assert!(started.elapsed() > Duration::from_secs(10));
@@ -511,6 +511,15 @@ mod tests {
         pace.hear(&admitted, Said::Enough, 1);
         assert_eq!(pace.lock().backoff, FIRST_BACKOFF);
         assert_eq!(pace.lock().window.calls(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_failure_among_many_records_changes_little() {
+        let pace = pace(Quota::NONE);
+        let admitted = admit(&pace, &vec![record(1); 500]).await;
+        pace.hear(&admitted, Said::Failed(0.002), 499);
+        assert_eq!(pace.lock().window.calls(), 15);
+        assert_eq!(pace.lock().rate.limit(), f64::INFINITY);
     }
 
     #[test]
