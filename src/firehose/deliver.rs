@@ -320,7 +320,7 @@ mod tests {
             };
             let stream = StreamName::parse("members").unwrap();
             let (started, calls) = (Instant::now(), self.meter.counts().requests);
-            self.pulse.start();
+            let _delivering = self.pulse.start();
             let delivery = self
                 .destination
                 .deliver(&stream, vec![record], &self.meter, &self.pulse, &self.stop)

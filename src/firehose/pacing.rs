@@ -183,7 +183,10 @@ impl Pace {
         let (count, at) = self
             .lock()
             .reserve(&self.quota, records, singly, Instant::now());
-        sleep_until(at).await;
+        {
+            let _waiting = pulse.wait();
+            sleep_until(at).await;
+        }
         (admitted.records, admitted.round) = (count, self.lock().round);
         Some(admitted)
     }
@@ -520,6 +523,22 @@ mod tests {
         pace.hear(&admitted, Said::Failed(0.002), 499);
         assert_eq!(pace.lock().window.calls(), 15);
         assert_eq!(pace.lock().rate.limit(), f64::INFINITY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_the_quota_is_no_reason_to_give_up() {
+        let pace = pace(Quota {
+            bytes: 1_000.0,
+            ..Quota::NONE
+        });
+        let (records, pulse) = ([record(180_000)], Pulse::new());
+        let started = Instant::now();
+        for is_first in [true, false, false, false] {
+            let admitted = pace.admit(&records, false, is_first, &pulse).await;
+            let admitted = admitted.expect("it has waited for its quota only");
+            pace.hear(&admitted, Said::TooMuch(1.0), 0);
+        }
+        assert_eq!(started.elapsed().as_secs(), 600);
     }
 
     #[test]
