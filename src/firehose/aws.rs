@@ -251,11 +251,8 @@ impl Call<'_> {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                let receipt = Receipt {
-                    delivered: Vec::new(),
-                    refused: Self::too_many(&error, self.records.len()),
-                    refusal: Some(self.refusal("firehose:PutRecordBatch", &error)),
-                };
+                // A call too many says nothing about its records: smaller ones would be more of them.
+                let receipt = Receipt::none(self.refusal("firehose:PutRecordBatch", &error));
                 return (receipt, error.code().is_some_and(is_denied));
             }
         };
@@ -331,7 +328,7 @@ impl Call<'_> {
                         .get_or_insert(Refusal::Retry("no record ID".to_owned()));
                 }
                 Some(Ok((_, Err(error)))) => {
-                    receipt.refused += Self::too_many(&error, 1);
+                    receipt.refused += usize::from(Self::is_too_many(&error));
                     let refusal = self.refusal("firehose:PutRecord", &error);
                     receipt.refusal.get_or_insert(refusal);
                 }
@@ -353,10 +350,9 @@ impl Call<'_> {
         singles.try_acquire_owned().ok()
     }
 
-    /// How many of a call's records were too many for the stream.
-    fn too_many<E: ProvideErrorMetadata>(error: &SdkError<E>, records: usize) -> usize {
-        let is_busy = status(error) == 429 || error.code().is_some_and(is_throttled);
-        if is_busy { records } else { 0 }
+    /// Whether a record was too many for the stream.
+    fn is_too_many<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+        status(error) == 429 || error.code().is_some_and(is_throttled)
     }
 
     /// What to do about a call that failed as a whole.

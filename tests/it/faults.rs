@@ -385,6 +385,25 @@ fn a_quota_far_below_what_is_sent_is_found_out() {
     assert!(ledger.calls.len() <= 60, "{} calls", ledger.calls.len());
 }
 
+/// It may have room for all of the bytes: smaller calls would only be more of them.
+#[test]
+fn a_stream_that_is_short_of_requests_gets_no_more_of_them() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint, "");
+    enter(&project, 0..3_000);
+    endpoint.play(Faults::seeded(1).quota(Quota {
+        requests: 2.0,
+        ..Quota::NONE
+    }));
+    check_delivered(Kind::TooManyCalls, 3_000, &sync(&project));
+    endpoint.wait_until_idle();
+    let ledger = endpoint.ledger();
+    Tally::of(&ledger).check_told_once(Kind::TooManyCalls, 3_000);
+    let batches = ledger.of(Api::PutRecordBatch);
+    assert!(batches.len() > 6, "nothing was refused");
+    assert!(batches.iter().all(|call| call.records.len() == 500));
+}
+
 /// Of a call with something that Firehose does not like, only the line that is to blame stays behind.
 #[test]
 fn content_that_is_refused_is_in_the_way_of_nothing_else() {
