@@ -63,7 +63,7 @@ pub async fn deliver(
     meter: &Arc<Meter>,
     progress: &Progress,
 ) -> Result<Sent, SnapshotError> {
-    route.pulse.start();
+    let _delivering = route.pulse.start();
     let courier = Arc::new(Courier {
         identify: run.computation.as_ref().map(Identify::new),
         run: run.clone(),

@@ -34,7 +34,7 @@ pub use pulse::Pulse;
 
 /// What one call delivered, and why it did not deliver the rest.
 #[must_use]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Receipt {
     /// Indices of the records that have a record ID, or are on disk.
     pub delivered: Vec<usize>,
@@ -42,6 +42,8 @@ pub struct Receipt {
     pub refused: usize,
     /// Others that it has refused with a code that AWS does not document, by their first line.
     pub strange: Vec<(usize, String)>,
+    /// An answer did not come, or was a failure of the server's: some of the others may have been accepted.
+    pub is_lost: bool,
     /// Never absent when something is not delivered.
     pub refusal: Option<Refusal>,
 }
@@ -50,18 +52,22 @@ impl Receipt {
     fn all(count: usize) -> Self {
         Self {
             delivered: (0..count).collect(),
-            refused: 0,
-            strange: Vec::new(),
-            refusal: None,
+            ..Self::default()
         }
     }
 
     fn none(refusal: Refusal) -> Self {
         Self {
-            delivered: Vec::new(),
-            refused: 0,
-            strange: Vec::new(),
             refusal: Some(refusal),
+            ..Self::default()
+        }
+    }
+
+    /// Nothing is known of any record.
+    fn lost(refusal: Refusal) -> Self {
+        Self {
+            is_lost: true,
+            ..Self::none(refusal)
         }
     }
 }

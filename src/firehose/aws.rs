@@ -128,10 +128,21 @@ impl Aws {
         if !denied || self.settings.api == Api::PutRecordBatch {
             return receipt;
         }
-        let singly = call.put_singly().await;
-        if singly.delivered.is_empty() && matches!(singly.refusal, Some(Refusal::Park(_))) {
+        let one_by_one = || Refusal::Retry("the role may not firehose:PutRecordBatch".to_owned());
+        if self.is_sent_singly(call.stream) {
+            // Found out by another call meanwhile.
+            return Receipt::none(one_by_one());
+        }
+        // What was admitted is one request. One record is tried; the others are given back, to be admitted as singles.
+        let (first, others) = call.records.split_at(1);
+        let mut singly = call.of(first).put_singly().await;
+        if singly.delivered.is_empty() {
             // Neither is allowed: the faster one is the one to ask for.
-            return receipt;
+            let is_denied = matches!(singly.refusal, Some(Refusal::Park(_)));
+            return if is_denied { receipt } else { singly };
+        }
+        if !others.is_empty() {
+            singly.refusal = Some(one_by_one());
         }
         if self.note_sent_singly(call.stream) {
             tracing::warn!(
@@ -223,6 +234,11 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// The same with other records.
+    const fn of<'a>(&'a self, records: &'a [Record]) -> Call<'a> {
+        Call { records, ..*self }
+    }
+
     /// The second half tells whether the call itself was denied, which another call might not be.
     async fn put_batch(&self) -> (Receipt, bool) {
         self.meter.request();
@@ -237,11 +253,11 @@ impl Call<'_> {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                let receipt = Receipt {
-                    delivered: Vec::new(),
-                    refused: Self::too_many(&error, self.records.len()),
-                    strange: Vec::new(),
-                    refusal: Some(self.refusal("firehose:PutRecordBatch", &error)),
+                // A call too many says nothing about its records: smaller ones would be more of them.
+                let refusal = self.refusal("firehose:PutRecordBatch", &error);
+                let receipt = match is_lost(&error) {
+                    true => Receipt::lost(refusal),
+                    false => Receipt::none(refusal),
                 };
                 return (receipt, error.code().is_some_and(is_denied));
             }
@@ -253,7 +269,7 @@ impl Call<'_> {
                 entries.len(),
                 self.records.len()
             );
-            return (Receipt::none(Refusal::Retry(problem)), false);
+            return (Receipt::lost(Refusal::Retry(problem)), false);
         }
         let is_delivered = |entry: usize| {
             entries[entry].record_id().is_some() && entries[entry].error_code().is_none()
@@ -280,6 +296,7 @@ impl Call<'_> {
                     is_strange(code).then(|| (line, code.to_owned()))
                 })
                 .collect(),
+            is_lost: false,
             refusal,
         };
         (receipt, false)
@@ -288,9 +305,7 @@ impl Call<'_> {
     async fn put_singly(&self) -> Receipt {
         let mut receipt = Receipt {
             delivered: Vec::with_capacity(self.records.len()),
-            refused: 0,
-            strange: Vec::new(),
-            refusal: None,
+            ..Receipt::default()
         };
         let mut calls = JoinSet::new();
         let mut waiting = self.records.iter().enumerate();
@@ -322,16 +337,19 @@ impl Call<'_> {
                     receipt.delivered.push(index);
                 }
                 Some(Ok((_, Ok(_)))) => {
+                    receipt.is_lost = true;
                     receipt
                         .refusal
                         .get_or_insert(Refusal::Retry("no record ID".to_owned()));
                 }
                 Some(Ok((_, Err(error)))) => {
-                    receipt.refused += Self::too_many(&error, 1);
+                    receipt.refused += usize::from(Self::is_too_many(&error));
+                    receipt.is_lost |= is_lost(&error);
                     let refusal = self.refusal("firehose:PutRecord", &error);
                     receipt.refusal.get_or_insert(refusal);
                 }
                 Some(Err(panic)) => {
+                    receipt.is_lost = true;
                     receipt
                         .refusal
                         .get_or_insert(Refusal::Retry(panic.to_string()));
@@ -349,10 +367,9 @@ impl Call<'_> {
         singles.try_acquire_owned().ok()
     }
 
-    /// How many of a call's records were too many for the stream.
-    fn too_many<E: ProvideErrorMetadata>(error: &SdkError<E>, records: usize) -> usize {
-        let is_busy = status(error) == 429 || error.code().is_some_and(is_throttled);
-        if is_busy { records } else { 0 }
+    /// Whether a record was too many for the stream.
+    fn is_too_many<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
+        status(error) == 429 || error.code().is_some_and(is_throttled)
     }
 
     /// What to do about a call that failed as a whole.
@@ -397,6 +414,13 @@ fn sdk_record(record: &Record) -> SdkRecord {
         .data(data)
         .build()
         .expect("a record has data")
+}
+
+/// "If there is an internal server error or a timeout, the write might have completed or it might have failed."
+/// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html>
+fn is_lost<E>(error: &SdkError<E>) -> bool {
+    let status = status(error);
+    status == 0 || status >= 500
 }
 
 /// The HTTP status of an answer; 0 where there was none.

@@ -276,10 +276,14 @@ fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
             in_one_line(error)
         )));
     };
-    let code = answer.err().code().unwrap_or("no code").to_owned();
     let status = answer.raw().status().as_u16();
-    if status >= 500 || status == 429 || code.contains("Throttl") || code == "RequestLimitExceeded"
-    {
+    let code = answer.err().code().filter(|code| !code.is_empty());
+    let Some(code) = code.map(str::to_owned) else {
+        // A proxy on the way, or whoever else has no codes.
+        return Refusal::Retry(format!("STS answered {status} without a code"));
+    };
+    let is_passing = matches!(code.as_str(), "RequestLimitExceeded" | "RequestExpired");
+    if status >= 500 || status == 429 || code.contains("Throttl") || is_passing {
         return Refusal::Retry(redacted(&format!("STS answered {code}")));
     }
     let message = answer.err().message().unwrap_or_default();
@@ -290,6 +294,14 @@ fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
                 "STS does not accept the AWS credentials ({code}: {message})"
             )),
             hint: Some(NOT_ACCEPTED_HINT.to_owned()),
+        });
+    }
+    if code == "RegionDisabledException" {
+        return Refusal::Park(Parked {
+            problem: redacted(&format!(
+                "STS of this region may not be used ({code}: {message})"
+            )),
+            hint: Some("enable the region, and STS in it, for the account, or set `sts_endpoint_url` to another region's STS".to_owned()),
         });
     }
     Refusal::Park(Parked {

@@ -157,10 +157,8 @@ impl Sending<'_> {
         let (rest, bytes) = self.take_delivered(batch.records, &receipt);
         self.pace.hear(&admitted, said(&receipt, tried), bytes);
         drop(admitted);
-        let is_unanswered =
-            matches!(receipt.refusal, Some(Refusal::Retry(_))) && receipt.refused == 0;
-        self.see_to(rest, receipt, is_doubtful || is_unanswered)
-            .await
+        let is_doubtful = is_doubtful || receipt.is_lost;
+        self.see_to(rest, receipt, is_doubtful).await
     }
 
     /// Waits for the right to make a call, or for a reason to make none.
@@ -325,7 +323,9 @@ impl Sending<'_> {
 /// What a call tells about how much the stream takes.
 fn said(receipt: &Receipt, tried: usize) -> Said {
     match receipt.refusal {
-        Some(Refusal::Retry(_)) if receipt.refused == 0 => Said::Nothing,
+        Some(Refusal::Retry(_)) if receipt.refused == 0 => {
+            Said::Failed((tried - receipt.delivered.len()) as f64 / tried as f64)
+        }
         Some(Refusal::Retry(_)) => Said::TooMuch(receipt.refused as f64 / tried as f64),
         _ => Said::Enough,
     }
@@ -385,7 +385,7 @@ mod tests {
             };
             let stream = StreamName::parse("members").unwrap();
             let (started, calls) = (Instant::now(), self.meter.counts().requests);
-            self.pulse.start();
+            let _delivering = self.pulse.start();
             let delivery = self
                 .destination
                 .deliver(&stream, vec![record], &self.meter, &self.pulse, &self.stop)
@@ -459,5 +459,23 @@ mod tests {
         let (time, calls, ended) = out_of_reach.deliver().await;
         assert!(matches!(ended, Ended::Stopped), "{ended:?}");
         assert_eq!((seconds(time), calls), (0, 0));
+    }
+
+    #[test]
+    fn what_a_call_says_goes_by_what_it_did_not_deliver() {
+        let check = |delivered: usize, refused, refusal, expected| {
+            let receipt = Receipt {
+                delivered: (0..delivered).collect(),
+                refused,
+                refusal,
+                ..Receipt::default()
+            };
+            assert_eq!(said(&receipt, 500), expected);
+        };
+        let retry = || Some(Refusal::Retry("as the test says".to_owned()));
+        check(500, 0, None, Said::Enough);
+        check(400, 100, retry(), Said::TooMuch(0.2));
+        check(495, 0, retry(), Said::Failed(0.01));
+        check(0, 0, retry(), Said::Failed(1.0));
     }
 }

@@ -70,10 +70,13 @@ impl Pacing {
     }
 }
 
-/// So much of the quota may be sent at once after a pause.
-const BURST: Duration = Duration::from_secs(1);
-/// The same where a stream takes less than it should: smaller calls, and more often.
-const SMALL_BURST: Duration = Duration::from_millis(250);
+/// Of the quota, so much is sent steadily,
+const STEADY: f64 = 0.9;
+/// and after a pause so much of it at once, which is also the most for one call. Both together are within the quota in
+/// any one second.
+const BURST: Duration = Duration::from_millis(100);
+/// The same where a stream takes less than it should, by the rate that was found out.
+const RATE_BURST: Duration = Duration::from_millis(250);
 /// In seconds, whatever the quota says: a clock does not count to ever.
 const LONGEST_WAIT: f64 = 3_600.0;
 /// Calls to one stream that may be in flight together.
@@ -135,8 +138,8 @@ pub(super) enum Said {
     Enough,
     /// It refused this fraction for now.
     TooMuch(f64),
-    /// Nothing that could be understood.
-    Nothing,
+    /// It failed with this fraction, for a reason that says nothing about how much it takes.
+    Failed(f64),
 }
 
 impl Pace {
@@ -180,7 +183,10 @@ impl Pace {
         let (count, at) = self
             .lock()
             .reserve(&self.quota, records, singly, Instant::now());
-        sleep_until(at).await;
+        {
+            let _waiting = pulse.wait();
+            sleep_until(at).await;
+        }
         (admitted.records, admitted.round) = (count, self.lock().round);
         Some(admitted)
     }
@@ -233,17 +239,17 @@ impl Pace {
                 state.window.grow();
                 return;
             }
-            Said::TooMuch(fraction) => fraction,
-            Said::Nothing => 1.0,
+            Said::TooMuch(fraction) | Said::Failed(fraction) => fraction,
         };
         if admitted.round != state.round {
             return;
         }
         state.round += 1;
         state.window.shrink(fraction);
-        if said != Said::Nothing && state.rate.refuse(fraction, now) {
+        let is_too_much = matches!(said, Said::TooMuch(_));
+        if is_too_much && state.rate.refuse(fraction, now) {
             // What it took at once was its burst, and is used up.
-            state.busy_until[3] = now + SMALL_BURST;
+            state.busy_until[3] = now + RATE_BURST;
         }
         state.not_before = now + state.backoff.mul_f64(fastrand::f64());
         if delivered == 0 {
@@ -273,10 +279,10 @@ impl State {
         now: Instant,
     ) -> (usize, Instant) {
         let limits = [
-            (quota.bytes, BURST),
-            (quota.records, BURST),
-            (quota.requests, BURST),
-            (self.rate.limit(), SMALL_BURST),
+            (quota.bytes * STEADY, BURST),
+            (quota.records * STEADY, BURST),
+            (quota.requests * STEADY, BURST),
+            (self.rate.limit(), RATE_BURST),
         ];
         let mut amounts = [0.0; 4];
         let mut count = 0;
@@ -295,12 +301,17 @@ impl State {
             }
             (amounts, count) = (more, count + 1);
         }
+        let seconds =
+            |amount: f64, limit: f64| Duration::from_secs_f64((amount / limit).min(LONGEST_WAIT));
+        let amounts = || amounts.iter().zip(limits);
         let mut at = now;
-        for ((until, amount), (limit, burst)) in self.busy_until.iter_mut().zip(amounts).zip(limits)
-        {
-            at = at.max(until.checked_sub(burst).unwrap_or(now));
-            let seconds = (amount / limit).min(LONGEST_WAIT);
-            *until = now.max(*until) + Duration::from_secs_f64(seconds);
+        for (until, (amount, (limit, burst))) in self.busy_until.iter().zip(amounts()) {
+            // What is larger than a burst goes when all before it is worked off.
+            let room = burst.saturating_sub(seconds(*amount, limit));
+            at = at.max(until.checked_sub(room).unwrap_or(now));
+        }
+        for (until, (amount, (limit, _))) in self.busy_until.iter_mut().zip(amounts()) {
+            *until = at.max(*until) + seconds(*amount, limit);
         }
         (count, at)
     }
@@ -354,32 +365,92 @@ mod tests {
             assert_about(took, expected);
         };
         check(Quota::NONE, 1_000, 500, 1_000, 0.0).await;
-        // 100 calls of 100,000 bytes: a second's worth at once, the last one not waited for.
+        // 10 MB at 0.9 MB a second: a tenth of a second's worth at once, the last call not waited for.
         let bytes = Quota {
             bytes: 1e6,
             ..Quota::NONE
         };
-        check(bytes, 100, 100, 1_000, 8.9).await;
+        check(bytes, 100, 100, 1_000, 11.0).await;
         let records = Quota {
             records: 1e3,
             ..Quota::NONE
         };
-        check(records, 100, 100, 1, 8.9).await;
+        check(records, 100, 100, 1, 11.0).await;
         let requests = Quota {
             requests: 10.0,
             ..Quota::NONE
         };
-        check(requests, 100, 1, 1, 8.9).await;
+        check(requests, 100, 1, 1, 11.0).await;
+    }
+
+    /// Each call as it goes: when, and its bytes, records and requests.
+    async fn sent(quota: Quota, sizes: &[usize]) -> Vec<(Instant, [f64; 3])> {
+        let pace = pace(quota);
+        let mut calls = Vec::new();
+        for round in 0..8 {
+            let mut left: Vec<_> = sizes.iter().map(|bytes| record(*bytes)).collect();
+            while !left.is_empty() {
+                let admitted = admit(&pace, &left).await;
+                let gone = left.drain(..admitted.records);
+                let bytes: usize = gone.map(|record| record.data.len()).sum();
+                calls.push((Instant::now(), [bytes as f64, admitted.records as f64, 1.0]));
+                pace.hear(&admitted, Said::Enough, bytes);
+            }
+            // All of it is worked off, some of it, or nothing.
+            tokio::time::sleep(Duration::from_millis([0, 30, 400, 5_000][round % 4])).await;
+        }
+        calls
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_call_is_no_larger_than_a_second_of_the_quota() {
+    async fn in_no_second_is_more_sent_than_the_quota_and_one_record() {
+        let check = async |quota: Quota, sizes: &[usize]| {
+            let calls = sent(quota, sizes).await;
+            let largest = *sizes.iter().max().unwrap() as f64;
+            let most = [
+                quota.bytes + largest,
+                quota.records + 1.0,
+                quota.requests + 1.0,
+            ];
+            for (first, (from, _)) in calls.iter().enumerate() {
+                let mut sum = [0.0; 3];
+                let second = calls[first..]
+                    .iter()
+                    .take_while(|(at, _)| at.duration_since(*from) < Duration::from_secs(1));
+                for (_, amounts) in second {
+                    sum.iter_mut()
+                        .zip(amounts)
+                        .for_each(|(all, more)| *all += more);
+                }
+                let is_kept = sum.iter().zip(most).all(|(sum, most)| *sum <= most);
+                assert!(is_kept, "{sum:?} of {most:?}");
+            }
+        };
+        let quota = |bytes, records, requests| Quota {
+            bytes,
+            records,
+            requests,
+        };
+        let none = f64::INFINITY;
+        check(quota(none, 100.0, none), &[1; 100]).await;
+        check(quota(none, none, 20.0), &[1]).await;
+        check(quota(none, none, 1.0), &[1]).await;
+        check(quota(1e5, none, none), &[550; 500]).await;
+        check(quota(1e5, none, none), &[550, 90_000, 2, 300_000, 9_000]).await;
+        check(quota(1e5, 300.0, 5.0), &[1, 700, 700, 30_000, 40, 1]).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_is_no_larger_than_what_may_go_at_once() {
         let quota = Quota {
             records: 200.0,
             ..Quota::NONE
         };
         let admitted = admit(&pace(quota), &vec![record(1); 500]).await;
-        assert_eq!(admitted.records, 200);
+        assert_eq!(admitted.records, 18);
+        let usual = Quota::of_region("us-west-2");
+        let admitted = admit(&pace(usual), &vec![record(550); 500]).await;
+        assert_eq!(admitted.records, 500);
         let large = record(1_000_000);
         let tiny = Quota {
             bytes: 1.0,
@@ -390,13 +461,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pause_earns_one_second_and_no_more() {
+    async fn a_pause_earns_one_burst_and_no_more() {
         let pace = pace(Quota {
-            requests: 10.0,
+            requests: 100.0,
             ..Quota::NONE
         });
         tokio::time::sleep(Duration::from_secs(100)).await;
-        assert_about(seconds(&pace, 20, 1, 1).await, 0.9);
+        // Nine at once, and 90 a second.
+        assert_about(seconds(&pace, 99, 1, 1).await, 1.0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -427,13 +499,13 @@ mod tests {
         };
         // They were in flight together: that is one refusal, and not sixteen.
         for admitted in all_at_once {
-            pace.hear(&admitted, Said::Nothing, 0);
+            pace.hear(&admitted, Said::Failed(1.0), 0);
         }
         assert_eq!(pace.lock().window.calls(), 8);
         let started = Instant::now();
         for _ in 0..20 {
             let admitted = admit(&pace, &[record(1)]).await;
-            pace.hear(&admitted, Said::Nothing, 0);
+            pace.hear(&admitted, Said::Failed(1.0), 0);
         }
         assert_eq!(pace.lock().window.calls(), 1);
         assert!(started.elapsed() > Duration::from_secs(10));
@@ -442,6 +514,31 @@ mod tests {
         pace.hear(&admitted, Said::Enough, 1);
         assert_eq!(pace.lock().backoff, FIRST_BACKOFF);
         assert_eq!(pace.lock().window.calls(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_failure_among_many_records_changes_little() {
+        let pace = pace(Quota::NONE);
+        let admitted = admit(&pace, &vec![record(1); 500]).await;
+        pace.hear(&admitted, Said::Failed(0.002), 499);
+        assert_eq!(pace.lock().window.calls(), 15);
+        assert_eq!(pace.lock().rate.limit(), f64::INFINITY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn waiting_for_the_quota_is_no_reason_to_give_up() {
+        let pace = pace(Quota {
+            bytes: 1_000.0,
+            ..Quota::NONE
+        });
+        let (records, pulse) = ([record(180_000)], Pulse::new());
+        let started = Instant::now();
+        for is_first in [true, false, false, false] {
+            let admitted = pace.admit(&records, false, is_first, &pulse).await;
+            let admitted = admitted.expect("it has waited for its quota only");
+            pace.hear(&admitted, Said::TooMuch(1.0), 0);
+        }
+        assert_eq!(started.elapsed().as_secs(), 600);
     }
 
     #[test]

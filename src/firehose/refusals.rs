@@ -76,7 +76,9 @@ impl Called<'_> {
         Some(match code {
             "ResourceNotFoundException" => (
                 format!("there is no stream `{stream}` in {region} ({reason})"),
-                "create it, or correct the mapping or the region".to_owned(),
+                "create it, or correct the mapping or the region; what is in the journal already goes to the stream of \
+                 its plan, so create that one too"
+                    .to_owned(),
             ),
             code if is_denied(code) => (
                 format!(
@@ -162,6 +164,8 @@ fn is_passing(code: &str) -> bool {
         code,
         "InternalFailure"
             | "InternalError"
+            | "RequestAborted"
+            | "RequestAbortedException"
             | "RequestExpired"
             | "RequestTimeout"
             | "RequestTimeoutException"
@@ -211,6 +215,8 @@ mod tests {
             "Throttling",
             "KMSThrottlingException",
             "LimitExceededException",
+            "RequestAborted",
+            "RequestAbortedException",
             "RequestExpired",
             "InternalFailure",
         ];

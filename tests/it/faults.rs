@@ -297,7 +297,15 @@ fn credentials_that_are_missing_end_the_run_and_no_record_is_to_blame() {
 
 #[test]
 fn sts_that_is_not_well_is_asked_again() {
-    for (status, code) in [(500, "InternalFailure"), (400, "Throttling")] {
+    // The last two are pages of a proxy's: no code, and not even XML.
+    let answers = [
+        (500, "InternalFailure"),
+        (400, "Throttling"),
+        (400, "RequestExpired"),
+        (403, ""),
+        (407, "<p"),
+    ];
+    for (status, code) in answers {
         Row::times_of(2, Api::AssumeRole, Kind::Error(status, code)).check();
     }
 }
@@ -375,6 +383,25 @@ fn a_quota_far_below_what_is_sent_is_found_out() {
     let refused = ledger.sent() - ledger.accepted.len();
     assert!(refused <= 3_000, "{refused} refused");
     assert!(ledger.calls.len() <= 60, "{} calls", ledger.calls.len());
+}
+
+/// It may have room for all of the bytes: smaller calls would only be more of them.
+#[test]
+fn a_stream_that_is_short_of_requests_gets_no_more_of_them() {
+    let endpoint = Endpoint::start();
+    let project = project_with_role(&endpoint, "");
+    enter(&project, 0..3_000);
+    endpoint.play(Faults::seeded(1).quota(Quota {
+        requests: 2.0,
+        ..Quota::NONE
+    }));
+    check_delivered(Kind::TooManyCalls, 3_000, &sync(&project));
+    endpoint.wait_until_idle();
+    let ledger = endpoint.ledger();
+    Tally::of(&ledger).check_told_once(Kind::TooManyCalls, 3_000);
+    let batches = ledger.of(Api::PutRecordBatch);
+    assert!(batches.len() > 6, "nothing was refused");
+    assert!(batches.iter().all(|call| call.records.len() == 500));
 }
 
 /// Of a call with something that Firehose does not like, only the line that is to blame stays behind.

@@ -118,7 +118,12 @@ fn the_stream_is_missing() {
         Api::AssumeRole => Answer::Accept,
         _ => telling(400, "ResourceNotFoundException"),
     };
-    let words = ["no stream `members`", "us-west-2", "ResourceNotFound"];
+    let words = [
+        "no stream `members`",
+        "us-west-2",
+        "ResourceNotFound",
+        "the stream of its plan",
+    ];
     check(&endpoint, project_with_role(&endpoint), script, &words);
 }
 
@@ -130,6 +135,17 @@ fn the_role_may_not_be_assumed() {
         _ => Answer::Accept,
     };
     let words = [ROLE, "AccessDenied", "trust policy", "audience-sync iam"];
+    check(&endpoint, project_with_role(&endpoint), script, &words);
+}
+
+#[test]
+fn sts_is_not_enabled_in_the_region() {
+    let endpoint = Endpoint::start();
+    let script = |call: &Call| match call.api {
+        Api::AssumeRole => telling(403, "RegionDisabledException"),
+        _ => Answer::Accept,
+    };
+    let words = ["RegionDisabled", "enable the region", "`sts_endpoint_url`"];
     check(&endpoint, project_with_role(&endpoint), script, &words);
 }
 

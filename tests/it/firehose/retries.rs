@@ -2,6 +2,8 @@
 //! every fault by itself.
 
 use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use super::{enter, numbers, project, sorted};
 use crate::support::endpoint::{Answer, Api, Endpoint, Ledger};
@@ -92,7 +94,38 @@ fn a_role_that_may_only_put_single_records_is_served_and_told_so_once() {
     assert!((1..=3).contains(&batches), "{batches}");
     let report = &ran.lines()[0];
     let counted = numbers(report, ["delivered", "records", "requests", "retries"]);
-    assert_eq!(counted, [1201, 1201, 1201 + batches as u64, 0]);
+    // What the denied calls were about is sent again, but for the one record that shows that it can be.
+    let requests = 1201 + batches as u64;
+    assert_eq!(counted[..3], [1201, 1201, requests]);
+    assert!((1..=batches as u64).contains(&counted[3]), "{counted:?}");
+}
+
+#[test]
+fn a_role_that_may_only_put_single_records_keeps_the_quota_of_requests() {
+    let endpoint = Endpoint::start();
+    let project = project(&endpoint, "quota = { requests_per_second = 20 }");
+    enter(&project, 0..50);
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&calls);
+    endpoint.script(move |call| {
+        seen.lock().unwrap().push(Instant::now());
+        match call.api {
+            Api::PutRecordBatch => Answer::denied(),
+            _ => Answer::Accept,
+        }
+    });
+    project.sync();
+    let calls = calls.lock().unwrap();
+    assert_eq!(calls.len(), 51);
+    for first in &*calls {
+        let second = calls.iter().filter(|at| {
+            let after = at.checked_duration_since(*first);
+            after.is_some_and(|after| after < Duration::from_secs(1))
+        });
+        // The one that was denied showed what may be done; and a machine that is busy bunches some.
+        let count = second.count();
+        assert!(count <= 25, "{count}");
+    }
 }
 
 #[test]
