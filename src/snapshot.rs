@@ -77,6 +77,12 @@ pub enum SnapshotError {
     /// The disk that it lies on may be full.
     #[error("what landed cannot be kept in a temporary file, for which TMPDIR names the folder")]
     Scratch(#[source] rusqlite::Error),
+    /// The disk that it lies on may be full.
+    #[error(
+        "the snapshot is of an older version, and no copy of it can be brought up to date in a temporary file, for which TMPDIR \
+         names the folder\n\nhint: the next run brings the snapshot itself up to date"
+    )]
+    Older(#[source] rusqlite::Error),
     #[error("{}", in_words(.0))]
     Sqlite(#[from] rusqlite::Error),
 }
@@ -133,7 +139,8 @@ impl Snapshot {
         Ok(Self { connection })
     }
 
-    /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed.
+    /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed: of a file of an
+    /// older version, a copy that is kept nowhere is brought up to this one.
     pub fn inspect(path: &Path) -> Result<Option<Self>, SnapshotError> {
         if !path.exists() {
             return Ok(None);
@@ -157,9 +164,11 @@ impl Snapshot {
         // What a crash left in the log is not ours to move into the file.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)?;
         set_up(&connection)?;
-        if schema::version(&connection)? == 0 {
-            return Ok(None);
-        }
+        let connection = match schema::version(&connection)? {
+            0 => return Ok(None),
+            version if schema::is_older(version) => up_to_date(&connection)?,
+            _ => connection,
+        };
         connection.pragma_update(None, "query_only", true)?;
         Ok(Some(Self { connection }))
     }
@@ -197,6 +206,17 @@ impl Snapshot {
         }
         Ok(known)
     }
+}
+
+/// A copy of an older file as a run would have it.
+fn up_to_date(older: &Connection) -> Result<Connection, SnapshotError> {
+    let mut copy = scratch::copy(older).map_err(SnapshotError::Older)?;
+    copy.set_prepared_statement_cache_capacity(32);
+    schema::migrate(&mut copy).map_err(|error| match error {
+        SnapshotError::Sqlite(error) => SnapshotError::Older(error),
+        other => other,
+    })?;
+    Ok(copy)
 }
 
 fn is_write_protected(error: &rusqlite::Error) -> bool {
