@@ -123,6 +123,8 @@ pub struct Snapshot {
 impl Snapshot {
     /// Opens the file, made with mode 0600 where there is none, and brings it up to this version.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        // What SQLite keeps beside a file is beside the one that a link leads to.
+        let path = &disk::target(path);
         create(path).map_err(SnapshotError::Create)?;
         #[cfg(unix)]
         warn_of_readers(path);
@@ -142,6 +144,7 @@ impl Snapshot {
     /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed: of a file of an
     /// older version, a copy that is kept nowhere is brought up to this one.
     pub fn inspect(path: &Path) -> Result<Option<Self>, SnapshotError> {
+        let path = &disk::target(path);
         if !path.exists() {
             return Ok(None);
         }
