@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Makes a folder and those above it that are missing, each with its name on disk.
 pub fn create_folder(folder: &Path) -> io::Result<()> {
@@ -39,6 +39,22 @@ pub fn above(path: &Path) -> &Path {
         .unwrap_or(Path::new("."))
 }
 
+/// The file that a path means, by whatever links and whether or not it is there yet: a link that leads nowhere is where
+/// a file is made too. Links among the folders are for the system to follow.
+pub fn target(path: &Path) -> PathBuf {
+    // As many as Linux follows. In a circle there is no file, and whoever opens it is told so.
+    const MOST_LINKS: usize = 40;
+
+    let mut target = path.to_owned();
+    for _ in 0..MOST_LINKS {
+        match fs::read_link(&target) {
+            Ok(next) => target = above(&target).join(next),
+            Err(_) => break,
+        }
+    }
+    target
+}
+
 /// How to open a file that holds people's ids: made for its owner only.
 pub fn private() -> fs::OpenOptions {
     let mut options = File::options();
@@ -65,4 +81,27 @@ pub fn cut_off(path: &Path) -> Option<u64> {
     };
     // Anything else is for SQLite to refuse.
     (header.starts_with(b"SQLite format 3\0") && !bytes.is_multiple_of(page)).then_some(bytes)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_found_by_links_before_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("state")).unwrap();
+        symlink("state/next", at("link")).unwrap();
+        symlink("file", at("state/next")).unwrap();
+        assert_eq!(target(&at("link")), at("state/file"));
+        fs::write(at("state/file"), "").unwrap();
+        assert_eq!(target(&at("link")), at("state/file"));
+        symlink(at("state/file"), at("absolute")).unwrap();
+        assert_eq!(target(&at("absolute")), at("state/file"));
+        symlink("circle", at("circle")).unwrap();
+        assert_eq!(target(&at("circle")), at("circle"));
+    }
 }

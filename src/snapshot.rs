@@ -78,6 +78,12 @@ pub enum SnapshotError {
     /// The disk that it lies on may be full.
     #[error("what landed cannot be kept in a temporary file, for which TMPDIR names the folder")]
     Scratch(#[source] rusqlite::Error),
+    /// The disk that it lies on may be full.
+    #[error(
+        "the snapshot is of an older version, and no copy of it can be brought up to date in a temporary file, for which TMPDIR \
+         names the folder\n\nhint: the next run brings the snapshot itself up to date"
+    )]
+    Older(#[source] rusqlite::Error),
     #[error("{}", in_words(.0))]
     Sqlite(#[from] rusqlite::Error),
 }
@@ -118,6 +124,8 @@ pub struct Snapshot {
 impl Snapshot {
     /// Opens the file, made with mode 0600 where there is none, and brings it up to this version.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+        // What SQLite keeps beside a file is beside the one that a link leads to.
+        let path = &disk::target(path);
         create(path).map_err(SnapshotError::Create)?;
         #[cfg(unix)]
         warn_of_readers(path);
@@ -134,8 +142,10 @@ impl Snapshot {
         Ok(Self { connection })
     }
 
-    /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed.
+    /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed: of a file of an
+    /// older version, a copy that is kept nowhere is brought up to this one.
     pub fn inspect(path: &Path) -> Result<Option<Self>, SnapshotError> {
+        let path = &disk::target(path);
         if !path.exists() {
             return Ok(None);
         }
@@ -158,9 +168,11 @@ impl Snapshot {
         // What a crash left in the log is not ours to move into the file.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)?;
         set_up(&connection)?;
-        if schema::version(&connection)? == 0 {
-            return Ok(None);
-        }
+        let connection = match schema::version(&connection)? {
+            0 => return Ok(None),
+            version if schema::is_older(version) => up_to_date(&connection)?,
+            _ => connection,
+        };
         connection.pragma_update(None, "query_only", true)?;
         Ok(Some(Self { connection }))
     }
@@ -198,6 +210,17 @@ impl Snapshot {
         }
         Ok(known)
     }
+}
+
+/// A copy of an older file as a run would have it.
+fn up_to_date(older: &Connection) -> Result<Connection, SnapshotError> {
+    let mut copy = scratch::copy(older).map_err(SnapshotError::Older)?;
+    copy.set_prepared_statement_cache_capacity(32);
+    schema::migrate(&mut copy).map_err(|error| match error {
+        SnapshotError::Sqlite(error) => SnapshotError::Older(error),
+        other => other,
+    })?;
+    Ok(copy)
 }
 
 fn is_write_protected(error: &rusqlite::Error) -> bool {

@@ -63,7 +63,8 @@ impl RunLock {
 
 /// One lock for one file, by whatever links it is reached.
 fn beside(snapshot: &Path) -> PathBuf {
-    let snapshot = &fs::canonicalize(snapshot).unwrap_or_else(|_| snapshot.to_owned());
+    let target = disk::target(snapshot);
+    let snapshot = fs::canonicalize(&target).unwrap_or(target);
     let mut name = snapshot.file_name().unwrap_or_default().to_owned();
     name.push(".lock");
     snapshot.with_file_name(name)
@@ -97,5 +98,24 @@ mod tests {
         );
         drop(first);
         RunLock::take(&snapshot, "resync").unwrap();
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn there_is_one_lock_for_a_file_that_a_link_leads_to_before_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("snapshot.sqlite");
+        let file = folder.path().join("state/snapshot.sqlite");
+        std::os::unix::fs::symlink("state/snapshot.sqlite", &link).unwrap();
+        let _first = RunLock::take(&link, "sync").unwrap();
+        let check = || {
+            for path in [&link, &file] {
+                let refused = RunLock::take(path, "resync");
+                assert!(matches!(refused, Err(Busy::Held { .. })), "{refused:?}");
+            }
+        };
+        check();
+        std::fs::write(&file, "").unwrap();
+        check();
     }
 }

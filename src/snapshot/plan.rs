@@ -93,9 +93,11 @@ impl Snapshot {
 
     /// Remembers a run that decided nothing, with the reason.
     pub fn fail(&mut self, planning: &Planning, error: &str) -> Result<(), SnapshotError> {
-        let audience = number_of(&self.connection, &planning.computation)?;
-        let run = insert_run(&self.connection, planning, audience)?;
-        self.connection.execute(
+        // In one transaction, as a plan is: a run without an outcome would be taken for one that planned.
+        let transaction = self.begin()?;
+        let audience = number_of(&transaction, &planning.computation)?;
+        let run = insert_run(&transaction, planning, audience)?;
+        transaction.execute(
             "UPDATE run SET finished_at = ?2, outcome = ?3, error = ?4 WHERE number = ?1",
             params![
                 run,
@@ -104,6 +106,7 @@ impl Snapshot {
                 error
             ],
         )?;
+        transaction.commit()?;
         Ok(())
     }
 }

@@ -96,7 +96,8 @@ impl Rebuild {
 
     /// Writes the snapshot, in order of key. Whoever calls this holds the lock, and has seen that nothing is in the way.
     pub fn write(self, path: &Path, unsaid: &Unsaid) -> Result<Vec<Restored>, RebuildError> {
-        let path = real(path);
+        // The file that a link leads to is made, and the link stays.
+        let path = disk::target(path);
         let temporary = beside(&path);
         // One that a crash has left.
         remove(&temporary).map_err(SnapshotError::Create)?;
@@ -138,17 +139,10 @@ impl Rebuild {
 
 /// What stands where a snapshot is to be: the file, or what SQLite has left beside one and would read into another.
 pub fn in_the_way(path: &Path) -> Option<PathBuf> {
-    let path = real(path);
+    let path = disk::target(path);
     let holds_something =
         |file: &PathBuf| fs::metadata(file).is_ok_and(|file| file.is_dir() || file.len() > 0);
     with_endings(&path).into_iter().find(holds_something)
-}
-
-/// Where a link leads: it is the file there that is made, and the link stays.
-fn real(path: &Path) -> PathBuf {
-    let target = path.is_symlink().then(|| fs::canonicalize(path));
-    let target = target.and_then(Result::ok);
-    target.unwrap_or_else(|| path.to_owned())
 }
 
 /// A file and those that SQLite keeps beside it.

@@ -92,12 +92,16 @@ fn lay_over(connection: &Connection, waiting: &[JournaledRun]) -> Result<(), Sna
     for run in waiting {
         let mut after = -1;
         while let Some(chunk) = take(connection, run, after, Credit::ONE)?.pop() {
-            for change in chunk::changes(&chunk.entries) {
+            for (entry, change) in chunk::changes(&chunk.entries).enumerate() {
                 let Change { action, member } =
                     change.map_err(|_| SnapshotError::UnreadableChunk {
                         run: run.number,
                         seq: chunk.seq,
                     })?;
+                // It will not be delivered, and is decided anew.
+                if chunk.dead.contains(&entry) {
+                    continue;
+                }
                 let is_member = match action {
                     Action::Enter | Action::Change => true,
                     // They are members already, and stay it.

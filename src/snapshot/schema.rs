@@ -141,6 +141,11 @@ pub(super) fn migrate(connection: &mut Connection) -> Result<(), SnapshotError> 
     Ok(())
 }
 
+/// Whether a file has yet to see the last of the migrations.
+pub(super) fn is_older(version: usize) -> bool {
+    version < MIGRATIONS.len()
+}
+
 /// How many migrations the file has seen: 0 for an empty one.
 pub(super) fn version(connection: &Connection) -> Result<usize, SnapshotError> {
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));

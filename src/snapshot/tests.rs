@@ -435,6 +435,43 @@ fn a_rehearsal_writes_nothing_and_plans_after_what_waits() {
 }
 
 #[test]
+fn a_rehearsal_foresees_that_the_dead_are_not_delivered() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let members = [("a", 1), ("b", 2), ("c", 3)];
+    let run = plan(&mut snapshot, 1, &["s"], &members).run;
+    // `b` is dead, and `c` waits.
+    settle(&mut snapshot, &run, &[&[true, false, false]], &[1]);
+    let rehearsed = snapshot
+        .rehearse(&planning(2, &["s"]), merge(&members, false))
+        .unwrap();
+    assert_eq!((rehearsed.tally.delivered, rehearsed.tally.added), (2, 1));
+    settle(&mut snapshot, &run, &[&[true, false, true]], &[]);
+    let planned = plan(&mut snapshot, 2, &["s"], &members);
+    assert_eq!(rehearsed.tally, planned.tally);
+}
+
+#[test]
+fn a_run_that_failed_is_remembered_with_its_reason_or_not_at_all() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    let stop =
+        "CREATE TEMP TRIGGER stop BEFORE UPDATE ON run BEGIN SELECT RAISE(ABORT, 'stopped'); END";
+    snapshot.connection.execute_batch(stop).unwrap();
+    let failed = snapshot.fail(&planning(1, &["s"]), "no such table");
+    assert!(failed.is_err());
+    assert_eq!(snapshot.last_started_at().unwrap(), None);
+    snapshot
+        .connection
+        .execute_batch("DROP TRIGGER stop")
+        .unwrap();
+    snapshot
+        .fail(&planning(1, &["s"]), "no such table")
+        .unwrap();
+    assert!(snapshot.last_started_at().unwrap().is_some());
+}
+
+#[test]
 fn what_is_no_snapshot_of_ours_is_refused_and_stays_as_it_is() {
     let check = |prepare: &dyn Fn(&PathBuf), words: &str| {
         let folder = Folder::new();

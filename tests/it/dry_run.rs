@@ -106,6 +106,35 @@ fn a_dry_run_neither_needs_nor_takes_the_right_to_write() {
     assert!(started.elapsed().as_secs() < 5);
 }
 
+#[test]
+fn what_a_crash_left_beside_the_file_that_a_link_leads_to_is_not_touched_either() {
+    let project = project();
+    project.succeed(&["sync"]);
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    snapshot
+        .execute_batch("UPDATE audience SET name = 'Other'")
+        .unwrap();
+    // By another name, as if nobody had it open.
+    fs::create_dir(project.path("crashed")).unwrap();
+    for file in ["snapshot.sqlite", "snapshot.sqlite-wal"] {
+        fs::copy(project.path(file), project.path("crashed").join(file)).unwrap();
+    }
+    drop(snapshot);
+    fs::remove_file(project.path("snapshot.sqlite")).unwrap();
+    std::os::unix::fs::symlink("crashed/snapshot.sqlite", project.path("snapshot.sqlite")).unwrap();
+    let contents = || {
+        files(&project.path("crashed"))
+            .into_iter()
+            .map(|file| fs::read(file).unwrap())
+            .collect::<Vec<_>>()
+    };
+    let before = contents();
+    project.succeed(&["snapshot", "list"]);
+    // SQLite may have made its index of the log, which is no part of it.
+    drop(fs::remove_file(project.path("crashed/snapshot.sqlite-shm")));
+    assert!(contents() == before);
+}
+
 /// What a crash left in SQLite's log is for the next run to take over, and not for somebody who looks.
 #[test]
 fn a_snapshot_that_a_crash_left_is_not_touched() {

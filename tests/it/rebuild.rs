@@ -560,6 +560,11 @@ fn what_is_there_is_never_replaced() {
     assert!(project.path("snapshot.sqlite").is_symlink());
     let again = project.run(&["snapshot", "rebuild", "--from", "delivered"]);
     assert_eq!(again.code, 2, "{again:?}");
+    // So does one that leads to a file which is yet to be made.
+    fs::remove_dir_all(project.path("state")).unwrap();
+    rebuild(&project, "delivered");
+    assert!(project.path("snapshot.sqlite").is_symlink());
+    assert!(fs::metadata(project.path("state/real")).unwrap().len() > 0);
 }
 
 #[test]

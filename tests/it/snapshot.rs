@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{CONFIG, Project, Ran, assert_fields};
+use crate::support::{CONFIG, Project, Ran, assert_fields, eventually};
 
 const SCHEDULE: &str = r#"
 [[audience]]
@@ -589,6 +589,97 @@ fn an_interrupted_run_is_unfinished_while_its_changes_wait() {
         .collect();
     assert_eq!(found[0], json!(["unfinished", null]));
     assert_eq!(found[2], json!(["delivered", null]));
+}
+
+const VERSION: &str = "SELECT user_version FROM pragma_user_version";
+
+fn number(project: &Project, sql: &str) -> i64 {
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    snapshot.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+/// Makes the snapshot what the first version would have written.
+fn age(project: &Project) {
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    for (table, column) in [
+        ("run", "held_of"),
+        ("run", "held_sample"),
+        ("run", "held_digest"),
+        ("dead", "at"),
+        ("dead", "stream"),
+        ("dead", "is_whole"),
+        ("dead", "superseded_by"),
+    ] {
+        let drop = format!("ALTER TABLE {table} DROP COLUMN {column}");
+        snapshot.execute_batch(&drop).unwrap();
+    }
+    snapshot.execute_batch("PRAGMA user_version = 1").unwrap();
+}
+
+#[test]
+fn a_snapshot_of_an_older_version_can_be_looked_at_and_the_next_run_brings_it_up_to_date() {
+    let project = synced();
+    let commands: [&[&str]; 10] = [
+        &["check"],
+        &["snapshot", "list"],
+        &["snapshot", "show", "members"],
+        &["snapshot", "user", "b"],
+        &["snapshot", "runs"],
+        &["snapshot", "runs", "members"],
+        &["snapshot", "dead"],
+        &["snapshot", "verify", "--from", "delivered"],
+        &["sync", "--dry-run"],
+        &["sync", "members", "--dry-run", "--approve"],
+    ];
+    let seen = || commands.map(|command| timeless(&look(&project, command)));
+    let before = seen();
+    age(&project);
+    assert_eq!(seen(), before);
+    assert_eq!(number(&project, VERSION), 1);
+
+    project.write(
+        "schedules/main.toml",
+        &format!("cron = \"0 0 0 1 1 *\"\n{SCHEDULE}"),
+    );
+    let staying = project.start(&["run"]);
+    eventually("it stays", || staying.stderr().contains("next at"));
+    staying.signal("TERM");
+    assert_eq!(staying.end().code, 0);
+
+    project.succeed(&["sync"]);
+    assert_eq!(number(&project, VERSION), 2);
+    assert_eq!(lines(&project, &["snapshot", "list"]).len(), 3);
+}
+
+/// What a command has printed, without how long it took.
+fn timeless(ran: &Ran) -> String {
+    let is_time = |word: &&str| !word.contains(|letter: char| letter.is_ascii_digit());
+    let words = ran
+        .stdout
+        .split_whitespace()
+        .chain(ran.stderr.split_whitespace());
+    words.filter(is_time).collect::<Vec<_>>().join(" ")
+}
+
+#[test]
+fn what_a_crash_left_in_the_log_of_an_older_snapshot_is_seen_and_stays_there() {
+    let project = synced();
+    age(&project);
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    snapshot
+        .execute_batch("UPDATE audience SET name = 'Renamed' WHERE key = 'members'")
+        .unwrap();
+    // By another name, as if nobody had it open.
+    let aside = Project::new(SCHEDULE);
+    for file in ["snapshot.sqlite", "snapshot.sqlite-wal"] {
+        std::fs::copy(project.path(file), aside.path(file)).unwrap();
+    }
+    drop(snapshot);
+    let before = std::fs::read(aside.path("snapshot.sqlite-wal")).unwrap();
+    assert!(!before.is_empty());
+    let shown = aside.succeed(&["snapshot", "list", "--json"]).stdout;
+    assert!(shown.contains("Renamed"), "{shown}");
+    assert!(std::fs::read(aside.path("snapshot.sqlite-wal")).unwrap() == before);
 }
 
 #[test]
