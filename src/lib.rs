@@ -19,7 +19,8 @@
 //! 3. [`deliver`](mod@deliver) takes chunks from the journal, renders them to lines and sends them. A chunk is as many
 //!    records as one call carries.
 //! 4. When all of a chunk's records have their record IDs, the chunk leaves the journal and its changes reach the
-//!    members, in one transaction.
+//!    members, in one transaction. A record whose content Firehose will not have becomes a dead letter, and is in the
+//!    way of nothing.
 //!
 //! Why the journal comes first, and not only a snapshot moved on afterwards: a run sends `true` for a user and dies
 //! before it remembers that. Then the user leaves. The next run sees the user neither in the source nor in the
