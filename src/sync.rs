@@ -1,27 +1,25 @@
 //! One run, told as a story: deliver what an earlier run left, plan, deliver, remember.
 
+mod planning;
+mod report;
+
 use std::collections::BTreeMap;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use serde::{Serialize, Serializer};
 
 use crate::audience::keys::Known;
 use crate::audience::{Audience, AudienceId, DestinationName, Key, SourceName};
 use crate::causes::in_one_line;
 use crate::deliver::{Route, Sent, deliver};
-use crate::diff::{self, Members, Scope};
-use crate::event::{CallType, Computation};
 use crate::firehose::{Destination, Meter, Pulse};
 use crate::mapping::Mapping;
 use crate::progress::Progress;
-use crate::run::{Counts, Outcome, RunId, RunKind, Timestamp};
-use crate::snapshot::{
-    Approval, Delivered, Handle, Held, Journal, JournaledRun, Plan, Planning, SnapshotError,
-};
-use crate::source::{Interrupt, Source, SourceError};
+use crate::run::{Outcome, RunKind, Timestamp};
+use crate::snapshot::{Handle, JournaledRun, SnapshotError};
+use crate::source::Source;
 use crate::stop::Stop;
+use planning::PlanError;
+pub use report::Report;
 
 /// What runs work with: made once from the configuration.
 pub struct Project {
@@ -86,106 +84,6 @@ impl Keyed {
         }
     }
 }
-
-/// What came of one run of one audience at one destination. The fields of `sync --json`.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// The key; `null` for calls that `send` left in the journal.
-    pub audience: Option<Key>,
-    pub destination: DestinationName,
-    pub run: Option<RunId>,
-    pub kind: RunKind,
-    pub outcome: Outcome,
-    /// In the source now.
-    pub members: u64,
-    pub added: u64,
-    pub removed: u64,
-    pub changed: u64,
-    /// Removals that the guard keeps back,
-    pub held: u64,
-    /// and more about them.
-    #[serde(flatten)]
-    pub hold: Option<Held>,
-    /// How the removals that were approved compare with those that an earlier run held.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub approved: Option<Approval>,
-    /// Changes that Firehose accepted.
-    pub delivered: u64,
-    /// Changes that are still in the journal, or dead.
-    pub undelivered: u64,
-    /// Those of them that are dead: the next run decides them anew.
-    #[serde(skip)]
-    pub dead: u64,
-    pub skipped_rows: u64,
-    #[serde(flatten)]
-    pub counts: Counts,
-    #[serde(serialize_with = "hundredths")]
-    pub seconds: f64,
-    /// Why it failed, or why something is not delivered.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// The configuration is at fault, and not the run.
-    #[serde(skip)]
-    pub misconfigured: bool,
-}
-
-fn hundredths<S: Serializer>(seconds: &f64, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((seconds * 100.0).round() / 100.0)
-}
-
-impl Report {
-    /// A report that says nothing yet.
-    pub fn new(
-        audience: Option<Key>,
-        destination: DestinationName,
-        kind: RunKind,
-        outcome: Outcome,
-    ) -> Self {
-        Self {
-            audience,
-            destination,
-            run: None,
-            kind,
-            outcome,
-            members: 0,
-            added: 0,
-            removed: 0,
-            changed: 0,
-            held: 0,
-            hold: None,
-            approved: None,
-            delivered: 0,
-            undelivered: 0,
-            dead: 0,
-            skipped_rows: 0,
-            counts: Counts::default(),
-            seconds: 0.0,
-            error: None,
-            misconfigured: false,
-        }
-    }
-
-    /// What it is called in messages.
-    pub fn name(&self) -> &str {
-        self.audience.as_ref().map_or("send", Key::as_str)
-    }
-}
-
-/// Why a run decided nothing.
-#[derive(Debug, thiserror::Error)]
-enum PlanError {
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    #[error("asked to stop")]
-    Stopped,
-}
-
-/// How many members are read between two looks at the clock and the signals.
-const LOOK_EVERY: u64 = 4_096;
-
-const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
 /// Runs over one snapshot, one after another, by whoever holds its lock.
 pub struct Runner<'a> {
@@ -351,93 +249,6 @@ impl Runner<'_> {
         Ok(Some(report))
     }
 
-    async fn planning(
-        &self,
-        keyed: &Keyed,
-        outlet: &Outlet,
-        destination: &DestinationName,
-        request: Request,
-    ) -> Result<Planning, SnapshotError> {
-        let (last, known) = self
-            .snapshot
-            .with(|snapshot| {
-                Ok::<_, SnapshotError>((snapshot.last_started_at()?, snapshot.known()?))
-            })
-            .await?;
-        let started_at = Timestamp::after(Timestamp::now(), last);
-        let Keyed { audience, key } = keyed;
-        Ok(Planning {
-            computation: Computation {
-                audience: audience.id.clone(),
-                key: key.clone(),
-                class: audience.class,
-                destination: destination.clone(),
-                run: RunId::at(started_at),
-                started_at,
-                space_id: self.project.space_id.clone(),
-            },
-            name: audience.name.clone(),
-            kind: keyed.kind(destination, &known, request),
-            streams: outlet.mapping.streams(CallType::Identify, None),
-            guard: audience.guard.filter(|_| !request.approve),
-            approve: request.approve,
-        })
-    }
-
-    async fn plan(
-        &self,
-        keyed: &Keyed,
-        planning: Planning,
-        request: Request,
-    ) -> Result<Plan, PlanError> {
-        let interrupt = Interrupt::default();
-        let reading = Reading {
-            interrupt: interrupt.clone(),
-            source: self.project.sources[&keyed.audience.source].clone(),
-            audience: keyed.audience.clone(),
-            scope: if request.resync {
-                Scope::Everyone
-            } else {
-                Scope::Changes
-            },
-            progress: self.progress.clone(),
-            stop: self.stop.clone(),
-        };
-        self.progress.plan(keyed.key.as_str());
-        let planned = self.snapshot.with(move |snapshot| {
-            let merge = |delivered: &mut Delivered<'_>, journal: &mut Journal<'_>| {
-                reading.merge(delivered, journal)
-            };
-            if request.dry_run {
-                snapshot.rehearse(&planning, merge)
-            } else {
-                snapshot.plan(&planning, merge)
-            }
-        });
-        match self.or_interrupt(planned, &interrupt).await {
-            // Interrupted, most likely; in any case nothing was decided, and the next run meets it again.
-            Err(PlanError::Source(_)) if self.stop.is_requested() => Err(PlanError::Stopped),
-            planned => planned,
-        }
-    }
-
-    /// Waits for a plan. Once asked to stop, it ends the query: one may go on for minutes before its first row.
-    async fn or_interrupt<T>(&self, planned: impl Future<Output = T>, interrupt: &Interrupt) -> T {
-        let mut planned = pin!(planned);
-        tokio::select! {
-            planned = &mut planned => return planned,
-            () = self.stop.requested() => {}
-        }
-        loop {
-            interrupt.interrupt();
-            // Between two statements nobody hears it.
-            match tokio::time::timeout(INTERRUPT_EVERY, &mut planned).await {
-                Ok(planned) => return planned,
-                Err(_) => continue,
-            }
-        }
-    }
-
     /// Delivers a run from the journal, completes its report and closes it.
     async fn deliver(
         &self,
@@ -482,78 +293,5 @@ impl Runner<'_> {
         self.snapshot
             .with(move |snapshot| snapshot.finish(&run, outcome))
             .await
-    }
-}
-
-/// Reads a source into a plan, on the snapshot's thread.
-struct Reading {
-    source: Source,
-    audience: Audience,
-    scope: Scope,
-    progress: Progress,
-    stop: Stop,
-    interrupt: Interrupt,
-}
-
-impl Reading {
-    fn merge(
-        &self,
-        delivered: &mut Delivered<'_>,
-        journal: &mut Journal<'_>,
-    ) -> Result<(diff::Tally, u64), PlanError> {
-        self.source
-            .read(&self.audience, &self.interrupt, |members| {
-                let mut watched = Watched {
-                    members,
-                    read: 0,
-                    reading: self,
-                };
-                let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
-                    journal.push(&change).map_err(PlanError::from)
-                })?;
-                let skipped = members.skipped;
-                if skipped.total() > 0 {
-                    tracing::warn!(
-                        "{:?}: skipped {} rows: {}",
-                        self.audience.name,
-                        skipped.total(),
-                        skipped.explain()
-                    );
-                }
-                if skipped.traits > 0 {
-                    tracing::warn!(
-                        "{:?}: {} extra traits are infinite or not UTF-8, and go as null",
-                        self.audience.name,
-                        skipped.traits
-                    );
-                }
-                Ok((tally, skipped.total()))
-            })
-    }
-}
-
-/// Members that are counted as they pass, and that stop when asked to.
-struct Watched<'r, M> {
-    members: &'r mut M,
-    read: u64,
-    reading: &'r Reading,
-}
-
-impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
-    type Error = PlanError;
-
-    fn advance(&mut self) -> Result<bool, PlanError> {
-        self.read += 1;
-        if self.read.is_multiple_of(LOOK_EVERY) {
-            self.reading.progress.read(self.read);
-            if self.reading.stop.is_requested() {
-                return Err(PlanError::Stopped);
-            }
-        }
-        Ok(self.members.advance()?)
-    }
-
-    fn current(&self) -> crate::audience::Member<'_> {
-        self.members.current()
     }
 }

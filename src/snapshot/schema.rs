@@ -122,6 +122,37 @@ const MIGRATIONS: &[&str] = &[
         PRIMARY KEY (audience, user, stream)
     ) WITHOUT ROWID, STRICT;
     ",
+    "
+    -- Who has entered, changed or left since `member` was last brought up to date: changes lie apart from each other,
+    -- and each would rewrite a page of a large table. `since` is NULL for who has left.
+    CREATE TABLE moved (
+        audience     INTEGER NOT NULL,
+        user         ANY NOT NULL,
+        anonymous_id TEXT,
+        value        ANY,
+        since        INTEGER,
+        PRIMARY KEY (audience, user)
+    ) WITHOUT ROWID, STRICT;
+
+    -- Both together: what Firehose has accepted.
+    CREATE VIEW membership AS
+    SELECT audience, user, anonymous_id, value, since FROM member
+    WHERE NOT EXISTS (SELECT 1 FROM moved WHERE moved.audience = member.audience AND moved.user = member.user)
+    UNION ALL
+    SELECT audience, user, anonymous_id, value, since FROM moved WHERE since IS NOT NULL;
+
+    -- How many there are, so that nobody has to count them,
+    ALTER TABLE audience ADD COLUMN members INTEGER NOT NULL DEFAULT 0;
+    UPDATE audience SET members = (SELECT count(*) FROM member WHERE member.audience = audience.number);
+    -- what the source was when a plan last read it to its end,
+    ALTER TABLE audience ADD COLUMN planned_from TEXT;
+    -- and when that plan, and the last one that read everyone, began.
+    ALTER TABLE audience ADD COLUMN planned_at INTEGER;
+    ALTER TABLE audience ADD COLUMN reconciled_at INTEGER;
+
+    -- The first of the runs whose changes to one user go in one record; NULL where each has its own.
+    ALTER TABLE run ADD COLUMN together INTEGER;
+    ",
 ];
 
 /// Brings a file up to this version, or says why it cannot be used.
