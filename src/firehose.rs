@@ -10,6 +10,7 @@ mod aws;
 mod credentials;
 mod deliver;
 mod directory;
+mod foresee;
 mod https_only;
 mod meter;
 mod pacing;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use crate::audience::DestinationName;
 use crate::batch::Record;
+use crate::bill::PRICE_PER_GB;
 use crate::mapping::StreamName;
 
 pub use aws::{Api, Aws, AwsSettings};
@@ -101,12 +103,17 @@ impl std::fmt::Display for Parked {
     }
 }
 
+/// The region of whoever names none.
+pub const DEFAULT_REGION: &str = "us-west-2";
+
 /// A destination that is ready to take records.
 #[derive(Debug)]
 pub struct Destination {
     pub name: DestinationName,
     /// Several lines in one record.
     pub pack: bool,
+    /// Dollars.
+    price_per_gb: f64,
     pacing: Pacing,
     kind: Kind,
 }
@@ -122,6 +129,7 @@ impl Destination {
         Self {
             name,
             pack,
+            price_per_gb: PRICE_PER_GB,
             pacing: Pacing::new(aws.quota()),
             kind: Kind::Firehose(Box::new(aws)),
         }
@@ -131,8 +139,17 @@ impl Destination {
         Self {
             name,
             pack,
+            price_per_gb: PRICE_PER_GB,
             pacing: Pacing::new(Quota::NONE),
             kind: Kind::Directory(directory),
+        }
+    }
+
+    /// The same at another price.
+    pub fn priced(self, price_per_gb: f64) -> Self {
+        Self {
+            price_per_gb,
+            ..self
         }
     }
 

@@ -38,6 +38,7 @@
 //! | [`event`] | the Identify of a change, its message id, calls that people send, and what landed, read back |
 //! | [`mapping`] | which streams an event goes to |
 //! | [`batch`] | lines as records, records as calls, within AWS's limits |
+//! | [`bill`] | what a delivery would be charged, packed and not |
 //! | [`run`](mod@run) | a run's id, time, kind, outcome and counts |
 //! | [`policy`] | the statements of IAM that a stream and a role need |
 //!
@@ -78,6 +79,7 @@
 
 pub mod audience;
 pub mod batch;
+pub mod bill;
 pub mod causes;
 pub mod cli;
 pub mod config;

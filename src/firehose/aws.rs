@@ -91,7 +91,12 @@ impl Aws {
 
     /// Whether records go to a stream one by one.
     pub(super) fn sends_singly(&self, stream: &StreamName) -> bool {
-        self.settings.api == Api::PutRecord || self.is_sent_singly(stream)
+        self.sends_all_singly() || self.is_sent_singly(stream)
+    }
+
+    /// Whether that is so of every stream from the beginning.
+    pub(super) fn sends_all_singly(&self) -> bool {
+        self.settings.api == Api::PutRecord
     }
 
     pub(super) async fn put(
