@@ -9,9 +9,11 @@ use serde::{Serialize, Serializer};
 
 use crate::run::Counts;
 
-/// Dollars for a GB of billed bytes: what us-east-1 takes for the first 500 TB of a month, in July 2026.
+/// Dollars for a GB of billed bytes: what us-east-1 takes for the first 500 TB of a month,
 /// <https://aws.amazon.com/firehose/pricing/>
 pub const PRICE_PER_GB: f64 = 0.029;
+/// as others quoted it then.
+pub const PRICED_IN: &str = "July 2026";
 /// The examples on that page have 1,048,576 KB in a GB.
 const GB: f64 = (1_u64 << 30) as f64;
 
@@ -41,6 +43,9 @@ pub struct Bill {
     pub price_per_gb: f64,
     /// Which of the two is configured.
     pub pack: bool,
+    /// Where files play Firehose it is what Firehose would charge.
+    #[serde(skip)]
+    pub is_free: bool,
     pub unpacked: Charge,
     pub packed: Charge,
 }

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::task::JoinSet;
 
 use crate::batch::{LineBuffer, Lines, MAX_RECORD_BYTES};
+use crate::bill::Foreseen;
 use crate::event::Identify;
 use crate::firehose::{Blamed, Destination, Ended, Meter, Pulse};
 use crate::progress::Progress;
@@ -117,6 +118,38 @@ pub async fn deliver(
     Ok(outcome)
 }
 
+/// What a delivery of what a run has in the journal would count, stream by stream.
+pub async fn foresee(
+    snapshot: &Handle,
+    run: &JournaledRun,
+    destination: &Destination,
+) -> Result<Vec<Foreseen>, SnapshotError> {
+    let identify = run.computation.as_ref().map(Identify::new);
+    let mut foreseen = vec![Foreseen::default(); run.streams.len()];
+    let mut after = run.after;
+    loop {
+        let of = run.clone();
+        let chunks = snapshot
+            .with(move |snapshot| snapshot.settle(&of, &[], after, Credit::ONE))
+            .await?;
+        let Some(chunk) = chunks.first() else {
+            return Ok(foreseen);
+        };
+        let lines = render(run, identify.as_ref(), chunk)?;
+        for (stream, foreseen) in foreseen.iter_mut().enumerate() {
+            let is_accepted = |line: usize| {
+                chunk
+                    .accepted
+                    .get(stream)
+                    .is_some_and(|accepted| accepted[line])
+            };
+            let is_wanted = |line: usize| !is_accepted(line) && !chunk.dead.contains(&line);
+            *foreseen += destination.foresee(&lines, is_wanted);
+        }
+        after = chunk.seq;
+    }
+}
+
 /// Counts what can never be delivered, for people. The reasons themselves may repeat what was sent, and are for
 /// `snapshot dead` only.
 #[derive(Debug, Default)]
@@ -216,7 +249,7 @@ impl Courier {
 
     /// One chunk to every stream that does not have it yet.
     async fn carry(self: Arc<Self>, chunk: Chunk) -> Result<Settled, SnapshotError> {
-        let lines = self.render(&chunk)?;
+        let lines = render(&self.run, self.identify.as_ref(), &chunk)?;
         let lines = Arc::new(lines);
         let mut dead: Vec<Dead> = lines
             .too_long()
@@ -358,33 +391,38 @@ impl Courier {
         };
         self.trouble().parked.entry(stream).or_insert(problem);
     }
+}
 
-    fn render(&self, chunk: &Chunk) -> Result<Lines, SnapshotError> {
-        let unreadable = |_| SnapshotError::UnreadableChunk {
-            run: self.run.number,
-            seq: chunk.seq,
-        };
-        let mut lines = LineBuffer::with_capacity(chunk.count * 512);
-        match &self.identify {
-            Some(identify) => {
-                for change in chunk::changes(&chunk.entries) {
-                    let change = change.map_err(unreadable)?;
-                    lines.push(|bytes| identify.render(&change, bytes));
-                }
-            }
-            None => {
-                for line in chunk::calls(&chunk.entries) {
-                    let line = line.map_err(unreadable)?;
-                    lines.push(|bytes| bytes.extend(line));
-                }
+/// The lines of a chunk.
+fn render(
+    run: &JournaledRun,
+    identify: Option<&Identify>,
+    chunk: &Chunk,
+) -> Result<Lines, SnapshotError> {
+    let unreadable = |_| SnapshotError::UnreadableChunk {
+        run: run.number,
+        seq: chunk.seq,
+    };
+    let mut lines = LineBuffer::with_capacity(chunk.count * 512);
+    match identify {
+        Some(identify) => {
+            for change in chunk::changes(&chunk.entries) {
+                let change = change.map_err(unreadable)?;
+                lines.push(|bytes| identify.render(&change, bytes));
             }
         }
-        let lines = lines.finish();
-        if lines.count() != chunk.count {
-            return Err(unreadable(chunk::Unreadable));
+        None => {
+            for line in chunk::calls(&chunk.entries) {
+                let line = line.map_err(unreadable)?;
+                lines.push(|bytes| bytes.extend(line));
+            }
         }
-        Ok(lines)
     }
+    let lines = lines.finish();
+    if lines.count() != chunk.count {
+        return Err(unreadable(chunk::Unreadable));
+    }
+    Ok(lines)
 }
 
 #[cfg(test)]

@@ -44,8 +44,9 @@ pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, R
 pub use journal::{Chunk, Credit, Dead, JournaledRun, Settled};
 pub use lock::{Busy, RunLock};
 pub use members::Delivered;
-pub use plan::{Journal, Plan, Planning, Rehearsed};
+pub use plan::{Journal, Plan, Planning};
 pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
+pub use rehearsal::Weigh;
 pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 
 /// Why the snapshot could not be read or written.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::audience::keys::Known;
 use crate::audience::{Audience, AudienceId, DestinationName, Key, SourceName};
 use crate::causes::in_one_line;
-use crate::deliver::{Route, Sent, deliver};
+use crate::deliver::{Route, Sent, deliver, foresee};
 use crate::firehose::{Destination, Meter, Pulse};
 use crate::mapping::Mapping;
 use crate::progress::Progress;
@@ -182,16 +182,23 @@ impl Runner<'_> {
             report.run = Some(run.id);
             report.members = run.members;
             report.undelivered = run.waiting;
-            if !dry_run {
-                match self.project.destinations.get(&run.destination) {
-                    Some(outlet) => self.deliver(&run, outlet, &mut report).await?,
-                    None => {
-                        report.outcome = Outcome::Undelivered;
-                        report.error = Some(format!(
-                            "the configuration has no destination `{}` any more\n\nhint: put it back until its journal is delivered",
-                            run.destination
-                        ));
+            match self.project.destinations.get(&run.destination) {
+                Some(outlet) if dry_run => {
+                    tokio::select! {
+                        streams = foresee(self.snapshot, &run, &outlet.destination) => {
+                            report.foresee(&outlet.destination, &streams?);
+                        }
+                        () = self.stop.requested() => break,
                     }
+                }
+                Some(outlet) => self.deliver(&run, outlet, &mut report).await?,
+                None if dry_run => {}
+                None => {
+                    report.outcome = Outcome::Undelivered;
+                    report.error = Some(format!(
+                        "the configuration has no destination `{}` any more\n\nhint: put it back until its journal is delivered",
+                        run.destination
+                    ));
                 }
             }
             report.seconds = started.elapsed().as_secs_f64();
@@ -224,8 +231,11 @@ impl Runner<'_> {
                 report.approved = plan.approval;
                 report.skipped_rows = plan.skipped_rows;
                 report.undelivered = plan.run.waiting;
-                match plan.rehearsed {
-                    Some(rehearsed) => report.counts = rehearsed.counts(plan.run.streams.len()),
+                match plan.foreseen {
+                    Some(foreseen) => {
+                        let streams = vec![foreseen; plan.run.streams.len()];
+                        report.foresee(&outlet.destination, &streams);
+                    }
                     None => self.deliver(&plan.run, outlet, &mut report).await?,
                 }
             }

@@ -4,7 +4,7 @@ use anyhow::Context as _;
 
 use super::args::{Args, ResyncArgs, RunOptions, SyncArgs};
 use super::output::{Output, bytes, count, table};
-use super::{Exit, Refusal, held, progress, project, signals};
+use super::{Exit, Refusal, bill, held, progress, project, signals};
 use crate::audience::keys::Known;
 use crate::config::Config;
 use crate::progress::Progress;
@@ -255,9 +255,12 @@ impl Reports {
         }
     }
 
-    /// The reports, and below them whom the guard holds.
+    /// The reports, and below them what a dry run would cost and whom the guard holds.
     fn print_table(&self) -> std::io::Result<()> {
         self.output.text(reports_table(&self.rows))?;
+        if let Some(bill) = bill::shown(&self.rows) {
+            self.output.text(bill)?;
+        }
         for report in &self.rows {
             if let Some(held) = &report.hold {
                 let (name, destination) = (report.name(), report.destination.as_str());

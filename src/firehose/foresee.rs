@@ -45,6 +45,7 @@ impl Destination {
         Bill {
             price_per_gb: self.price_per_gb,
             pack: self.pack,
+            is_free: matches!(self.kind, Kind::Directory(_)),
             unpacked: charge(false),
             packed: charge(true),
         }

@@ -296,7 +296,7 @@ impl Credit {
         chunks: 0,
         bytes: 0,
     };
-    pub(super) const ONE: Self = Self {
+    pub const ONE: Self = Self {
         chunks: 1,
         bytes: usize::MAX,
     };

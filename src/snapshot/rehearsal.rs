@@ -8,8 +8,11 @@ use rusqlite::{Connection, params};
 use super::journal::{Credit, take};
 use super::members::{SqlUser, SqlValue, ordered};
 use super::plan::{Decided, decide, last_held, number_of};
+use super::writer::is_full;
 use super::{Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, chunk};
 use crate::audience::{Action, Change};
+use crate::batch::{LineBuffer, Lines};
+use crate::bill::Foreseen;
 use crate::diff::Tally;
 
 const OVERLAY: &str = "
@@ -28,10 +31,12 @@ const ORDERED_WITH_OVERLAY: &str = "
     ORDER BY user";
 
 impl Snapshot {
-    /// Decides a run as if all that waits in the journal had been delivered, and forgets it again.
+    /// Decides a run as if all that waits in the journal had been delivered, and forgets it again. Each chunk that it
+    /// would write is weighed.
     pub fn rehearse<E: From<SnapshotError>>(
         &mut self,
         planning: &Planning,
+        weigh: Weigh<'_>,
         merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
     ) -> Result<Plan, E> {
         // Otherwise not even a temporary table may be written.
@@ -57,12 +62,58 @@ impl Snapshot {
         let decided = decide(
             planning,
             delivered,
-            Journal::rehearse(planning),
+            Journal::rehearse(planning, weigh),
             last_held(&transaction, planning)?,
             merge,
         )?;
         let run = rehearsed_run(planning, audience, &decided);
         Ok(decided.into_plan(run))
+    }
+}
+
+/// Says what the lines of a chunk come to at one stream.
+pub type Weigh<'w> = &'w dyn Fn(&Lines) -> Foreseen;
+
+/// Chunks that are rendered and weighed in place of being written.
+pub(super) struct Rehearsed<'w> {
+    weigh: Weigh<'w>,
+    lines: LineBuffer,
+    count: u64,
+    bytes: usize,
+    foreseen: Foreseen,
+}
+
+impl<'w> Rehearsed<'w> {
+    pub(super) fn new(weigh: Weigh<'w>) -> Self {
+        Self {
+            weigh,
+            lines: LineBuffer::default(),
+            count: 0,
+            bytes: 0,
+            foreseen: Foreseen::default(),
+        }
+    }
+
+    /// Adds an entry whose line takes at most `bytes`.
+    pub(super) fn push(&mut self, bytes: usize, render: impl FnOnce(&mut Vec<u8>)) {
+        if is_full(self.count, self.bytes, bytes) {
+            self.flush();
+        }
+        self.lines.push(render);
+        self.count += 1;
+        self.bytes += bytes;
+    }
+
+    fn flush(&mut self) {
+        let next = LineBuffer::with_capacity(self.bytes);
+        let lines = std::mem::replace(&mut self.lines, next).finish();
+        self.foreseen += (self.weigh)(&lines);
+        (self.count, self.bytes) = (0, 0);
+    }
+
+    pub(super) fn finish(mut self) -> Foreseen {
+        self.flush();
+        self.foreseen
     }
 }
 

@@ -1,10 +1,12 @@
 //! The first phase of a run: read the source, compare, journal.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Keyed, Outlet, Request, Runner};
 use crate::audience::{Audience, DestinationName, Member};
+use crate::batch::Lines;
 use crate::diff::{self, Members, Scope};
 use crate::event::{CallType, Computation};
 use crate::progress::Progress;
@@ -83,12 +85,15 @@ impl Runner<'_> {
             stop: self.stop.clone(),
         };
         self.progress.plan(keyed.key.as_str());
+        let to = &self.project.destinations[&planning.computation.destination];
+        let destination = Arc::clone(&to.destination);
         let planned = self.snapshot.with(move |snapshot| {
             let merge = |delivered: &mut Delivered<'_>, journal: &mut Journal<'_>| {
                 reading.merge(delivered, journal)
             };
             if request.dry_run {
-                snapshot.rehearse(&planning, merge)
+                let weigh = |lines: &Lines| destination.foresee(lines, |_| true);
+                snapshot.rehearse(&planning, &weigh, merge)
             } else {
                 snapshot.plan(&planning, merge)
             }
