@@ -296,8 +296,8 @@ enum Destined<'c> {
     },
     /// The same chunks, one at a time.
     Nowhere {
-        entering: Rehearsed<'c>,
-        leaving: Rehearsed<'c>,
+        entering: Box<Rehearsed<'c>>,
+        leaving: Box<Rehearsed<'c>>,
     },
 }
 
@@ -319,8 +319,8 @@ impl<'c> Journal<'c> {
     /// Weighs what it is given, and keeps nothing.
     pub(super) fn rehearse(planning: &Planning, weigh: Weigh<'c>) -> Self {
         let to = Destined::Nowhere {
-            entering: Rehearsed::new(weigh),
-            leaving: Rehearsed::new(weigh),
+            entering: Box::new(Rehearsed::new(weigh)),
+            leaving: Box::new(Rehearsed::new(weigh)),
         };
         Self::new(planning, to)
     }
