@@ -14,6 +14,7 @@ mod history;
 mod journal;
 mod lock;
 mod members;
+mod moved;
 mod plan;
 mod rebuild;
 mod rehearsal;

@@ -139,7 +139,10 @@ impl Runner<'_> {
         let kept = i64::try_from(self.project.history.as_millis()).unwrap_or(i64::MAX);
         let before = Timestamp::from_millis(Timestamp::now().millis().saturating_sub(kept));
         self.snapshot
-            .with(move |snapshot| snapshot.prune(before))
+            .with(move |snapshot| {
+                snapshot.prune(before)?;
+                snapshot.bring_members_up_to_date()
+            })
             .await
     }
 
