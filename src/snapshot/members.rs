@@ -1,21 +1,40 @@
 //! The members that Firehose has accepted: read in order for a merge, changed as chunks are delivered.
 
+use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, ToSql, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Rows, ToSql, params};
 
 use super::SnapshotError;
 use super::journal::JournaledRun;
-use super::moved::{MergedRows, has_moved};
+use super::moved::has_moved;
 use crate::audience::{Action, Change, Class, Member, MemberBuf, User, UserKind, Value, ValueBuf};
 use crate::diff::{Members, Standing};
 
-/// The members of one audience at one destination, in the order of users.
+/// The members of one audience at one destination, in the order of users. What the view `membership` gives, without
+/// looking up every member among those who have moved.
 pub struct Delivered<'s> {
-    rows: MergedRows<'s>,
-    columns: Columns,
-    current: MemberBuf,
-    has_begun: bool,
+    members: Side<'s>,
+    moved: Option<Side<'s>>,
+    current: Current,
     standing: Standing,
+}
+
+/// Whose row is the current one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Current {
+    Member,
+    Moved,
+    /// Of a member who has moved: where they are now.
+    Both,
+}
+
+/// Members, or who has moved.
+struct Side<'s> {
+    rows: Rows<'s>,
+    columns: Columns,
+    has_begun: bool,
+    is_over: bool,
+    current: MemberBuf,
 }
 
 /// What is read of each of them, beside the user and the anonymous id: it is read of millions, and so no more than needed.
@@ -79,13 +98,25 @@ impl<'c> SelectMembers<'c> {
     }
 
     pub(super) fn read(&mut self, audience: Option<i64>) -> Result<Delivered<'_>, SnapshotError> {
-        let moved = self.moved.as_mut().map(|moved| moved.query([audience]));
-        let rows = MergedRows::new(self.members.query([audience])?, moved.transpose()?)?;
+        let members = Side::new(self.members.query([audience])?, self.columns);
+        let moved = match &mut self.moved {
+            Some(moved) => {
+                let mut moved = Side::new(
+                    moved.query([audience])?,
+                    Columns {
+                        value: true,
+                        ..self.columns
+                    },
+                );
+                moved.advance()?;
+                Some(moved)
+            }
+            None => None,
+        };
         Ok(Delivered {
-            rows,
-            columns: self.columns,
-            current: MemberBuf::default(),
-            has_begun: false,
+            members,
+            moved,
+            current: Current::Member,
             standing: Standing::Settled,
         })
     }
@@ -112,9 +143,23 @@ pub(super) fn has_unsettled(
     Ok(statement.query_row([audience], |row| row.get(0))?)
 }
 
-impl Delivered<'_> {
-    fn take(&mut self) -> Result<(), SnapshotError> {
-        let row = self.rows.row();
+impl<'s> Side<'s> {
+    fn new(rows: Rows<'s>, columns: Columns) -> Self {
+        Self {
+            rows,
+            columns,
+            has_begun: false,
+            is_over: false,
+            current: MemberBuf::default(),
+        }
+    }
+
+    /// Moves to the next row, which is kept: a merge asks for it when the row is no more.
+    fn advance(&mut self) -> Result<(), SnapshotError> {
+        let Some(row) = self.rows.next()? else {
+            self.is_over = true;
+            return Ok(());
+        };
         let (kind, id) = user(row.get_ref(0)?)?;
         // A damaged index could give them in another order, and a merge would then let members leave.
         if self.has_begun && (User { kind, id }) <= self.current.user() {
@@ -131,10 +176,51 @@ impl Delivered<'_> {
         if self.columns.value {
             self.current.value = row.get::<_, SqlValueBuf>(2)?.0;
         }
-        if self.columns.standing {
-            self.standing = standing(row)?;
-        }
         Ok(())
+    }
+
+    fn row(&self) -> &Row<'s> {
+        self.rows.get().expect("it is only asked for what there is")
+    }
+}
+
+impl Delivered<'_> {
+    fn side(&self) -> &Side<'_> {
+        match (&self.moved, self.current) {
+            (Some(moved), Current::Moved | Current::Both) => moved,
+            _ => &self.members,
+        }
+    }
+
+    /// Moves to whoever comes next; `false` where nobody does.
+    fn advance_both(&mut self) -> Result<bool, SnapshotError> {
+        use std::cmp::Ordering::{Equal, Greater, Less};
+
+        if self.current != Current::Moved {
+            self.members.advance()?;
+        }
+        let Some(moved) = &mut self.moved else {
+            return Ok(!self.members.is_over);
+        };
+        if self.current != Current::Member {
+            moved.advance()?;
+        }
+        let order = match (self.members.is_over, moved.is_over) {
+            (true, true) => return Ok(false),
+            (false, true) => Less,
+            (true, false) => Greater,
+            (false, false) => self.members.current.user().cmp(&moved.current.user()),
+        };
+        self.current = match order {
+            Less => Current::Member,
+            Equal => Current::Both,
+            Greater => Current::Moved,
+        };
+        Ok(true)
+    }
+
+    fn has_left(&self) -> Result<bool, SnapshotError> {
+        Ok(self.current != Current::Member && self.side().row().get_ref(3)? == ValueRef::Null)
     }
 }
 
@@ -150,15 +236,28 @@ impl Members for Delivered<'_> {
     type Error = SnapshotError;
 
     fn advance(&mut self) -> Result<bool, SnapshotError> {
-        let is_there = self.rows.advance()?;
-        if is_there {
-            self.take()?;
+        while self.advance_both()? {
+            if self.has_left()? {
+                continue;
+            }
+            if self.members.columns.standing {
+                self.standing = standing(self.members.row())?;
+            }
+            return Ok(true);
         }
-        Ok(is_there)
+        Ok(false)
     }
 
     fn current(&self) -> Member<'_> {
-        self.current.as_member()
+        self.side().current.as_member()
+    }
+
+    fn user(&self) -> User<'_> {
+        self.side().current.user()
+    }
+
+    fn value(&self) -> Value<'_> {
+        self.side().current.value.as_value()
     }
 
     fn standing(&self) -> Standing {

@@ -4,7 +4,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use super::{Keyed, Outlet, Request, Runner};
-use crate::audience::{Audience, DestinationName, Member};
+use crate::audience::{Audience, DestinationName, Member, User, Value};
 use crate::diff::{self, Members, Scope};
 use crate::event::{CallType, Computation};
 use crate::progress::Progress;
@@ -188,5 +188,13 @@ impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
 
     fn current(&self) -> Member<'_> {
         self.members.current()
+    }
+
+    fn user(&self) -> User<'_> {
+        self.members.user()
+    }
+
+    fn value(&self) -> Value<'_> {
+        self.members.value()
     }
 }
