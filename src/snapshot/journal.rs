@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, Row, TransactionBehavior, params};
+use rusqlite::{Connection, Row, params};
 
 use super::members::Apply;
 use super::unsettled::Unsettled;
@@ -105,12 +105,6 @@ impl Settled {
 }
 
 impl Snapshot {
-    pub(super) fn begin(&mut self) -> Result<rusqlite::Transaction<'_>, SnapshotError> {
-        Ok(self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)?)
-    }
-
     /// Opens a run of `send` for calls that go to the same streams.
     pub fn open_send(
         &mut self,

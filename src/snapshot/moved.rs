@@ -5,8 +5,9 @@
 //! they are many enough to be worth it.
 
 use rusqlite::types::Value;
-use rusqlite::{Connection, Transaction, params};
+use rusqlite::{Connection, params};
 
+use super::together::Writing;
 use super::{Snapshot, SnapshotError};
 
 pub(super) fn has_moved(
@@ -47,7 +48,7 @@ impl Snapshot {
 
 /// Takes in a slice of those who have moved, in the order of users, so that each page of the members is written once;
 /// `false` where there was none.
-fn take_in(transaction: Transaction<'_>, audience: i64, slice: i64) -> Result<bool, SnapshotError> {
+fn take_in(transaction: Writing<'_>, audience: i64, slice: i64) -> Result<bool, SnapshotError> {
     let last = transaction
         .prepare_cached(
             "SELECT max(user) FROM (SELECT user FROM moved WHERE audience = ?1 ORDER BY user LIMIT ?2)",

@@ -4,7 +4,8 @@
 //! many words and never guessed from a silence: only a source that was read to its end has an end.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::{Interrupt, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
@@ -26,42 +27,62 @@ enum Said {
 
 /// The members of a source, as the reading thread hands them over.
 pub struct MembersAhead {
+    /// Goes before the reader does: nobody listens any more.
     said: Receiver<Said>,
     batch: Batch,
     /// The member of the batch that the next `advance` moves to.
     next: usize,
     /// Rows that were left out. Complete at the end.
     pub skipped: Skipped,
+    reader: Reader,
 }
 
-/// Opens a source and hands its members to `use_members`, in order.
-pub(super) fn read<T, E: From<SourceError>>(
-    source: &Source,
-    audience: &Audience,
-    interrupt: &Interrupt,
-    use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
-) -> Result<T, E> {
+/// The reading thread. It ends with those who use its members.
+struct Reader {
+    thread: Option<JoinHandle<()>>,
+    interrupt: Interrupt,
+    has_ended: bool,
+}
+
+/// Begins to read a source.
+pub(super) fn start(source: &Source, audience: &Audience, interrupt: &Interrupt) -> MembersAhead {
     let (say, said) = sync_channel(BATCHES_AHEAD);
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            let end = match read_all(source, audience, interrupt, &say) {
-                Ok(skipped) => Said::End(skipped),
-                Err(error) => Said::Failed(error),
-            };
-            // Nobody listens any more when the merge has failed.
-            drop(say.send(end));
-        });
-        let mut members = MembersAhead {
-            said,
-            batch: Batch::default(),
-            next: 0,
-            skipped: Skipped::default(),
+    let (source, audience, heard) = (source.clone(), audience.clone(), interrupt.clone());
+    let thread = thread::spawn(move || {
+        let end = match read_all(&source, &audience, &heard, &say) {
+            Ok(skipped) => Said::End(skipped),
+            Err(error) => Said::Failed(error),
         };
-        // Dropping them ends a thread that still has something to say.
-        let used = use_members(&mut members);
-        drop(members);
-        used
-    })
+        // Nobody listens any more when the merge has failed.
+        drop(say.send(end));
+    });
+    MembersAhead {
+        said,
+        batch: Batch::default(),
+        next: 0,
+        skipped: Skipped::default(),
+        reader: Reader {
+            thread: Some(thread),
+            interrupt: interrupt.clone(),
+            has_ended: false,
+        },
+    }
+}
+
+impl Drop for Reader {
+    /// Waits until SQLite has closed the source. A query may go on for minutes before its first row, and between two
+    /// statements nobody hears an interrupt.
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
+        };
+        while !self.has_ended && !thread.is_finished() {
+            self.interrupt.interrupt();
+            thread::sleep(Duration::from_millis(1));
+        }
+        // What it panicked with was on standard error, and whoever listened has panicked too.
+        drop(thread.join());
+    }
 }
 
 /// Reads all members, or as many as somebody listens to.
@@ -105,10 +126,14 @@ impl Members for MembersAhead {
                     self.next = 0;
                 }
                 Said::End(skipped) => {
+                    self.reader.has_ended = true;
                     self.skipped = skipped;
                     return Ok(false);
                 }
-                Said::Failed(error) => return Err(error),
+                Said::Failed(error) => {
+                    self.reader.has_ended = true;
+                    return Err(error);
+                }
             }
         }
         self.next += 1;
