@@ -475,4 +475,51 @@ mod tests {
         let left = handle.with(|snapshot| snapshot.waiting()).await.unwrap();
         assert_eq!(left[0].waiting, LINES as u64);
     }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_takes_nothing_is_waited_for_once_by_all_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = DestinationName::new("main");
+        let streams = [StreamName::parse("members").unwrap()];
+        let mut snapshot = Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap();
+        let outgoing = (1..=3).map(|millis| {
+            let at = Timestamp::from_millis(millis);
+            let id = RunId::at(at);
+            let mut run = snapshot.open_send(id, at, &name, &streams).unwrap();
+            snapshot
+                .journal_calls(&mut run, &[b"call\n".to_vec()])
+                .unwrap();
+            Outgoing {
+                run,
+                meter: Arc::default(),
+            }
+        });
+        let outgoing: Vec<Outgoing> = outgoing.collect();
+        // A reason that might pass: no file system takes names so long.
+        let directory = Directory::new(folder.path().join("x".repeat(300)));
+        let route = Route {
+            destination: Arc::new(Destination::directory(name, false, directory)),
+            pulse: Arc::default(),
+            stop: Stop::new(),
+        };
+        let handle = Handle::new(snapshot);
+        let started = tokio::time::Instant::now();
+        let sent = deliver(&handle, outgoing.clone(), &route, &Progress::default())
+            .await
+            .unwrap();
+        assert!(started.elapsed() < Duration::from_secs(95));
+        for sent in sent {
+            let problem = sent.problem.unwrap();
+            assert!(problem.starts_with("stream `members` accepted nothing for 90 s"));
+            assert!(sent.is_over);
+        }
+        // They share their calls, and each is counted for each of them.
+        let counts = outgoing.iter().map(|outgoing| outgoing.meter.counts());
+        let requests: Vec<u64> = counts.map(|counts| counts.requests).collect();
+        assert!(
+            requests[0] > 9 && requests == [requests[0]; 3],
+            "{requests:?}"
+        );
+    }
 }

@@ -220,3 +220,38 @@ fn render(errand: &Errand, chunk: &Chunk) -> Result<Lines, SnapshotError> {
     }
     Ok(lines)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_chunks_fill_a_call_where_they_go_to_the_same_streams() {
+        let [one, other] = ["one", "other"].map(|name| [StreamName::parse(name).unwrap()]);
+        let check = |chunks: &[(usize, usize, usize)], expected: &[&[usize]]| {
+            let chunks = chunks.iter().map(|(run, count, bytes)| {
+                let chunk = Chunk {
+                    seq: 0,
+                    count: *count,
+                    entries: vec![0; *bytes],
+                    accepted: Vec::new(),
+                    dead: Vec::new(),
+                };
+                (*run, chunk)
+            });
+            let streams = |run| if run < 10 { &one[..] } else { &other[..] };
+            let found: Vec<Vec<usize>> = parcels(chunks.collect(), streams)
+                .iter()
+                .map(|parcel| parcel.chunks.iter().map(|(run, _)| *run).collect())
+                .collect();
+            assert_eq!(found, expected);
+        };
+        check(&[(0, 1, 9), (1, 499, 9), (2, 1, 9)], &[&[0, 1], &[2]]);
+        // Into the first that has room, and not only into the last.
+        check(&[(0, 300, 9), (1, 300, 9), (2, 200, 9)], &[&[0, 2], &[1]]);
+        check(&[(0, 1, 9), (10, 1, 9), (1, 1, 9)], &[&[0, 1], &[10]]);
+        // Of one run there is one chunk: its counts are those that it would have alone.
+        check(&[(0, 1, 9), (0, 1, 9)], &[&[0], &[0]]);
+        check(&[(0, 1, 4 << 20), (1, 1, 9)], &[&[0], &[1]]);
+    }
+}
