@@ -221,7 +221,7 @@ impl Snapshot {
         // One by one: joined, the view would be made for every member first.
         let mut find = self.connection.prepare(
             "SELECT value, run.started_at, run.id FROM membership JOIN run ON run.number = since
-             WHERE audience = ?1 AND user = ?2",
+             WHERE membership.audience = ?1 AND user = ?2",
         )?;
         let mut rows = audiences.query([])?;
         let mut memberships = Vec::new();
