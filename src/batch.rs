@@ -71,10 +71,19 @@ impl Lines {
         start..self.ends[lines.end - 1]
     }
 
-    /// The lines that no record can hold, with their sizes.
+    fn size(&self, line: usize) -> usize {
+        self.bytes_of(&(line..line + 1)).len()
+    }
+
+    /// Whether no record can hold a line.
+    pub fn is_too_long(&self, line: usize) -> bool {
+        self.size(line) > MAX_RECORD_BYTES
+    }
+
+    /// The lines of which that is so, with their sizes.
     pub fn too_long(&self) -> impl Iterator<Item = (usize, usize)> {
-        let sizes = (0..self.count()).map(|line| (line, self.bytes_of(&(line..line + 1)).len()));
-        sizes.filter(|(_, bytes)| *bytes > MAX_RECORD_BYTES)
+        let lines = (0..self.count()).filter(|line| self.is_too_long(*line));
+        lines.map(|line| (line, self.size(line)))
     }
 
     /// The records for the lines that are `wanted`: one for each line, or with `pack` the lines of each row in the

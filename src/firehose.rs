@@ -29,7 +29,7 @@ pub use credentials::Role;
 pub use deliver::{Blamed, Delivery, Ended};
 pub use directory::Directory;
 pub use https_only::{PLAIN_HTTP_HINT, endpoint_host, is_loopback, is_private};
-pub use meter::Meter;
+pub use meter::{Meter, Meters};
 use pacing::Pacing;
 pub use pacing::Quota;
 pub use pulse::Pulse;
@@ -162,10 +162,10 @@ impl Destination {
     }
 
     /// One attempt at one call's worth of records.
-    async fn put(&self, stream: &StreamName, records: &[Record], meter: &Meter) -> Receipt {
+    async fn put(&self, stream: &StreamName, records: &[Record], meters: &Meters) -> Receipt {
         match &self.kind {
-            Kind::Firehose(aws) => aws.put(stream, records, meter).await,
-            Kind::Directory(directory) => directory.put(stream, records, meter).await,
+            Kind::Firehose(aws) => aws.put(stream, records, meters).await,
+            Kind::Directory(directory) => directory.put(stream, records, meters).await,
         }
     }
 

@@ -14,11 +14,13 @@ mod history;
 mod journal;
 mod lock;
 mod members;
+mod moved;
 mod plan;
 mod rebuild;
 mod rehearsal;
 mod schema;
 mod scratch;
+mod together;
 mod unsettled;
 mod verify;
 mod writer;
@@ -120,6 +122,17 @@ const FULL: &str = "the disk is full\n\nhint: make room; nothing that was decide
 /// The open file.
 pub struct Snapshot {
     connection: Connection,
+    /// What is written now is undone as a whole when any of it fails.
+    is_all_or_nothing: bool,
+}
+
+impl From<Connection> for Snapshot {
+    fn from(connection: Connection) -> Self {
+        Self {
+            connection,
+            is_all_or_nothing: false,
+        }
+    }
 }
 
 impl Snapshot {
@@ -140,7 +153,7 @@ impl Snapshot {
         schema::version(&connection)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         schema::migrate(&mut connection)?;
-        Ok(Self { connection })
+        Ok(connection.into())
     }
 
     /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed: of a file of an
@@ -175,14 +188,14 @@ impl Snapshot {
             _ => connection,
         };
         connection.pragma_update(None, "query_only", true)?;
-        Ok(Some(Self { connection }))
+        Ok(Some(connection.into()))
     }
 
     /// A snapshot that knows nothing and is kept nowhere, for a dry run before the first sync.
     pub fn empty() -> Result<Self, SnapshotError> {
         let mut connection = Connection::open_in_memory()?;
         schema::migrate(&mut connection)?;
-        Ok(Self { connection })
+        Ok(connection.into())
     }
 
     /// When the last run began: the next one must begin later.

@@ -132,7 +132,12 @@ impl Source {
         interrupt: &Interrupt,
         use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
     ) -> Result<T, E> {
-        ahead::read(self, audience, interrupt, use_members)
+        use_members(&mut self.start(audience, interrupt))
+    }
+
+    /// The same, for whoever uses them later: the query runs already, and a few of its members are read.
+    pub fn start(&self, audience: &Audience, interrupt: &Interrupt) -> MembersAhead {
+        ahead::start(self, audience, interrupt)
     }
 
     /// The same, on this thread.

@@ -133,7 +133,7 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    /// Runs them one after another. One that fails does not stop the others.
+    /// Runs them together. One that fails does not stop the others.
     pub(super) async fn run(
         &self,
         runner: &Runner<'_>,
@@ -143,16 +143,10 @@ impl Selection {
         for outlet in runner.project.destinations.values() {
             outlet.pulse.reset();
         }
-        if self.everything {
-            for report in runner.resume_others(&self.keyed, request.dry_run).await? {
-                reports.add(report);
-            }
-        }
-        for keyed in &self.keyed {
-            for report in runner.run(keyed, request).await? {
-                reports.add(report);
-            }
-        }
+        let run = runner.run_all(&self.keyed, self.everything, request);
+        run.await?
+            .into_iter()
+            .for_each(|report| reports.add(report));
         if !request.dry_run {
             runner.prune().await?;
         }

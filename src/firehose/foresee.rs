@@ -6,17 +6,17 @@ use crate::bill::{Bill, Charge, Foreseen};
 use crate::run::Counts;
 
 impl Destination {
-    /// What the `wanted` lines of a chunk would count at one stream. Those that no record can hold are never sent.
-    pub fn foresee(&self, lines: &Lines, wanted: impl Fn(usize) -> bool) -> Foreseen {
-        let too_long: Vec<usize> = lines.too_long().map(|(line, _)| line).collect();
-        let count = |pack| {
-            let records = lines.records(pack, |line| wanted(line) && !too_long.contains(&line));
-            self.count(&records)
-        };
+    /// What a chunk would count at one stream, by its records packed and not.
+    pub fn foresee(&self, records: impl Fn(bool) -> Vec<Record>) -> Foreseen {
         Foreseen {
-            unpacked: count(false),
-            packed: count(true),
+            unpacked: self.count(&records(false)),
+            packed: self.count(&records(true)),
         }
+    }
+
+    /// The same of lines that nobody has yet. Those that no record can hold are never sent.
+    pub fn weigh(&self, lines: &Lines) -> Foreseen {
+        self.foresee(|pack| lines.records(pack, |line| !lines.is_too_long(line)))
     }
 
     fn count(&self, records: &[Record]) -> Counts {
@@ -94,7 +94,7 @@ mod tests {
 
     #[track_caller]
     fn check(destination: &Destination, lines: &Lines, unpacked: [u64; 4], packed: [u64; 4]) {
-        let foreseen = destination.foresee(lines, |_| true);
+        let foreseen = destination.weigh(lines);
         let numbers = |counts: Counts| {
             let Counts {
                 requests,
@@ -141,7 +141,7 @@ mod tests {
             [500, 500, 150_500, 500 * 5_120],
             [1, 1, 150_500, 30 * 5_120],
         );
-        let bill = destination.bill(&[destination.foresee(&lines, |_| true)]);
+        let bill = destination.bill(&[destination.weigh(&lines)]);
         // 2,000 calls a second, and 5 MiB.
         let seconds = [&bill.unpacked, &bill.packed].map(|charge| charge.quota_seconds.unwrap());
         let near = |found: f64, expected: f64| (found - expected).abs() < 1e-9;
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn no_quota_is_no_time_and_files_have_the_one_of_the_default_region() {
-        let foreseen = |destination: &Destination| destination.foresee(&lines(500, 301), |_| true);
+        let foreseen = |destination: &Destination| destination.weigh(&lines(500, 301));
         let endless = firehose(Api::Auto, Quota::NONE);
         assert_eq!(
             endless.bill(&[foreseen(&endless)]).unpacked.quota_seconds,

@@ -1,11 +1,11 @@
 //! What a run decided, written whole before anything is sent: the run and all of its chunks, or nothing.
 
-use rusqlite::{Connection, OptionalExtension, Rows, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::dead::supersede_dead;
 use super::held::{Approval, Held, LastHeld, Leavers};
 use super::journal::{json, run};
-use super::members::{Delivered, ordered};
+use super::members::{Delivered, SelectMembers};
 use super::rehearsal::{Rehearsed, Weigh};
 use super::writer::{ChunkKind, ChunkWriter};
 use super::{JournaledRun, Snapshot, SnapshotError, chunk};
@@ -97,10 +97,8 @@ fn plan<E: From<SnapshotError>>(
     let last_held = last_held(transaction, planning)?;
     let number = insert_run(transaction, planning, Some(audience))?;
     supersede_dead(transaction, &planning.computation, number)?;
-    let mut statement = transaction
-        .prepare_cached(ordered(transaction, Some(audience))?)
-        .map_err(SnapshotError::from)?;
-    let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
+    let mut members = SelectMembers::of(transaction, Some(audience), planning.computation.class)?;
+    let delivered = members.read(Some(audience))?;
     let journal = Journal::write(transaction, number, planning)?;
     let decided = decide(planning, delivered, journal, last_held, merge)?;
     let Decided {
@@ -176,12 +174,11 @@ impl Decided {
 /// Merges into a journal, and takes the removals out of it where the guard holds them.
 pub(super) fn decide<E: From<SnapshotError>>(
     planning: &Planning,
-    delivered: Rows<'_>,
+    mut delivered: Delivered<'_>,
     mut journal: Journal<'_>,
     last_held: Option<LastHeld>,
     merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
 ) -> Result<Decided, E> {
-    let mut delivered = Delivered::new(delivered, planning.computation.class);
     let (tally, skipped_rows) = merge(&mut delivered, &mut journal)?;
     let holds = |guard: Guard| guard.holds(tally.removed, tally.delivered, tally.members);
     let is_held = planning.guard.is_some_and(holds);

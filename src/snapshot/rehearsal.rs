@@ -6,7 +6,7 @@
 use rusqlite::{Connection, params};
 
 use super::journal::{Credit, take};
-use super::members::{SqlUser, SqlValue, ordered};
+use super::members::{SelectMembers, SqlUser, SqlValue};
 use super::plan::{Decided, decide, last_held, number_of};
 use super::writer::is_full;
 use super::{Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, chunk};
@@ -24,8 +24,8 @@ const OVERLAY: &str = "
     ) WITHOUT ROWID, STRICT";
 
 const ORDERED_WITH_OVERLAY: &str = "
-    SELECT user, anonymous_id, value FROM member
-    WHERE audience = ?1 AND NOT EXISTS (SELECT 1 FROM overlay WHERE overlay.user = member.user)
+    SELECT user, anonymous_id, value FROM membership
+    WHERE audience = ?1 AND NOT EXISTS (SELECT 1 FROM overlay WHERE overlay.user = membership.user)
     UNION ALL
     SELECT user, anonymous_id, value FROM overlay WHERE is_member
     ORDER BY user";
@@ -51,14 +51,13 @@ impl Snapshot {
         let computation = &planning.computation;
         let waiting = self.waiting_of(&computation.audience, &computation.destination)?;
         let audience = number_of(&transaction, computation)?;
-        let ordered = if waiting.is_empty() {
-            ordered(&transaction, audience)?
+        let mut members = if waiting.is_empty() {
+            SelectMembers::of(&transaction, audience, computation.class)?
         } else {
             lay_over(&transaction, &waiting)?;
-            ORDERED_WITH_OVERLAY
+            SelectMembers::from_query(&transaction, ORDERED_WITH_OVERLAY)?
         };
-        let mut statement = transaction.prepare(ordered).map_err(SnapshotError::from)?;
-        let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
+        let delivered = members.read(audience)?;
         let decided = decide(
             planning,
             delivered,
@@ -130,6 +129,7 @@ fn rehearsed_run(planning: &Planning, audience: Option<i64>, decided: &Decided) 
         audience,
         members: decided.tally.members,
         held: decided.held_count(),
+        planned: decided.planned(),
         waiting: decided.planned(),
         after: -1,
         is_resumed: false,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
+use super::members::SelectMembers;
 use super::*;
 use crate::audience::{Action, Change, Guard, Member, MemberBuf, User, UserKind, Value, ValueBuf};
 use crate::batch::Lines;
@@ -166,8 +167,10 @@ fn settled(chunk: Chunk, accepted: &[&[bool]], dead: &[usize]) -> Settled {
 
 /// The members as `user=value`, and how many changes wait.
 fn state(snapshot: &Snapshot) -> (Vec<String>, u64) {
-    let mut statement = snapshot.connection.prepare(members::ORDERED).unwrap();
-    let mut delivered = Delivered::new(statement.query([1]).unwrap(), Class::Trait);
+    let members =
+        "SELECT user, anonymous_id, value FROM membership WHERE audience = ?1 ORDER BY user";
+    let mut members = SelectMembers::from_query(&snapshot.connection, members).unwrap();
+    let mut delivered = members.read(Some(1)).unwrap();
     let mut members = Vec::new();
     while delivered.advance().unwrap() {
         let MemberBuf {
@@ -560,7 +563,7 @@ fn what_is_no_snapshot_of_ours_is_refused_and_stays_as_it_is() {
             drop(Snapshot::open(path).unwrap());
             sql(path, "PRAGMA user_version = 99");
         },
-        "the snapshot is of version 99, and this audience-sync knows versions up to 3",
+        "the snapshot is of version 99, and this audience-sync knows versions up to 4",
     );
     let foreign = "the file is a SQLite database, but not a snapshot of audience-sync";
     check(
@@ -694,9 +697,8 @@ fn a_letter_is_kept_however_old_until_it_is_superseded() {
 
 /// How far each user of a plan's cursor can be relied on.
 fn standings(snapshot: &Snapshot) -> Vec<(String, diff::Standing)> {
-    let sql = members::ordered(&snapshot.connection, Some(1)).unwrap();
-    let mut statement = snapshot.connection.prepare(sql).unwrap();
-    let mut delivered = Delivered::new(statement.query([1]).unwrap(), Class::Trait);
+    let mut members = SelectMembers::of(&snapshot.connection, Some(1), Class::Trait).unwrap();
+    let mut delivered = members.read(Some(1)).unwrap();
     let mut standings = Vec::new();
     while delivered.advance().unwrap() {
         standings.push((delivered.current().user.id.to_owned(), delivered.standing()));

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Keyed, Outlet, Request, Runner};
-use crate::audience::{Audience, DestinationName, Member};
-use crate::batch::Lines;
+use crate::audience::keys::Known;
+use crate::audience::{Audience, DestinationName, Member, User, Value};
 use crate::diff::{self, Members, Scope};
 use crate::event::{CallType, Computation};
 use crate::progress::Progress;
 use crate::run::{RunId, Timestamp};
-use crate::snapshot::{Delivered, Journal, Plan, Planning, SnapshotError};
-use crate::source::{Interrupt, Source, SourceError};
+use crate::snapshot::{Delivered, Journal, Plan, Planning, Snapshot, SnapshotError};
+use crate::source::{Interrupt, MembersAhead, Source, SourceError};
 use crate::stop::Stop;
 
 /// Why a run decided nothing.
@@ -31,23 +31,43 @@ const LOOK_EVERY: u64 = 4_096;
 
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
+/// When the runs of one command begin, each later than all before it, and what the snapshot knew before the first.
+pub(super) struct Starts {
+    last: Option<Timestamp>,
+    known: Vec<Known>,
+}
+
+impl Starts {
+    fn next(&mut self) -> Timestamp {
+        let next = Timestamp::after(Timestamp::now(), self.last);
+        self.last = Some(next);
+        next
+    }
+}
+
 impl Runner<'_> {
-    pub(super) async fn planning(
+    pub(super) async fn starts(&self) -> Result<Starts, SnapshotError> {
+        let read = |snapshot: &mut Snapshot| {
+            Ok(Starts {
+                last: snapshot.last_started_at()?,
+                known: snapshot.known()?,
+            })
+        };
+        self.snapshot.with(read).await
+    }
+
+    /// A run that begins now: what its source says after that is for the next one.
+    pub(super) fn planning(
         &self,
         keyed: &Keyed,
         outlet: &Outlet,
         destination: &DestinationName,
         request: Request,
-    ) -> Result<Planning, SnapshotError> {
-        let (last, known) = self
-            .snapshot
-            .with(|snapshot| {
-                Ok::<_, SnapshotError>((snapshot.last_started_at()?, snapshot.known()?))
-            })
-            .await?;
-        let started_at = Timestamp::after(Timestamp::now(), last);
+        starts: &mut Starts,
+    ) -> Planning {
+        let started_at = starts.next();
         let Keyed { audience, key } = keyed;
-        Ok(Planning {
+        Planning {
             computation: Computation {
                 audience: audience.id.clone(),
                 key: key.clone(),
@@ -58,22 +78,16 @@ impl Runner<'_> {
                 space_id: self.project.space_id.clone(),
             },
             name: audience.name.clone(),
-            kind: keyed.kind(destination, &known, request),
+            kind: keyed.kind(destination, &starts.known, request),
             streams: outlet.mapping.streams(CallType::Identify, None),
             guard: audience.guard.filter(|_| !request.approve),
             approve: request.approve,
-        })
+        }
     }
 
-    pub(super) async fn plan(
-        &self,
-        keyed: &Keyed,
-        planning: Planning,
-        request: Request,
-    ) -> Result<Plan, PlanError> {
-        let interrupt = Interrupt::default();
-        let reading = Reading {
-            interrupt: interrupt.clone(),
+    pub(super) fn reading(&self, keyed: &Keyed, request: Request) -> Reading {
+        Reading {
+            interrupt: Interrupt::default(),
             source: self.project.sources[&keyed.audience.source].clone(),
             audience: keyed.audience.clone(),
             scope: if request.resync {
@@ -83,8 +97,18 @@ impl Runner<'_> {
             },
             progress: self.progress.clone(),
             stop: self.stop.clone(),
-        };
-        self.progress.plan(keyed.key.as_str());
+            ahead: None,
+        }
+    }
+
+    pub(super) async fn plan(
+        &self,
+        reading: Reading,
+        planning: Planning,
+        request: Request,
+    ) -> Result<Plan, PlanError> {
+        let interrupt = reading.interrupt.clone();
+        self.progress.plan(planning.computation.key.as_str());
         let to = &self.project.destinations[&planning.computation.destination];
         let destination = Arc::clone(&to.destination);
         let planned = self.snapshot.with(move |snapshot| {
@@ -92,8 +116,7 @@ impl Runner<'_> {
                 reading.merge(delivered, journal)
             };
             if request.dry_run {
-                let weigh = |lines: &Lines| destination.foresee(lines, |_| true);
-                snapshot.rehearse(&planning, &weigh, merge)
+                snapshot.rehearse(&planning, &|lines| destination.weigh(lines), merge)
             } else {
                 snapshot.plan(&planning, merge)
             }
@@ -124,49 +147,69 @@ impl Runner<'_> {
 }
 
 /// Reads a source into a plan, on the snapshot's thread.
-struct Reading {
+pub(super) struct Reading {
     source: Source,
     audience: Audience,
     scope: Scope,
     progress: Progress,
     stop: Stop,
     interrupt: Interrupt,
+    /// What is read already, before it is its turn.
+    ahead: Option<MembersAhead>,
 }
 
 impl Reading {
+    /// Begins before it is its turn.
+    pub(super) fn begin(&mut self) {
+        self.ahead = Some(self.source.start(&self.audience, &self.interrupt));
+    }
+
     fn merge(
-        &self,
+        mut self,
         delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<(diff::Tally, u64), PlanError> {
-        self.source
-            .read(&self.audience, &self.interrupt, |members| {
-                let mut watched = Watched {
-                    members,
-                    read: 0,
-                    reading: self,
-                };
-                let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
-                    journal.push(&change).map_err(PlanError::from)
-                })?;
-                let skipped = members.skipped;
-                if skipped.total() > 0 {
-                    tracing::warn!(
-                        "{:?}: skipped {} rows: {}",
-                        self.audience.name,
-                        skipped.total(),
-                        skipped.explain()
-                    );
-                }
-                if skipped.traits > 0 {
-                    tracing::warn!(
-                        "{:?}: {} extra traits are infinite or not UTF-8, and go as null",
-                        self.audience.name,
-                        skipped.traits
-                    );
-                }
-                Ok((tally, skipped.total()))
-            })
+        match self.ahead.take() {
+            Some(mut members) => self.merge_read(&mut members, delivered, journal),
+            None => self
+                .source
+                .read(&self.audience, &self.interrupt, |members| {
+                    self.merge_read(members, delivered, journal)
+                }),
+        }
+    }
+
+    fn merge_read(
+        &self,
+        members: &mut MembersAhead,
+        delivered: &mut Delivered<'_>,
+        journal: &mut Journal<'_>,
+    ) -> Result<(diff::Tally, u64), PlanError> {
+        let mut watched = Watched {
+            members,
+            read: 0,
+            reading: self,
+        };
+        let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
+            journal.push(&change).map_err(PlanError::from)
+        })?;
+        let skipped = members.skipped;
+        if skipped.total() > 0 {
+            tracing::warn!(
+                "{:?}: skipped {} rows: {}",
+                self.audience.name,
+                skipped.total(),
+                skipped.explain()
+            );
+        }
+        if skipped.traits > 0 {
+            tracing::warn!(
+                "{:?}: {} extra traits are infinite or not UTF-8, and go as null",
+                self.audience.name,
+                skipped.traits
+            );
+        }
+        Ok((tally, skipped.total()))
     }
 }
 
@@ -193,5 +236,13 @@ impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
 
     fn current(&self) -> Member<'_> {
         self.members.current()
+    }
+
+    fn user(&self) -> User<'_> {
+        self.members.user()
+    }
+
+    fn value(&self) -> Value<'_> {
+        self.members.value()
     }
 }
