@@ -180,7 +180,7 @@ impl Runner<'_> {
         let both = resumed.into_iter().chain(planned);
         let mut reports: Vec<Report> = both.map(|pending| pending.report).collect();
         // The place of others is none, which comes before all.
-        reports.sort_by_key(|report| {
+        reports.sort_by_cached_key(|report| {
             places.iter().position(|(keyed, destination)| {
                 report.audience.as_ref() == Some(&keyed.key) && report.destination == **destination
             })
