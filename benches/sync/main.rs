@@ -86,13 +86,12 @@ fn compare_all(sizes: &[u64]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn rounds(members: u64) -> u64 {
-    match members {
-        ..500_000 => 5,
-        500_000..5_000_000 => 3,
-        _ => 2,
-    }
+/// Of what takes long at large sizes.
+fn long_rounds(members: u64) -> u64 {
+    if members < 500_000 { 5 } else { 3 }
 }
+
+const SHORT_ROUNDS: u64 = 5;
 
 /// A shop in a temporary folder, and the steps on it.
 struct Stage<'e> {
@@ -133,10 +132,10 @@ impl<'e> Stage<'e> {
     /// So many rounds of these steps, in turn.
     fn rounds<const N: usize>(
         &self,
-        mut round: impl FnMut(u64) -> anyhow::Result<[Measured; N]>,
+        count: u64,
+        round: impl FnMut(u64) -> anyhow::Result<[Measured; N]>,
     ) -> anyhow::Result<[Measured; N]> {
-        let measured: anyhow::Result<Vec<[Measured; N]>> =
-            (0..rounds(self.users)).map(&mut round).collect();
+        let measured: anyhow::Result<Vec<[Measured; N]>> = (0..count).map(round).collect();
         let measured = measured?;
         Ok(std::array::from_fn(|step| {
             let rounds: Vec<Measured> = measured.iter().map(|round| round[step]).collect();
@@ -145,7 +144,7 @@ impl<'e> Stage<'e> {
     }
 
     fn first_syncs(&self) -> anyhow::Result<[Measured; 2]> {
-        self.rounds(|_| {
+        self.rounds(long_rounds(self.users), |_| {
             self.forget()?;
             Ok([self.step("post")?, self.step("sync")?])
         })
@@ -153,7 +152,7 @@ impl<'e> Stage<'e> {
 
     /// Other changes in every round.
     fn deltas(&self) -> anyhow::Result<[Measured; 2]> {
-        self.rounds(|round| {
+        self.rounds(SHORT_ROUNDS, |round| {
             self.shop.change(round)?;
             let bare = self.step("scans")?.then(self.step("post-changes")?);
             Ok([bare, self.step("sync")?])
@@ -199,7 +198,7 @@ fn compare(members: u64, endpoint: &Endpoint) -> anyhow::Result<Bare> {
     let [alone, all] = stage.snapshot_bytes()?;
 
     let visit = stage.shop.connection()?;
-    let [scans, merged] = stage.rounds(|_| {
+    let [scans, merged] = stage.rounds(SHORT_ROUNDS, |_| {
         visit.execute("INSERT INTO visit VALUES (1)", [])?;
         Ok([stage.step("scans")?, stage.step("sync")?])
     })?;
@@ -213,14 +212,15 @@ fn compare(members: u64, endpoint: &Endpoint) -> anyhow::Result<Bare> {
     // Of a file that was just written, nobody can tell whether it is the same.
     thread::sleep(Duration::from_millis(2_100));
     stage.step("sync")?;
-    let [same] = stage.rounds(|_| Ok([stage.step("sync")?]))?;
+    let [same] = stage.rounds(SHORT_ROUNDS, |_| Ok([stage.step("sync")?]))?;
     table.print("unchanged sync, nothing written", same, Some(scans));
 
     let [changes, delta] = stage.deltas()?;
     table.print("two bare scans, bare posting of the changes", changes, None);
     table.print("sync of 1 % entered, 1 % left", delta, Some(changes));
-    let [posting_again, resync] =
-        stage.rounds(|_| Ok([stage.step("post")?, stage.step("resync")?]))?;
+    let [posting_again, resync] = stage.rounds(long_rounds(members), |_| {
+        Ok([stage.step("post")?, stage.step("resync")?])
+    })?;
     table.print("bare posting through the SDK", posting_again, None);
     table.print("resync", resync, Some(posting_again));
     let times = |bytes: f64| bytes / ID_BYTES as f64;
