@@ -9,10 +9,10 @@ use audience_sync::audience::{Audience, AudienceId, Class, DestinationName, Key,
 use audience_sync::firehose::Destination;
 use audience_sync::mapping::{Mapping, Match, Pattern, StreamName};
 use audience_sync::progress::Progress;
-use audience_sync::snapshot::{Handle, Snapshot, SnapshotError};
+use audience_sync::snapshot::{Handle, Snapshot};
 use audience_sync::source::{Source, Sqlite};
 use audience_sync::stop::Stop;
-use audience_sync::sync::{Keyed, Outlet, Project, Report, Request, Runner};
+use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
 use rusqlite::Connection;
 
 /// So many audiences over the same users.
@@ -133,7 +133,7 @@ impl Shop {
         })
     }
 
-    /// A run of ours for each audience, into a snapshot in the folder.
+    /// What our `sync` does with all audiences, and a snapshot in the folder.
     pub(crate) async fn sync(
         &self,
         destination: Destination,
@@ -164,24 +164,13 @@ impl Shop {
             stop: Stop::new(),
             progress: Progress::default(),
         };
-        let reports = run_all(&runner, &audiences, request).await?;
+        let reports = runner.run_all(&audiences, true, request).await?;
+        runner.prune().await?;
         match reports.into_iter().find_map(|report| report.error) {
             Some(error) => bail!("{error}"),
             None => Ok(()),
         }
     }
-}
-
-async fn run_all(
-    runner: &Runner<'_>,
-    audiences: &[Keyed],
-    request: Request,
-) -> Result<Vec<Report>, SnapshotError> {
-    let mut reports = Vec::new();
-    for audience in audiences {
-        reports.extend(runner.run(audience, request).await?);
-    }
-    Ok(reports)
 }
 
 pub(crate) fn streams() -> Vec<StreamName> {
