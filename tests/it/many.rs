@@ -356,10 +356,10 @@ fn destinations_do_not_wait_for_each_other() {
     let project = project(&slow, "", TO_MEMBERS, &[&["a", "b"], &["c"]]);
     let config = std::fs::read_to_string(project.path("audience-sync.toml")).unwrap();
     let other =
-        "[destination.files]\ndirectory = \"delivered\"\nmapping = { identify = \"members\" }\n";
+        "[destination.other]\ndirectory = \"delivered\"\nmapping = { identify = \"members\" }\n";
     project.write("audience-sync.toml", &format!("{config}{other}"));
     let schedule = std::fs::read_to_string(project.path("schedules/main.toml")).unwrap();
-    let both = "destinations = [\"main\", \"files\"]\nquery";
+    let both = "destinations = [\"main\", \"other\"]\nquery";
     project.write("schedules/main.toml", &schedule.replace("query", both));
     slow.answer([Answer::AcceptAndHang]);
     let running = project.start(&["sync", "--json"]);
