@@ -5,10 +5,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use audience_sync::audience::{Audience, AudienceId, Class, DestinationName, Key, SourceName};
+use audience_sync::audience::{
+    Action, Audience, AudienceId, Change, Class, DestinationName, Key, Member, SourceName, User,
+    UserKind, Value,
+};
+use audience_sync::event::Computation;
 use audience_sync::firehose::Destination;
 use audience_sync::mapping::{Mapping, Match, Pattern, StreamName};
 use audience_sync::progress::Progress;
+use audience_sync::run::{RunId, Timestamp};
 use audience_sync::snapshot::{Handle, Snapshot};
 use audience_sync::source::{Source, Sqlite};
 use audience_sync::stop::Stop;
@@ -133,6 +138,20 @@ impl Shop {
         })
     }
 
+    /// Of a run of the first audience, the same every time.
+    pub(crate) fn computation(&self) -> Computation {
+        let audience = self.audiences().next().expect("there is an audience");
+        Computation {
+            audience: audience.id,
+            key: audience.key,
+            class: audience.class,
+            destination: DestinationName::new("main"),
+            run: RunId::parse("0195f3c2-0000-7000-8000-000000000000").expect("a run id"),
+            started_at: Timestamp::from_millis(1_795_428_000_000),
+            space_id: None,
+        }
+    }
+
     /// What our `sync` does with all audiences, and a snapshot in the folder.
     pub(crate) async fn sync(
         &self,
@@ -175,4 +194,19 @@ impl Shop {
 
 pub(crate) fn streams() -> Vec<StreamName> {
     vec![StreamName::parse("members").expect("a stream name")]
+}
+
+pub(crate) fn entering(id: &str) -> Change<'_> {
+    let user = User {
+        kind: UserKind::UserId,
+        id,
+    };
+    let member = Member {
+        user,
+        anonymous_id: None,
+        value: Value::True,
+        traits: "",
+    };
+    let action = Action::Enter;
+    Change { action, member }
 }

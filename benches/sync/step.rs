@@ -5,17 +5,16 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
-use audience_sync::audience::{Action, Change, DestinationName, Member, User, UserKind, Value};
-use audience_sync::event::{Computation, Identify};
+use audience_sync::audience::DestinationName;
+use audience_sync::event::Identify;
 use audience_sync::firehose::{Api, Aws, AwsSettings, Destination, Quota};
-use audience_sync::run::{RunId, Timestamp};
 use audience_sync::sync::Request;
 use aws_sdk_firehose::primitives::Blob;
 use aws_sdk_firehose::types::Record;
 use rusqlite::Connection;
 use tokio::task::JoinSet;
 
-use crate::shop::Shop;
+use crate::shop::{self, Shop};
 
 /// All ids have as many.
 pub(crate) const ID_BYTES: usize = 24;
@@ -198,31 +197,9 @@ async fn post(shop: &Shop, count: u64, url: &str) -> anyhow::Result<()> {
 
 /// One of our lines, and where its id begins.
 fn line(shop: &Shop) -> (Vec<u8>, usize) {
-    let audience = shop.audiences().next().expect("there is an audience");
-    let started_at = Timestamp::now();
-    let identify = Identify::new(&Computation {
-        audience: audience.id,
-        key: audience.key,
-        class: audience.class,
-        destination: DestinationName::new("main"),
-        run: RunId::at(started_at),
-        started_at,
-        space_id: None,
-    });
     let id = "u".repeat(ID_BYTES);
-    let user = User {
-        kind: UserKind::UserId,
-        id: &id,
-    };
-    let member = Member {
-        user,
-        anonymous_id: None,
-        value: Value::True,
-        traits: "",
-    };
     let mut line = Vec::new();
-    let action = Action::Enter;
-    identify.render(&Change { action, member }, &mut line);
+    Identify::new(&shop.computation()).render(&shop::entering(&id), &mut line);
     let mut places = line.windows(ID_BYTES);
     let id_at = places.position(|place| place == id.as_bytes());
     let id_at = id_at.expect("a line holds its id");
