@@ -311,6 +311,10 @@ impl Courier {
         for (run, settled) in back {
             by_run.entry(run).or_default().push(settled);
         }
+        // In order they leave no gaps on the pages of the members.
+        for settled in by_run.values_mut() {
+            settled.sort_unstable_by_key(|settled| settled.chunk.seq);
+        }
         let run = |run: usize| &self.runs[run].run;
         if by_run.is_empty() {
             return turns.take(snapshot, run, room);
