@@ -148,9 +148,11 @@ fn scan(mut rows: rusqlite::Rows<'_>) -> anyhow::Result<()> {
 }
 
 const CALLS_IN_FLIGHT: usize = 16;
+/// More than a line has.
+const LINE_BYTES: usize = 640;
 
-/// As many records as ours, each of as many bytes, read from the source and sent by the SDK alone: no journal, no
-/// snapshot, no receipts, and nothing rendered but the id.
+/// The records of a first sync, read from the source, rendered, and sent by the SDK alone: no journal, no snapshot, no
+/// receipts.
 async fn post(shop: &Shop, count: u64, url: &str) -> anyhow::Result<()> {
     let config = aws_config::defaults(aws_config::BehaviorVersion::v2026_01_12())
         .region("us-west-2")
@@ -163,15 +165,15 @@ async fn post(shop: &Shop, count: u64, url: &str) -> anyhow::Result<()> {
         "SELECT user_id FROM audience_member LIMIT {count}"
     ))?;
     let mut ids = ids.query([])?;
-    let (line, id_at) = line(shop);
+    let identify = Identify::new(&shop.computation());
     let mut calls = JoinSet::new();
     loop {
         let mut records = Vec::with_capacity(500);
         while records.len() < 500
             && let Some(row) = ids.next()?
         {
-            let mut line = line.clone();
-            line[id_at..id_at + ID_BYTES].copy_from_slice(row.get_ref(0)?.as_bytes()?);
+            let mut line = Vec::with_capacity(LINE_BYTES);
+            identify.render(&shop::entering(row.get_ref(0)?.as_str()?), &mut line);
             records.push(Record::builder().data(Blob::new(line)).build()?);
         }
         if records.is_empty() {
@@ -193,15 +195,4 @@ async fn post(shop: &Shop, count: u64, url: &str) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-/// One of our lines, and where its id begins.
-fn line(shop: &Shop) -> (Vec<u8>, usize) {
-    let id = "u".repeat(ID_BYTES);
-    let mut line = Vec::new();
-    Identify::new(&shop.computation()).render(&shop::entering(&id), &mut line);
-    let mut places = line.windows(ID_BYTES);
-    let id_at = places.position(|place| place == id.as_bytes());
-    let id_at = id_at.expect("a line holds its id");
-    (line, id_at)
 }

@@ -15,7 +15,7 @@ pub(super) struct Parcel {
 }
 
 /// About as many bytes as a line has beside what the journal holds of it.
-const LINE_BYTES: usize = 512;
+const LINE_BYTES: usize = 560;
 
 fn bytes(chunk: &Chunk) -> usize {
     chunk.entries.len() + chunk.count * LINE_BYTES
@@ -199,7 +199,7 @@ fn render(errand: &Errand, chunk: &Chunk) -> Result<Lines, SnapshotError> {
         run: errand.run.number,
         seq: chunk.seq,
     };
-    let mut lines = LineBuffer::with_capacity(chunk.count * LINE_BYTES);
+    let mut lines = LineBuffer::with_capacity(bytes(chunk));
     match &errand.identify {
         Some(identify) => {
             for change in chunk::changes(&chunk.entries) {
