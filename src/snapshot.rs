@@ -8,6 +8,7 @@
 
 pub mod chunk;
 mod dead;
+mod grounds;
 mod handle;
 mod held;
 mod history;
@@ -38,6 +39,7 @@ use crate::disk;
 use crate::run::Timestamp;
 
 pub use dead::{DeadLetter, LetterContent};
+pub use grounds::{Grounds, LastPlan};
 pub use handle::Handle;
 pub use held::{Approval, Held, HeldUser};
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};

@@ -9,6 +9,8 @@ mod sqlite;
 
 use std::path::PathBuf;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
 
 pub use ahead::MembersAhead;
@@ -110,6 +112,32 @@ impl Skipped {
     }
 }
 
+/// What a source was when it was read. The same again means that nothing has changed, and no other says anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint(String);
+
+impl Fingerprint {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub fn into_text(self) -> String {
+        self.0
+    }
+}
+
+/// A digest of parts, none of which can be taken for the end of the one before.
+fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        let part = part.as_ref();
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part);
+    }
+    let bytes = digest.finalize();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A source as the configuration names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -121,6 +149,20 @@ impl Source {
     pub fn check(&self, audience: &Audience) -> Result<(), SourceError> {
         match self {
             Self::Sqlite(sqlite) => sqlite.check(audience),
+        }
+    }
+
+    /// What decides the members of an audience beside what the source holds: how it is asked, and by whom.
+    pub fn definition(&self, audience: &Audience) -> String {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.definition(audience),
+        }
+    }
+
+    /// What the source is now; `None` where that is in doubt.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.fingerprint(),
         }
     }
 

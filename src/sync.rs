@@ -1,7 +1,10 @@
 //! One run, told as a story: deliver what an earlier run left, plan, deliver, remember.
 
 mod planning;
+mod reading;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Rows, params};
 
 use super::dead::supersede_dead;
+use super::grounds::Grounds;
 use super::held::{Approval, Held, LastHeld, Leavers};
 use super::journal::{json, run};
 use super::members::{Delivered, ordered};
@@ -153,6 +154,8 @@ fn plan<E: From<SnapshotError>>(
             ],
         )
         .map_err(SnapshotError::from)?;
+    let started_at = planning.computation.started_at;
+    Grounds::note(decided.grounds.as_ref(), transaction, audience, started_at)?;
     Ok(decided.into_plan(run(transaction, number)?))
 }
 
@@ -164,6 +167,7 @@ pub(super) struct Decided {
     approval: Option<Approval>,
     /// Of all who leave.
     digest: Option<Vec<u8>>,
+    grounds: Option<Grounds>,
     rehearsed: Option<Rehearsed>,
 }
 
@@ -218,6 +222,7 @@ pub(super) fn decide<E: From<SnapshotError>>(
             of: tally.delivered,
             sample: sample.unwrap_or_default(),
         }),
+        grounds: journal.grounds.take(),
         approval: last_held.filter(|_| tally.removed > 0).and_then(compare),
         rehearsed: journal.close(is_held)?,
         digest,
@@ -308,6 +313,7 @@ pub struct Journal<'c> {
     identify: Identify,
     /// Only where the guard may hold them, or somebody approves.
     leavers: Option<Leavers>,
+    grounds: Option<Grounds>,
     to: Destined<'c>,
 }
 
@@ -354,8 +360,14 @@ impl<'c> Journal<'c> {
         Self {
             identify: Identify::new(&planning.computation),
             leavers: is_asked_about.then(Leavers::default),
+            grounds: None,
             to,
         }
+    }
+
+    /// Says what the plan rests on, once all of the source was read.
+    pub fn rest_on(&mut self, grounds: Grounds) {
+        self.grounds = Some(grounds);
     }
 
     pub fn push(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {

@@ -6,7 +6,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::{Interrupt, Skipped, Source, SourceError};
+use super::{Fingerprint, Interrupt, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
 use crate::diff::Members;
 
@@ -20,7 +20,7 @@ const BATCHES_AHEAD: usize = 8;
 /// What the reading thread says.
 enum Said {
     Batch(Batch),
-    End(Skipped),
+    End(Skipped, Option<Fingerprint>),
     Failed(SourceError),
 }
 
@@ -32,6 +32,8 @@ pub struct MembersAhead {
     next: usize,
     /// Rows that were left out. Complete at the end.
     pub skipped: Skipped,
+    /// What the source was. Known at the end, where it can be known at all.
+    pub read_from: Option<Fingerprint>,
 }
 
 /// Opens a source and hands its members to `use_members`, in order.
@@ -45,7 +47,7 @@ pub(super) fn read<T, E: From<SourceError>>(
     thread::scope(|scope| {
         scope.spawn(move || {
             let end = match read_all(source, audience, interrupt, &say) {
-                Ok(skipped) => Said::End(skipped),
+                Ok((skipped, read_from)) => Said::End(skipped, read_from),
                 Err(error) => Said::Failed(error),
             };
             // Nobody listens any more when the merge has failed.
@@ -56,6 +58,7 @@ pub(super) fn read<T, E: From<SourceError>>(
             batch: Batch::default(),
             next: 0,
             skipped: Skipped::default(),
+            read_from: None,
         };
         // Dropping them ends a thread that still has something to say.
         let used = use_members(&mut members);
@@ -70,17 +73,17 @@ fn read_all(
     audience: &Audience,
     interrupt: &Interrupt,
     say: &SyncSender<Said>,
-) -> Result<Skipped, SourceError> {
+) -> Result<(Skipped, Option<Fingerprint>), SourceError> {
     source.read_here(audience, interrupt, |members| {
         let mut batch = Batch::default();
         while members.advance()? {
             batch.push(&members.current());
             if batch.is_full() && say.send(Said::Batch(std::mem::take(&mut batch))).is_err() {
-                return Ok(members.skipped);
+                return Ok((members.skipped, None));
             }
         }
         drop(say.send(Said::Batch(batch)));
-        Ok(members.skipped)
+        Ok((members.skipped, members.read_from()))
     })
 }
 
@@ -98,8 +101,9 @@ impl Members for MembersAhead {
                     self.batch = batch;
                     self.next = 0;
                 }
-                Said::End(skipped) => {
+                Said::End(skipped, read_from) => {
                     self.skipped = skipped;
+                    self.read_from = read_from;
                     return Ok(false);
                 }
                 Said::Failed(error) => return Err(error),

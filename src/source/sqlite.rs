@@ -4,10 +4,13 @@
 //! bytes. Text sorts so by itself; integers become decimal text and are then sorted as that, which costs a sort.
 
 mod access;
+mod handles;
 #[cfg(test)]
 mod laws;
 mod layout;
+mod pure;
 mod rows;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -16,15 +19,21 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
-use super::{Interrupt, SourceError};
+use super::{Fingerprint, Interrupt, SourceError, digest};
 use crate::audience::{Audience, SourceName};
-use crate::disk::cut_off;
+use crate::disk::cut_off_at;
 use access::ONLY_READS;
+use handles::{Connected, Handle};
 use layout::{BINARY, Layout};
+use pure::Uses;
 pub use rows::SqliteMembers;
+use state::State;
 
 /// How long another process may keep the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5_000 });
+
+/// How rows become members. Another number makes every source be read again.
+const READS_ROWS_AS: &[u8] = b"1";
 
 /// A SQLite file, only ever read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,12 +92,40 @@ fn message(error: &rusqlite::Error) -> String {
     }
 }
 
+/// A connection to a source.
+struct Opened {
+    connection: Connection,
+    uses: Uses,
+    /// Dropped after the connection, as it stands below it.
+    _connected: Connected,
+}
+
 impl Sqlite {
     pub(super) fn check(&self, audience: &Audience) -> Result<(), SourceError> {
-        let connection = self.open()?;
-        let layout = self.layout(&connection, audience)?;
-        self.prepare(&connection, audience, &layout)?;
+        let opened = self.open()?;
+        let layout = self.layout(&opened, audience)?;
+        self.prepare(&opened, audience, &layout)?;
         Ok(())
+    }
+
+    /// What the file is now; `None` where that is in doubt.
+    pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
+        State::of(&self.path).map(|state| state.fingerprint())
+    }
+
+    pub(super) fn definition(&self, audience: &Audience) -> String {
+        let path = std::path::absolute(&self.path);
+        let path = path.as_deref().unwrap_or(&self.path).as_os_str();
+        let texts = [
+            READS_ROWS_AS,
+            rusqlite::version().as_bytes(),
+            self.name.as_str().as_bytes(),
+            path.as_encoded_bytes(),
+            audience.class.as_str().as_bytes(),
+            audience.query.as_bytes(),
+        ];
+        let traits = audience.traits.iter().map(String::as_bytes);
+        digest(texts.into_iter().chain(traits))
     }
 
     pub(super) fn read<T, E: From<SourceError>>(
@@ -97,23 +134,30 @@ impl Sqlite {
         interrupt: &Interrupt,
         read: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let connection = self.open()?;
-        interrupt.watch(&connection);
+        // What was before anything is read: somebody may write at any moment.
+        let before = State::of(&self.path);
+        let opened = self.open()?;
+        interrupt.watch(&opened.connection);
         // One transaction for all that is read: the query may have to be asked twice.
-        connection
+        opened
+            .connection
             .execute_batch("BEGIN")
             .map_err(|error| self.unreadable(error))?;
-        let mut layout = self.layout(&connection, audience)?;
+        let mut layout = self.layout(&opened, audience)?;
+        let before = before.filter(|_| layout.is_pure);
         if !layout.as_text {
-            let mut statement = self.prepare(&connection, audience, &layout)?;
+            let mut statement = self.prepare(&opened, audience, &layout)?;
             let mut members = self.members(&mut statement, audience, &layout)?;
             if !members.has_numbers {
+                members.before = before;
                 return read(&mut members);
             }
         }
         layout.as_text = true;
-        let mut statement = self.prepare(&connection, audience, &layout)?;
-        read(&mut self.members(&mut statement, audience, &layout)?)
+        let mut statement = self.prepare(&opened, audience, &layout)?;
+        let mut members = self.members(&mut statement, audience, &layout)?;
+        members.before = before;
+        read(&mut members)
     }
 
     /// Asks the query, up to its first member.
@@ -131,7 +175,7 @@ impl Sqlite {
         Ok(members)
     }
 
-    fn open(&self) -> Result<Connection, SourceError> {
+    fn open(&self) -> Result<Opened, SourceError> {
         if !self.path.is_file() {
             return Err(SourceError::Missing {
                 source_name: self.name.clone(),
@@ -139,7 +183,11 @@ impl Sqlite {
             });
         }
         let (source_name, path) = (self.name.clone(), self.path.clone());
-        match cut_off(&path) {
+        let connected = Connected::new();
+        let cut_off = Handle::open(&path)
+            .ok()
+            .and_then(|mut file| cut_off_at(&mut file));
+        match cut_off {
             None => {}
             Some(0) => return Err(SourceError::Empty { source_name, path }),
             Some(bytes) => {
@@ -153,12 +201,16 @@ impl Sqlite {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&self.path, flags)
             .map_err(|error| self.unreadable(error))?;
-        connection
+        let uses = connection
             .busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| connection.pragma_update(None, "query_only", true))
             .and_then(|()| access::only_read(&mut connection))
             .map_err(|error| self.unreadable(error))?;
-        Ok(connection)
+        Ok(Opened {
+            connection,
+            uses,
+            _connected: connected,
+        })
     }
 
     fn unreadable(&self, cause: rusqlite::Error) -> SourceError {
@@ -188,10 +240,11 @@ impl Sqlite {
 
     fn prepare<'c>(
         &self,
-        connection: &'c Connection,
+        opened: &'c Opened,
         audience: &Audience,
         layout: &Layout,
     ) -> Result<Statement<'c>, SourceError> {
+        let connection = &opened.connection;
         let sorted = connection
             .prepare(&layout.sorted())
             .map_err(|error| self.prepare_error(audience, error))?;
@@ -208,10 +261,17 @@ impl Sqlite {
         layout.collation == BINARY && texts == Ok(3_i64)
     }
 
-    fn layout(&self, connection: &Connection, audience: &Audience) -> Result<Layout, SourceError> {
+    fn layout(&self, opened: &Opened, audience: &Audience) -> Result<Layout, SourceError> {
+        let Opened {
+            connection, uses, ..
+        } = opened;
+        uses.begin();
         let statement = connection
             .prepare(&audience.query)
             .map_err(|error| self.prepare_error(audience, error))?;
+        let is_pure = uses
+            .only_the_file(connection)
+            .map_err(|error| self.unreadable(error))?;
         if let Some(reason) = not_a_query(&statement) {
             return Err(self.query_error(audience, reason));
         }
@@ -236,6 +296,7 @@ impl Sqlite {
             query,
             as_text,
             collation,
+            is_pure,
             ..layout
         })
     }

@@ -3,15 +3,14 @@
 use std::pin::pin;
 use std::time::Duration;
 
+use super::reading::Reading;
 use super::{Keyed, Outlet, Request, Runner};
-use crate::audience::{Audience, DestinationName, Member};
-use crate::diff::{self, Members, Scope};
+use crate::audience::DestinationName;
+use crate::diff::Scope;
 use crate::event::{CallType, Computation};
-use crate::progress::Progress;
 use crate::run::{RunId, Timestamp};
 use crate::snapshot::{Delivered, Journal, Plan, Planning, SnapshotError};
-use crate::source::{Interrupt, Source, SourceError};
-use crate::stop::Stop;
+use crate::source::{Interrupt, SourceError};
 
 /// Why a run decided nothing.
 #[derive(Debug, thiserror::Error)]
@@ -23,9 +22,6 @@ pub(super) enum PlanError {
     #[error("asked to stop")]
     Stopped,
 }
-
-/// How many members are read between two looks at the clock and the signals.
-const LOOK_EVERY: u64 = 4_096;
 
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
@@ -84,8 +80,9 @@ impl Runner<'_> {
         };
         self.progress.plan(keyed.key.as_str());
         let planned = self.snapshot.with(move |snapshot| {
+            let way = reading.way(snapshot, &planning)?;
             let merge = |delivered: &mut Delivered<'_>, journal: &mut Journal<'_>| {
-                reading.merge(delivered, journal)
+                reading.go(&way, delivered, journal)
             };
             if request.dry_run {
                 snapshot.rehearse(&planning, merge)
@@ -115,78 +112,5 @@ impl Runner<'_> {
                 Err(_) => continue,
             }
         }
-    }
-}
-
-/// Reads a source into a plan, on the snapshot's thread.
-struct Reading {
-    source: Source,
-    audience: Audience,
-    scope: Scope,
-    progress: Progress,
-    stop: Stop,
-    interrupt: Interrupt,
-}
-
-impl Reading {
-    fn merge(
-        &self,
-        delivered: &mut Delivered<'_>,
-        journal: &mut Journal<'_>,
-    ) -> Result<(diff::Tally, u64), PlanError> {
-        self.source
-            .read(&self.audience, &self.interrupt, |members| {
-                let mut watched = Watched {
-                    members,
-                    read: 0,
-                    reading: self,
-                };
-                let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
-                    journal.push(&change).map_err(PlanError::from)
-                })?;
-                let skipped = members.skipped;
-                if skipped.total() > 0 {
-                    tracing::warn!(
-                        "{:?}: skipped {} rows: {}",
-                        self.audience.name,
-                        skipped.total(),
-                        skipped.explain()
-                    );
-                }
-                if skipped.traits > 0 {
-                    tracing::warn!(
-                        "{:?}: {} extra traits are infinite or not UTF-8, and go as null",
-                        self.audience.name,
-                        skipped.traits
-                    );
-                }
-                Ok((tally, skipped.total()))
-            })
-    }
-}
-
-/// Members that are counted as they pass, and that stop when asked to.
-struct Watched<'r, M> {
-    members: &'r mut M,
-    read: u64,
-    reading: &'r Reading,
-}
-
-impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
-    type Error = PlanError;
-
-    fn advance(&mut self) -> Result<bool, PlanError> {
-        self.read += 1;
-        if self.read.is_multiple_of(LOOK_EVERY) {
-            self.reading.progress.read(self.read);
-            if self.reading.stop.is_requested() {
-                return Err(PlanError::Stopped);
-            }
-        }
-        Ok(self.members.advance()?)
-    }
-
-    fn current(&self) -> Member<'_> {
-        self.members.current()
     }
 }

@@ -29,5 +29,6 @@ mod snapshot;
 mod support;
 mod sync;
 mod torn;
+mod unchanged;
 mod unusable;
 mod verify;

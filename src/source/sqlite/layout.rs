@@ -20,6 +20,8 @@ pub(super) struct Layout {
     /// Sort ids by their decimal text instead of as they are.
     pub(super) as_text: bool,
     pub(super) collation: &'static str,
+    /// The same file gives the same rows.
+    pub(super) is_pure: bool,
 }
 
 impl Layout {
@@ -66,6 +68,7 @@ impl Layout {
             traits,
             as_text: false,
             collation: BINARY,
+            is_pure: false,
         })
     }
 

@@ -5,9 +5,10 @@ use rusqlite::{Row, Rows};
 
 use super::Sqlite;
 use super::layout::Layout;
+use super::state::State;
 use crate::audience::{Audience, MAX_ID_BYTES, Member, MemberBuf, UserKind, ValueBuf};
 use crate::diff::Members;
-use crate::source::{Skipped, SourceError, is_greater};
+use crate::source::{Fingerprint, Skipped, SourceError, is_greater};
 
 /// The members of one audience, each once.
 pub struct SqliteMembers<'s> {
@@ -21,6 +22,8 @@ pub struct SqliteMembers<'s> {
     has_next: bool,
     /// Some ids are integers. They sort before text, so the first member tells.
     pub(super) has_numbers: bool,
+    /// What the file was before it was read, where the same file gives the same members.
+    pub(super) before: Option<State>,
     pub skipped: Skipped,
 }
 
@@ -78,6 +81,7 @@ impl<'s> SqliteMembers<'s> {
             next: MemberBuf::default(),
             has_next: false,
             has_numbers: false,
+            before: None,
             skipped: Skipped::default(),
         }
     }
@@ -86,6 +90,13 @@ impl<'s> SqliteMembers<'s> {
     pub(super) fn start(&mut self) -> Result<(), SourceError> {
         self.has_next = self.read_next()?;
         Ok(())
+    }
+
+    /// What the file is of which all members are read by now. `None` where somebody may have written meanwhile.
+    pub(in crate::source) fn read_from(&self) -> Option<Fingerprint> {
+        let before = self.before.as_ref()?;
+        let is_same = State::of(&self.source.path).as_ref() == Some(before);
+        is_same.then(|| before.fingerprint())
     }
 
     /// Reads on to the next row that is a member; `false` at the end.

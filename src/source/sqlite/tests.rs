@@ -200,6 +200,7 @@ fn an_order_that_an_index_has_is_taken_from_it() {
         let statement = source.prepare(&connection, &audience, &layout).unwrap();
         let sql = statement.expanded_sql().unwrap();
         let mut explain = connection
+            .connection
             .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
             .unwrap();
         let steps = explain
@@ -658,4 +659,63 @@ fn a_query_may_do_nothing_but_read() {
             "{query}"
         );
     }
+}
+
+fn read_from(shop: &Shop, query: &str, meanwhile: impl FnOnce()) -> Option<Fingerprint> {
+    let mut meanwhile = Some(meanwhile);
+    let read = shop
+        .source()
+        .read(&audience(query), &Interrupt::default(), |members| {
+            while members.advance()? {
+                meanwhile
+                    .take()
+                    .into_iter()
+                    .for_each(|meanwhile| meanwhile());
+            }
+            Ok::<_, SourceError>(members.read_from())
+        });
+    read.unwrap()
+}
+
+fn grow_old(shop: &Shop) {
+    while shop.source().fingerprint().is_none() {
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_fingerprint_is_of_what_was_read_and_of_nothing_later() {
+    let query = "SELECT id FROM users";
+    let shop = Shop::new(
+        "CREATE TABLE users (id TEXT); INSERT INTO users VALUES ('a'); PRAGMA journal_mode = wal",
+    );
+    assert_eq!(read_from(&shop, query, || {}), None);
+    grow_old(&shop);
+    let read = read_from(&shop, query, || {});
+    assert!(read.is_some());
+    assert_eq!(read, shop.source().fingerprint());
+    let connection = shop.connection();
+    let write = || {
+        connection
+            .execute_batch("INSERT INTO users VALUES ('b')")
+            .unwrap();
+        // Long enough ago, had it been before.
+        grow_old(&shop);
+    };
+    assert_eq!(read_from(&shop, query, write), None);
+    assert!(read_from(&shop, query, || {}).is_some());
+    // Integers are asked for twice.
+    connection
+        .execute_batch("INSERT INTO users VALUES (1); CREATE TABLE numbers AS SELECT 1 AS id")
+        .unwrap();
+    grow_old(&shop);
+    assert!(read_from(&shop, "SELECT id FROM numbers", || {}).is_some());
+    assert_eq!(
+        read_from(
+            &shop,
+            "SELECT id FROM users WHERE random() IS NOT NULL",
+            || {}
+        ),
+        None
+    );
 }
