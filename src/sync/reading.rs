@@ -55,7 +55,7 @@ impl Reading {
     ) -> Result<(Way, &'static str), SnapshotError> {
         let everyone = |why| Ok((Way::Everyone, why));
         if planning.kind != RunKind::Delta || planning.approve {
-            return everyone("everyone is read, as this run was asked to");
+            return everyone("everyone is read, as this kind of run needs it");
         }
         let Some(last) = snapshot.last_plan(&planning.computation)? else {
             return everyone("everyone is read, since the last run left something open");
