@@ -372,6 +372,7 @@ fn audience() -> Audience {
         destinations: vec![DestinationName::new("main")],
         guard: None,
         traits: Vec::new(),
+        changes: None,
     }
 }
 

@@ -20,6 +20,7 @@ mod rebuild;
 mod rehearsal;
 mod schema;
 mod scratch;
+mod told;
 mod unsettled;
 mod verify;
 mod writer;
@@ -48,6 +49,7 @@ pub use lock::{Busy, RunLock};
 pub use members::Delivered;
 pub use plan::{Journal, Plan, Planning, Rehearsed};
 pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
+pub use told::Told;
 pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 
 /// Why the snapshot could not be read or written.

@@ -12,17 +12,42 @@ use std::path::PathBuf;
 use sha2::{Digest as _, Sha256};
 
 use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
+use crate::run::Timestamp;
 
 pub use ahead::MembersAhead;
 pub use interrupt::Interrupt;
-pub use sqlite::{Sqlite, SqliteMembers, check_syntax};
+pub use sqlite::{Sqlite, SqliteMembers, check_syntax, check_syntax_of_changes};
+
+/// What a source is asked about an audience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Who is a member.
+    Members,
+    /// Who may have entered or left since, and whether each of them is a member now: [`GONE`](crate::diff::GONE) in place
+    /// of a value says no.
+    Changes { since: Timestamp },
+}
+
+impl Question {
+    /// How its query is called.
+    pub(crate) const fn query(self) -> &'static str {
+        match self {
+            Self::Members => "query",
+            Self::Changes { .. } => "change query",
+        }
+    }
+}
+
+/// Where a change query takes the time that it is asked about: in UTC, as SQLite's `CURRENT_TIMESTAMP` writes it.
+pub const SINCE: &str = ":since";
 
 /// Why a source gave no members.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The query can never work as it is written: a mistake in the configuration.
-    #[error("the query of {audience:?} cannot run on source `{source_name}`: {reason}")]
+    #[error("the {} of {audience:?} cannot run on source `{source_name}`: {reason}", question.query())]
     Query {
+        question: Question,
         audience: String,
         source_name: SourceName,
         reason: String,
@@ -56,13 +81,20 @@ pub enum SourceError {
         cause: rusqlite::Error,
     },
     /// A column holds what can never be an id or a value.
-    #[error("the query of {audience:?} gives {found} in column `{column}`, which takes {expected}")]
+    #[error("the {} of {audience:?} gives {found} in column `{column}`, which takes {expected}", question.query())]
     WrongType {
+        question: Question,
         audience: String,
         column: String,
         found: &'static str,
         expected: &'static str,
     },
+    /// Nobody can tell which of two rows is the later one.
+    #[error(
+        "the change query of {audience:?} says of one user both that they are a member and that they are not\n\n\
+         hint: let it give one row a user: what they are now"
+    )]
+    Contradiction { audience: String },
     /// The order that was asked for is not the one that came: the database is damaged, or sorts in its own way.
     #[error("source `{source_name}` gave members out of order")]
     OutOfOrder { source_name: SourceName },
@@ -72,6 +104,14 @@ impl SourceError {
     /// Whether the configuration is wrong, and not the source.
     pub const fn is_configuration(&self) -> bool {
         matches!(self, Self::Query { .. })
+    }
+
+    /// Whether it is the change query that is wrong.
+    pub const fn is_about_changes(&self) -> bool {
+        let Self::Query { question, .. } = self else {
+            return false;
+        };
+        matches!(question, Question::Changes { .. })
     }
 }
 
@@ -174,19 +214,37 @@ impl Source {
         interrupt: &Interrupt,
         use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
     ) -> Result<T, E> {
-        ahead::read(self, audience, interrupt, use_members)
+        self.ask(audience, &[Question::Members], interrupt, use_members)
     }
 
-    /// The same, on this thread.
-    fn read_here<T, E: From<SourceError>>(
+    /// The same for several questions, all of one moment. What `use_members` is given comes to an end as often as there
+    /// are questions.
+    pub fn ask<T, E: From<SourceError>>(
         &self,
         audience: &Audience,
+        questions: &[Question],
         interrupt: &Interrupt,
-        use_members: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
+        use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
     ) -> Result<T, E> {
-        match self {
-            Self::Sqlite(sqlite) => sqlite.read(audience, interrupt, use_members),
+        ahead::read(self, audience, questions, interrupt, use_members)
+    }
+
+    /// The same, on this thread: each question's members by themselves, for as long as `use_members` wants more.
+    fn ask_here(
+        &self,
+        audience: &Audience,
+        questions: &[Question],
+        interrupt: &Interrupt,
+        mut use_members: impl FnMut(&mut SqliteMembers<'_>) -> Result<bool, SourceError>,
+    ) -> Result<(), SourceError> {
+        let Self::Sqlite(sqlite) = self;
+        let reader = sqlite.begin(interrupt)?;
+        for question in questions {
+            if !reader.ask(audience, *question, &mut use_members)? {
+                break;
+            }
         }
+        Ok(())
     }
 }
 

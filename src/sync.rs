@@ -226,6 +226,7 @@ impl Runner<'_> {
                 report.hold = plan.held;
                 report.approved = plan.approval;
                 report.skipped_rows = plan.skipped_rows;
+                report.missed = plan.missed;
                 report.undelivered = plan.run.waiting;
                 match plan.rehearsed {
                     Some(rehearsed) => report.counts = rehearsed.counts(plan.run.streams.len()),

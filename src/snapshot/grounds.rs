@@ -18,7 +18,11 @@ pub enum Grounds {
         by: String,
         /// What the source was; `None` where that is in doubt.
         from: Option<String>,
+        /// Changes of which a change query did not tell, where it was asked too.
+        missed: Option<u64>,
     },
+    /// A change query was asked, in so many words. It need not have told everything.
+    Changes { by: String },
 }
 
 impl Grounds {
@@ -31,16 +35,26 @@ impl Grounds {
     ) -> Result<(), SnapshotError> {
         let (by, from) = match grounds {
             Some(Self::AsBefore) => return Ok(()),
-            Some(Self::Everyone { by, from }) => (Some(by), from.as_ref()),
+            Some(Self::Everyone { by, from, .. }) => (Some(by), from.as_ref()),
+            Some(Self::Changes { by }) => (Some(by), None),
             None => (None, None),
         };
+        let is_whole = !matches!(grounds, Some(Self::Changes { .. }));
         // Where a clock was set back, a start is in a time to come. When the source was read is then not known.
         let at = Some(started_at.millis()).filter(|_| started_at <= Timestamp::now());
         connection.execute(
-            "UPDATE audience SET planned_by = ?2, planned_from = ?3, planned_at = ?4, reconciled_at = ?4 WHERE number = ?1",
-            params![audience, by, from, at],
+            "UPDATE audience SET planned_by = ?2, planned_from = ?3, planned_at = ?4,
+                    reconciled_at = iif(?5, ?4, reconciled_at) WHERE number = ?1",
+            params![audience, by, from, at, is_whole],
         )?;
         Ok(())
+    }
+
+    pub(super) fn missed(&self) -> Option<u64> {
+        match self {
+            Self::Everyone { missed, .. } => *missed,
+            Self::AsBefore | Self::Changes { .. } => None,
+        }
     }
 }
 
@@ -51,6 +65,10 @@ pub struct LastPlan {
     pub by: String,
     /// and what it was.
     pub from: Option<String>,
+    /// When it began; `None` where a clock was wrong.
+    pub at: Option<Timestamp>,
+    /// When the last plan began that read everyone.
+    pub reconciled_at: Option<Timestamp>,
     pub members: u64,
     pub skipped_rows: u64,
 }
@@ -60,7 +78,7 @@ impl Snapshot {
     /// journal, held, dead or unsettled.
     pub fn last_plan(&self, computation: &Computation) -> Result<Option<LastPlan>, SnapshotError> {
         let last = self.connection.query_row(
-            "SELECT planned_by, planned_from, last.members, last.skipped_rows
+            "SELECT planned_by, planned_from, last.members, last.skipped_rows, planned_at, reconciled_at
              FROM audience JOIN run AS last ON last.number =
                  (SELECT max(number) FROM run WHERE audience_id = ?1 AND destination = ?2)
              WHERE audience.id = ?1 AND audience.destination = ?2 AND planned_by IS NOT NULL
@@ -72,9 +90,12 @@ impl Snapshot {
                 computation.destination.as_str()
             ],
             |row| {
+                let time = |millis: Option<i64>| millis.map(Timestamp::from_millis);
                 Ok(LastPlan {
                     by: row.get(0)?,
                     from: row.get(1)?,
+                    at: time(row.get(4)?),
+                    reconciled_at: time(row.get(5)?),
                     members: row.get::<_, i64>(2)? as u64,
                     skipped_rows: row.get::<_, i64>(3)? as u64,
                 })

@@ -1,7 +1,7 @@
 //! The members that Firehose has accepted: read in order for a merge, changed as chunks are delivered.
 
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
-use rusqlite::{CachedStatement, Connection, Rows, ToSql, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Rows, ToSql, params};
 
 use super::SnapshotError;
 use crate::audience::{Action, Change, Class, Member, MemberBuf, User, UserKind, Value, ValueBuf};
@@ -9,6 +9,8 @@ use crate::diff::{Members, Standing};
 
 /// The members of one audience at one destination, in the order of users.
 pub struct Delivered<'s> {
+    connection: &'s Connection,
+    audience: Option<i64>,
     rows: Rows<'s>,
     class: Class,
     current: MemberBuf,
@@ -54,11 +56,18 @@ pub(super) fn has_unsettled(
 }
 
 impl<'s> Delivered<'s> {
-    pub(super) fn new(rows: Rows<'s>, class: Class) -> Self {
+    pub(super) fn new(
+        connection: &'s Connection,
+        audience: Option<i64>,
+        rows: Rows<'s>,
+        class: Class,
+    ) -> Self {
         let tells_standing = rows
             .as_ref()
             .is_some_and(|statement| statement.column_count() > 3);
         Self {
+            connection,
+            audience,
             rows,
             class,
             current: MemberBuf::default(),
@@ -67,6 +76,37 @@ impl<'s> Delivered<'s> {
             tells_standing,
         }
     }
+
+    /// How many there are.
+    pub fn count(&self) -> Result<u64, SnapshotError> {
+        self.audience
+            .map_or(Ok(0), |audience| member_count(self.connection, audience))
+    }
+
+    /// The member that a user is, whatever they are read up to.
+    pub fn find(&self, user: User<'_>) -> Result<Option<MemberBuf>, SnapshotError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT anonymous_id, value FROM membership WHERE audience = ?1 AND user = ?2",
+        )?;
+        let found = statement.query_row(params![self.audience, SqlUser(user)], |row| {
+            Ok(MemberBuf {
+                kind: user.kind,
+                id: user.id.to_owned(),
+                anonymous_id: row.get(0)?,
+                value: row.get::<_, SqlValueBuf>(1)?.0,
+                traits: String::new(),
+            })
+        });
+        Ok(found.optional()?)
+    }
+}
+
+/// How many members an audience has at a destination.
+pub(super) fn member_count(connection: &Connection, audience: i64) -> Result<u64, SnapshotError> {
+    let mut statement =
+        connection.prepare_cached("SELECT count(*) FROM membership WHERE audience = ?1")?;
+    let count: i64 = statement.query_row([audience], |row| row.get(0))?;
+    Ok(count as u64)
 }
 
 impl Members for Delivered<'_> {

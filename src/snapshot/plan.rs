@@ -1,6 +1,6 @@
 //! What a run decided, written whole before anything is sent: the run and all of its chunks, or nothing.
 
-use rusqlite::{Connection, OptionalExtension, Rows, params};
+use rusqlite::{Connection, OptionalExtension, params};
 
 use super::dead::supersede_dead;
 use super::grounds::Grounds;
@@ -39,6 +39,8 @@ pub struct Plan {
     /// Of removals that are in it although an earlier run held some.
     pub approval: Option<Approval>,
     pub skipped_rows: u64,
+    /// Changes that a change query had not told of, where everyone was read to see that.
+    pub missed: Option<u64>,
     /// Lines and their bytes, for one stream: only a rehearsal renders them.
     pub rehearsed: Option<Rehearsed>,
 }
@@ -126,6 +128,8 @@ fn plan<E: From<SnapshotError>>(
         .map_err(SnapshotError::from)?;
     let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
     let journal = Journal::write(transaction, number, planning)?;
+    let class = planning.computation.class;
+    let delivered = Delivered::new(transaction, Some(audience), delivered, class);
     let decided = decide(planning, delivered, journal, last_held, merge)?;
     let Decided {
         tally,
@@ -195,6 +199,7 @@ impl Decided {
             held: self.held,
             approval: self.approval,
             skipped_rows: self.skipped_rows,
+            missed: self.grounds.as_ref().and_then(Grounds::missed),
             rehearsed: self.rehearsed,
         }
     }
@@ -203,12 +208,11 @@ impl Decided {
 /// Merges into a journal, and takes the removals out of it where the guard holds them.
 pub(super) fn decide<E: From<SnapshotError>>(
     planning: &Planning,
-    delivered: Rows<'_>,
+    mut delivered: Delivered<'_>,
     mut journal: Journal<'_>,
     last_held: Option<LastHeld>,
     merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
 ) -> Result<Decided, E> {
-    let mut delivered = Delivered::new(delivered, planning.computation.class);
     let (tally, skipped_rows) = merge(&mut delivered, &mut journal)?;
     let holds = |guard: Guard| guard.holds(tally.removed, tally.delivered, tally.members);
     let is_held = planning.guard.is_some_and(holds);

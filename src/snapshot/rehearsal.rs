@@ -54,9 +54,10 @@ impl Snapshot {
         };
         let mut statement = transaction.prepare(ordered).map_err(SnapshotError::from)?;
         let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
+        let class = computation.class;
         let decided = decide(
             planning,
-            delivered,
+            Delivered::new(&transaction, audience, delivered, class),
             Journal::rehearse(planning),
             last_held(&transaction, planning)?,
             merge,

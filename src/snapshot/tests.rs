@@ -151,7 +151,12 @@ fn settled(chunk: Chunk, accepted: &[&[bool]], dead: &[usize]) -> Settled {
 /// The members as `user=value`, and how many changes wait.
 fn state(snapshot: &Snapshot) -> (Vec<String>, u64) {
     let mut statement = snapshot.connection.prepare(members::ORDERED).unwrap();
-    let mut delivered = Delivered::new(statement.query([1]).unwrap(), Class::Trait);
+    let mut delivered = Delivered::new(
+        &snapshot.connection,
+        Some(1),
+        statement.query([1]).unwrap(),
+        Class::Trait,
+    );
     let mut members = Vec::new();
     while delivered.advance().unwrap() {
         let MemberBuf {
@@ -630,7 +635,12 @@ fn a_letter_is_kept_however_old_until_it_is_superseded() {
 fn standings(snapshot: &Snapshot) -> Vec<(String, diff::Standing)> {
     let sql = members::ordered(&snapshot.connection, Some(1)).unwrap();
     let mut statement = snapshot.connection.prepare(sql).unwrap();
-    let mut delivered = Delivered::new(statement.query([1]).unwrap(), Class::Trait);
+    let mut delivered = Delivered::new(
+        &snapshot.connection,
+        Some(1),
+        statement.query([1]).unwrap(),
+        Class::Trait,
+    );
     let mut standings = Vec::new();
     while delivered.advance().unwrap() {
         standings.push((delivered.current().user.id.to_owned(), delivered.standing()));

@@ -6,7 +6,7 @@
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-use super::{Fingerprint, Interrupt, Skipped, Source, SourceError};
+use super::{Fingerprint, Interrupt, Question, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
 use crate::diff::Members;
 
@@ -40,18 +40,17 @@ pub struct MembersAhead {
 pub(super) fn read<T, E: From<SourceError>>(
     source: &Source,
     audience: &Audience,
+    questions: &[Question],
     interrupt: &Interrupt,
     use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
 ) -> Result<T, E> {
     let (say, said) = sync_channel(BATCHES_AHEAD);
     thread::scope(|scope| {
         scope.spawn(move || {
-            let end = match read_all(source, audience, interrupt, &say) {
-                Ok((skipped, read_from)) => Said::End(skipped, read_from),
-                Err(error) => Said::Failed(error),
-            };
-            // Nobody listens any more when the merge has failed.
-            drop(say.send(end));
+            if let Err(error) = read_all(source, audience, questions, interrupt, &say) {
+                // Nobody listens any more when the merge has failed.
+                drop(say.send(Said::Failed(error)));
+            }
         });
         let mut members = MembersAhead {
             said,
@@ -67,23 +66,25 @@ pub(super) fn read<T, E: From<SourceError>>(
     })
 }
 
-/// Reads all members, or as many as somebody listens to.
+/// Reads all members, or as many as somebody listens to, and says so at the end of each question.
 fn read_all(
     source: &Source,
     audience: &Audience,
+    questions: &[Question],
     interrupt: &Interrupt,
     say: &SyncSender<Said>,
-) -> Result<(Skipped, Option<Fingerprint>), SourceError> {
-    source.read_here(audience, interrupt, |members| {
+) -> Result<(), SourceError> {
+    source.ask_here(audience, questions, interrupt, |members| {
         let mut batch = Batch::default();
         while members.advance()? {
             batch.push(&members.current());
             if batch.is_full() && say.send(Said::Batch(std::mem::take(&mut batch))).is_err() {
-                return Ok((members.skipped, None));
+                return Ok(false);
             }
         }
         drop(say.send(Said::Batch(batch)));
-        Ok((members.skipped, members.read_from()))
+        let end = Said::End(members.skipped, members.read_from());
+        Ok(say.send(end).is_ok())
     })
 }
 

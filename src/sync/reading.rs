@@ -1,13 +1,15 @@
 //! Reads a source into a plan, or sees that there is no need to.
 
 use super::planning::PlanError;
-use crate::audience::{Audience, Member};
+use crate::audience::{Audience, Member, User};
 use crate::diff::{self, Members, Scope, Tally};
 use crate::event::Computation;
 use crate::progress::Progress;
-use crate::run::RunKind;
-use crate::snapshot::{Delivered, Grounds, Journal, LastPlan, Planning, Snapshot, SnapshotError};
-use crate::source::{Fingerprint, Interrupt, Skipped, Source, SourceError};
+use crate::run::{RunKind, Timestamp};
+use crate::snapshot::{
+    Delivered, Grounds, Journal, LastPlan, Planning, Snapshot, SnapshotError, Told,
+};
+use crate::source::{Fingerprint, Interrupt, MembersAhead, Question, Skipped, Source, SourceError};
 use crate::stop::Stop;
 
 /// How many members are read between two looks at the clock and the signals.
@@ -27,9 +29,14 @@ pub(super) struct Reading {
 pub(super) enum Way {
     /// The source is what it was: so are its members.
     AsBefore(LastPlan),
-    /// All of it is read.
-    Everyone,
+    /// The change query tells who may have entered or left since.
+    Changes(Timestamp),
+    /// All of it is read. It is seen whether the change query tells what has changed since, where there is a time.
+    Everyone(Option<Timestamp>),
 }
+
+/// What was stamped before the last plan may have been committed after it.
+const OVERLAP_MILLIS: i64 = 60_000;
 
 impl Reading {
     /// The shortest way that leads to the same plan. Whatever is in doubt is read.
@@ -53,7 +60,7 @@ impl Reading {
         snapshot: &Snapshot,
         planning: &Planning,
     ) -> Result<(Way, &'static str), SnapshotError> {
-        let everyone = |why| Ok((Way::Everyone, why));
+        let everyone = |why| Ok((Way::Everyone(None), why));
         if planning.kind != RunKind::Delta || planning.approve {
             return everyone("everyone is read, as this kind of run needs it");
         }
@@ -67,7 +74,26 @@ impl Reading {
         if now.is_some() && now.as_ref().map(Fingerprint::as_str) == last.from.as_deref() {
             return Ok((Way::AsBefore(last), "the source has not changed"));
         }
-        everyone("everyone is read, since the source may have changed")
+        let Some(changes) = &self.audience.changes else {
+            return everyone("everyone is read, since the source may have changed");
+        };
+        let now = Timestamp::now();
+        // Where a clock was set back, nobody knows when that was.
+        let (Some(at), Some(reconciled_at)) = (last.at.filter(|at| *at <= now), last.reconciled_at)
+        else {
+            return everyone("everyone is read, since it is not known when that was done last");
+        };
+        let since = Timestamp::from_millis(at.millis() - OVERLAP_MILLIS);
+        let age = now.millis() - reconciled_at.millis();
+        Ok(match u128::try_from(age) {
+            Ok(age) if age < changes.reconcile.as_millis() => {
+                (Way::Changes(since), "the change query is asked")
+            }
+            _ => (
+                Way::Everyone(Some(since)),
+                "everyone is read, to see whether the change query tells everything",
+            ),
+        })
     }
 
     pub(super) fn go(
@@ -78,7 +104,9 @@ impl Reading {
     ) -> Result<(Tally, u64), PlanError> {
         match way {
             Way::AsBefore(last) => Ok(self.find_as_before(last, journal)),
-            Way::Everyone => self.merge(delivered, journal),
+            Way::Changes(since) => self.follow(*since, delivered, journal),
+            Way::Everyone(None) => self.merge(delivered, journal),
+            Way::Everyone(Some(since)) => self.reconcile(*since, delivered, journal),
         }
     }
 
@@ -101,23 +129,91 @@ impl Reading {
         delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<(Tally, u64), PlanError> {
+        self.ask(&[Question::Members], |members| {
+            let mut watched = Watched::new(self, members);
+            let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
+                journal.push(&change).map_err(PlanError::from)
+            })?;
+            Ok(self.end(tally, None, members, journal))
+        })
+    }
+
+    /// Looks those up whom the change query tells of.
+    fn follow(
+        &self,
+        since: Timestamp,
+        delivered: &mut Delivered<'_>,
+        journal: &mut Journal<'_>,
+    ) -> Result<(Tally, u64), PlanError> {
+        let count = delivered.count()?;
+        self.ask(&[Question::Changes { since }], |members| {
+            let mut watched = Watched::new(self, members);
+            let find = |user: User<'_>| delivered.find(user).map_err(PlanError::from);
+            let tally = diff::follow(&mut watched, count, find, |change| {
+                journal.push(&change).map_err(PlanError::from)
+            })?;
+            self.warn_of(&members.skipped);
+            journal.rest_on(Grounds::Changes {
+                by: self.source.definition(&self.audience),
+            });
+            Ok((tally, members.skipped.total()))
+        })
+    }
+
+    /// Merges, and sees of which changes the change query does not tell, both asked at one moment.
+    fn reconcile(
+        &self,
+        since: Timestamp,
+        delivered: &mut Delivered<'_>,
+        journal: &mut Journal<'_>,
+    ) -> Result<(Tally, u64), PlanError> {
+        self.ask(&[Question::Changes { since }, Question::Members], |members| {
+            let mut told = Told::new()?;
+            let mut watched = Watched::new(self, members);
+            while watched.advance()? {
+                told.push(&watched.current())?;
+            }
+            let mut missed = 0;
+            let mut watched = Watched::new(self, members);
+            let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
+                missed += u64::from(!told.has(&change)?);
+                journal.push(&change).map_err(PlanError::from)
+            })?;
+            if missed > 0 {
+                tracing::warn!(
+                    "{:?}: the change query did not tell of {missed} changes; reading everyone found them. \
+                     hint: it must also tell of rows that are deleted, or that only the time changes",
+                    self.audience.name
+                );
+            }
+            Ok(self.end(tally, Some(missed), members, journal))
+        })
+    }
+
+    fn ask<T>(
+        &self,
+        questions: &[Question],
+        use_members: impl FnOnce(&mut MembersAhead) -> Result<T, PlanError>,
+    ) -> Result<T, PlanError> {
         self.source
-            .read(&self.audience, &self.interrupt, |members| {
-                let mut watched = Watched {
-                    members,
-                    read: 0,
-                    reading: self,
-                };
-                let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
-                    journal.push(&change).map_err(PlanError::from)
-                })?;
-                journal.rest_on(Grounds::Everyone {
-                    by: self.source.definition(&self.audience),
-                    from: members.read_from.take().map(Fingerprint::into_text),
-                });
-                self.warn_of(&members.skipped);
-                Ok((tally, members.skipped.total()))
-            })
+            .ask(&self.audience, questions, &self.interrupt, use_members)
+    }
+
+    /// Says what a plan rests on for which everyone was read.
+    fn end(
+        &self,
+        tally: Tally,
+        missed: Option<u64>,
+        members: &mut MembersAhead,
+        journal: &mut Journal<'_>,
+    ) -> (Tally, u64) {
+        self.warn_of(&members.skipped);
+        journal.rest_on(Grounds::Everyone {
+            by: self.source.definition(&self.audience),
+            from: members.read_from.take().map(Fingerprint::into_text),
+            missed,
+        });
+        (tally, members.skipped.total())
     }
 
     fn warn_of(&self, skipped: &Skipped) {
@@ -140,6 +236,16 @@ struct Watched<'r, M> {
     members: &'r mut M,
     read: u64,
     reading: &'r Reading,
+}
+
+impl<'r, M> Watched<'r, M> {
+    const fn new(reading: &'r Reading, members: &'r mut M) -> Self {
+        Self {
+            members,
+            read: 0,
+            reading,
+        }
+    }
 }
 
 impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {

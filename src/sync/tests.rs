@@ -63,6 +63,7 @@ impl Shop {
             destinations: vec![main],
             guard: None,
             traits: Vec::new(),
+            changes: None,
         };
         Self {
             snapshot: Handle::new(Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap()),

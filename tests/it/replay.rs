@@ -88,6 +88,7 @@ fn audience(key: &str, class: Class, query: &str) -> Keyed {
         destinations: vec![DestinationName::new("main")],
         guard: None,
         traits: Vec::new(),
+        changes: None,
     };
     Keyed {
         key: audience.key.clone(),
