@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 use tempfile::TempDir;
 
 use super::*;
-use crate::audience::{Class, Guard};
+use crate::audience::{Changes, Class, Guard};
 use crate::event::CallType;
 use crate::firehose::Directory;
 use crate::mapping::{Pattern, StreamName};
@@ -127,17 +127,18 @@ impl Shop {
         report.outcome == Outcome::Failed
     }
 
+    /// What the snapshot knows of the audience.
+    fn known<T: rusqlite::types::FromSql>(&self, column: &str) -> Option<T> {
+        let snapshot = Connection::open(self.path("snapshot.sqlite")).unwrap();
+        let known = snapshot.query_row(&format!("SELECT {column} FROM audience"), [], |row| {
+            row.get(0)
+        });
+        known.optional().unwrap().flatten()
+    }
+
     fn remember(&self, sql: &str) {
         let snapshot = Connection::open(self.path("snapshot.sqlite")).unwrap();
         snapshot.execute_batch(sql).unwrap();
-    }
-
-    /// When the source was last read.
-    fn planned_at(&self) -> Option<i64> {
-        let snapshot = Connection::open(self.path("snapshot.sqlite")).unwrap();
-        let planned_at =
-            snapshot.query_row("SELECT planned_at FROM audience", [], |row| row.get(0));
-        planned_at.optional().unwrap()
     }
 
     /// Whom a consumer takes for a member.
@@ -160,7 +161,7 @@ impl Shop {
 
     fn truth(&self) -> BTreeSet<String> {
         let connection = self.connection();
-        let mut statement = connection.prepare(QUERY).unwrap();
+        let mut statement = connection.prepare(&self.keyed.audience.query).unwrap();
         let users = statement.query_map([], |row| row.get(0)).unwrap();
         users.map(Result::unwrap).collect()
     }
@@ -368,14 +369,14 @@ async fn whatever_happens_to_a_source_the_next_sync_finds_it() {
         if random.bool() {
             shop.grow_old();
         }
-        let before = shop.planned_at();
+        let before = shop.known::<i64>("planned_at");
         let report = shop.sync().await;
         assert!(
             matches!(report.outcome, Outcome::Delivered | Outcome::Unchanged),
             "{report:?}"
         );
         assert_eq!(shop.downstream(), shop.truth(), "round {round}");
-        short += usize::from(before.is_some() && shop.planned_at() == before);
+        short += usize::from(before.is_some() && shop.known::<i64>("planned_at") == before);
     }
     assert!(short > 20, "{short}");
 }
@@ -392,4 +393,287 @@ fn put_back(shop: &Shop, in_its_place: bool) {
     let file = File::options().write(true).open(&path).unwrap();
     file.set_times(FileTimes::new().set_modified(modified))
         .unwrap();
+}
+
+const STAMPED: &str = "
+    CREATE TABLE users (id TEXT PRIMARY KEY, is_member, changed_at TEXT DEFAULT current_timestamp);
+    INSERT INTO users (id, is_member) VALUES ('a', 1), ('b', 1), ('c', 0)";
+
+/// Asked with a change query.
+fn told(setup: &str, changes: &str) -> Shop {
+    let mut shop = Shop::new(setup);
+    shop.keyed.audience.query = "SELECT id AS user_id FROM users WHERE is_member".to_owned();
+    shop.keyed.audience.changes = Some(Changes {
+        query: changes.to_owned(),
+        reconcile: Duration::from_secs(3_600),
+    });
+    shop
+}
+
+const CHANGES: &str = "SELECT id AS user_id, is_member FROM users WHERE changed_at > :since";
+
+/// Changes that nobody tells of are the proof that nobody was read.
+#[tokio::test]
+async fn a_change_query_is_followed_until_it_is_time_to_read_everyone() {
+    let shop = told(STAMPED, CHANGES);
+    assert_eq!(shop.sync().await.added, 2);
+    let unsaid = "UPDATE users SET is_member = 0, changed_at = '1997-01-01' WHERE id = 'a'";
+    shop.write(&format!(
+        "{unsaid}; UPDATE users SET is_member = 1 WHERE id = 'c'"
+    ));
+    let followed = shop.sync().await;
+    assert_eq!(
+        (
+            followed.members,
+            followed.added,
+            followed.removed,
+            followed.missed
+        ),
+        (3, 1, 0, None)
+    );
+    assert_eq!(followed.kind, RunKind::Delta);
+    // A file that is as it was is no reason to believe that everything was told.
+    shop.grow_old();
+    assert_eq!(shop.sync().await.missed, None);
+    assert_ne!(shop.downstream(), shop.truth());
+
+    shop.remember("UPDATE audience SET reconciled_at = reconciled_at - 3600001");
+    let foreseen = shop
+        .run(Request {
+            dry_run: true,
+            ..Request::default()
+        })
+        .await;
+    let reconciled = shop.sync().await;
+    for report in [&foreseen, &reconciled] {
+        assert_eq!(
+            (report.members, report.removed, report.missed),
+            (2, 1, Some(1))
+        );
+    }
+    assert_eq!(shop.downstream(), shop.truth());
+    shop.write("UPDATE users SET is_member = 0, changed_at = current_timestamp WHERE id = 'b'");
+    assert_eq!(
+        (shop.sync().await.removed, shop.downstream()),
+        (1, shop.truth())
+    );
+    shop.remember("UPDATE audience SET reconciled_at = reconciled_at - 3600001");
+    shop.write("UPDATE users SET is_member = 1, changed_at = current_timestamp WHERE id = 'b'");
+    let reconciled = shop.sync().await;
+    assert_eq!((reconciled.added, reconciled.missed), (1, Some(0)));
+}
+
+/// One that says whom it is asked about makes the time a user.
+#[tokio::test]
+async fn a_change_query_is_asked_about_the_time_since_the_last_plan() {
+    let mut shop = told(STAMPED, "SELECT :since AS user_id, 1 AS is_member");
+    let in_sql = |millis: i64| {
+        Timestamp::from_millis(millis)
+            .to_datetime()
+            .format("%Y-%m-%d %H:%M:%S")
+            .to_string()
+    };
+    let sinces = |shop: &Shop| {
+        let mut users = shop.downstream();
+        users.retain(|user| user.starts_with(char::is_numeric));
+        users
+    };
+    shop.sync().await;
+    let mut expected = BTreeSet::new();
+    // Plans that lie far apart, and one that cannot be delivered in between.
+    for hours in 1..4 {
+        let planned_at = shop.known::<i64>("planned_at").unwrap() - hours * 3_600_000;
+        shop.remember(&format!("UPDATE audience SET planned_at = {planned_at}"));
+        expected.insert(in_sql(planned_at - 60_000));
+        let (delivered, aside) = (shop.path("delivered"), shop.path("aside"));
+        if hours == 2 {
+            fs::rename(&delivered, &aside).unwrap();
+            fs::write(&delivered, "in the way").unwrap();
+            assert_eq!(shop.sync().await.outcome, Outcome::Undelivered);
+            let stuck = shop.sync().await;
+            assert_eq!(
+                (stuck.outcome, stuck.kind),
+                (Outcome::Undelivered, RunKind::Resume)
+            );
+            fs::remove_file(&delivered).unwrap();
+            fs::rename(&aside, &delivered).unwrap();
+            let planned_at = shop.known::<i64>("planned_at").unwrap();
+            expected.insert(in_sql(planned_at - 60_000));
+        }
+        assert_eq!(shop.sync().await.outcome, Outcome::Delivered);
+        assert_eq!(sinces(&shop), expected);
+    }
+    // A query that failed decides nothing, and the next run reads everyone.
+    let planned_at = shop.known::<i64>("planned_at");
+    let changes = shop.keyed.audience.changes.as_mut().unwrap();
+    changes.query = "SELECT :since AS user_id, abs(-9223372036854775808) AS is_member".to_owned();
+    assert_eq!(shop.sync().await.removed, expected.len() as u64);
+    let planned_before = shop.known::<i64>("planned_at");
+    assert!(planned_before > planned_at);
+    let failed = shop.sync().await;
+    assert_eq!(
+        (failed.outcome, failed.misconfigured),
+        (Outcome::Failed, false)
+    );
+    assert_eq!(shop.known::<i64>("planned_at"), planned_before);
+    assert_eq!(shop.sync().await.outcome, Outcome::Unchanged);
+    assert!(shop.known::<i64>("planned_at") > planned_before);
+}
+
+#[tokio::test]
+async fn everyone_is_read_where_a_change_query_cannot_be_enough() {
+    let shop = told(STAMPED, CHANGES);
+    shop.sync().await;
+    let unsaid = |is_member: u8| {
+        shop.write(&format!(
+            "UPDATE users SET is_member = {is_member}, changed_at = '1997-01-01' WHERE id = 'c'"
+        ));
+    };
+    let reads = async |is_member: u8| {
+        unsaid(is_member);
+        let report = shop.sync().await;
+        assert_eq!(report.missed, None);
+        report.added + report.removed == 1
+    };
+    assert!(!reads(1).await);
+    let reasons = [
+        "UPDATE run SET outcome = 'failed'",
+        "UPDATE run SET held = 1",
+        "UPDATE run SET dead = 1",
+        "UPDATE audience SET planned_by = 'other'",
+        // A clock was set back.
+        "UPDATE audience SET planned_at = planned_at + 1000000",
+        "UPDATE audience SET planned_at = NULL",
+        "UPDATE audience SET reconciled_at = NULL",
+    ];
+    for (is_member, reason) in (1..).zip(reasons) {
+        shop.remember(reason);
+        assert!(reads(is_member % 2).await, "{reason}");
+        assert!(!reads((is_member + 1) % 2).await, "{reason}");
+        // Back to what is downstream.
+        unsaid(is_member % 2);
+    }
+    for request in [
+        Request {
+            approve: true,
+            ..Request::default()
+        },
+        Request {
+            resync: true,
+            ..Request::default()
+        },
+    ] {
+        unsaid(0);
+        shop.run(request).await;
+        assert_eq!(shop.downstream(), shop.truth());
+        unsaid(1);
+        shop.run(request).await;
+        assert_eq!(shop.downstream(), shop.truth());
+    }
+}
+
+#[tokio::test]
+async fn the_guard_holds_what_a_change_query_removes() {
+    let mut shop = told(
+        "CREATE TABLE users (id TEXT PRIMARY KEY, is_member, changed_at TEXT DEFAULT current_timestamp);
+         WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1000)
+         INSERT INTO users (id, is_member) SELECT 'user ' || i, 1 FROM n",
+        CHANGES,
+    );
+    shop.keyed.audience.guard = Some(Guard::default());
+    shop.sync().await;
+    shop.write("UPDATE users SET is_member = 0, changed_at = current_timestamp WHERE rowid <= 300");
+    let report = shop.sync().await;
+    assert_eq!((report.removed, report.held, report.members), (300, 0, 700));
+    shop.write("UPDATE users SET is_member = 0, changed_at = current_timestamp WHERE rowid <= 511");
+    shop.write("INSERT INTO users (id, is_member) VALUES ('new', 1)");
+    let report = shop.sync().await;
+    assert_eq!(
+        (report.outcome, report.added, report.removed, report.held),
+        (Outcome::Held, 1, 211, 211)
+    );
+    assert_eq!(report.hold.as_ref().map(|held| held.of), Some(700));
+    // It is held again from everyone, as those who were held need not be told of any more.
+    shop.remember("UPDATE audience SET planned_at = planned_at + 100");
+    assert_eq!(shop.sync().await.held, 211);
+    assert_eq!(
+        shop.run(Request {
+            approve: true,
+            ..Request::default()
+        })
+        .await
+        .removed,
+        211
+    );
+    assert_eq!(shop.downstream(), shop.truth());
+    shop.write("UPDATE users SET is_member = 0, changed_at = current_timestamp");
+    let report = shop.sync().await;
+    assert_eq!((report.members, report.held), (0, 490));
+}
+
+#[tokio::test]
+async fn who_leaves_by_a_change_query_is_known_by_the_ids_and_values_they_entered_with() {
+    let mut shop = told(
+        "CREATE TABLE users (id, other, is_member, email, changed_at TEXT DEFAULT current_timestamp);
+         INSERT INTO users (id, other, is_member, email) VALUES ('a', 'x', 1, 'a@x'), (NULL, 'y', 1, NULL)",
+        "SELECT id AS user_id, other AS anonymous_id, is_member, email FROM users WHERE changed_at > :since",
+    );
+    shop.keyed.audience.query =
+        "SELECT id AS user_id, other AS anonymous_id, email FROM users WHERE is_member".to_owned();
+    shop.keyed.audience.traits = vec!["email".to_owned()];
+    shop.sync().await;
+    shop.write(
+        "UPDATE users SET is_member = 0, email = 'later', other = iif(id IS NULL, 'y', 'later')",
+    );
+    shop.write("INSERT INTO users (id, other, is_member, email) VALUES (4, 'z', 1, 'b@x')");
+    let report = shop.sync().await;
+    assert_eq!((report.added, report.removed), (1, 2));
+    let mut lines = Vec::new();
+    gather(&shop.path("delivered"), &mut lines);
+    let seen = |line: &String| {
+        let start = line
+            .find("\"userId\"")
+            .or(line.find("\"anonymousId\""))
+            .unwrap();
+        line[start..line.find(",\"context\"").unwrap()].to_owned()
+    };
+    let mut lines: Vec<_> = lines.iter().map(seen).collect();
+    lines.sort();
+    assert_eq!(
+        lines,
+        [
+            r#""anonymousId":"y","traits":{"members":false}"#,
+            r#""anonymousId":"y","traits":{"members":true,"email":null}"#,
+            r#""userId":"4","anonymousId":"z","traits":{"members":true,"email":"b@x"}"#,
+            r#""userId":"a","anonymousId":"x","traits":{"members":false}"#,
+            r#""userId":"a","anonymousId":"x","traits":{"members":true,"email":"a@x"}"#,
+        ]
+    );
+}
+
+/// As long as it tells the truth, nobody can tell a change query from reading everyone.
+#[tokio::test]
+async fn a_change_query_that_tells_the_truth_leads_to_it() {
+    let shop = told(STAMPED, CHANGES);
+    let mut random = fastrand::Rng::with_seed(3);
+    let (mut followed, mut reconciled) = (0, 0);
+    for round in 0..150 {
+        for _ in 0..random.usize(0..4) {
+            let (user, is_member) = (random.u8(0..30), random.bool());
+            shop.write(&format!(
+                "INSERT INTO users (id, is_member) VALUES ('user {user}', {is_member})
+                 ON CONFLICT (id) DO UPDATE SET is_member = excluded.is_member, changed_at = current_timestamp"
+            ));
+        }
+        if random.u8(0..8) == 0 {
+            shop.remember("UPDATE audience SET reconciled_at = 0");
+        }
+        let report = shop.sync().await;
+        assert_eq!(shop.downstream(), shop.truth(), "round {round}");
+        assert_eq!(report.members, shop.truth().len() as u64);
+        assert!(report.missed.is_none_or(|missed| missed == 0), "{report:?}");
+        reconciled += usize::from(report.missed.is_some());
+        followed += usize::from(shop.known::<i64>("reconciled_at") < shop.known("planned_at"));
+    }
+    assert!(followed > 80 && reconciled > 5, "{followed} {reconciled}");
 }
