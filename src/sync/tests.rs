@@ -463,6 +463,20 @@ async fn a_change_query_is_followed_until_it_is_time_to_read_everyone() {
     assert_eq!((reconciled.added, reconciled.missed), (1, Some(0)));
 }
 
+#[tokio::test]
+async fn a_change_query_that_tells_the_contrary_has_not_told() {
+    let shop = told(STAMPED, &CHANGES.replace("is_member", "1 AS is_member"));
+    shop.sync().await;
+    shop.write("UPDATE users SET is_member = 0, changed_at = current_timestamp WHERE id = 'a'");
+    assert_eq!(shop.sync().await.removed, 0);
+    shop.remember("UPDATE audience SET reconciled_at = 0");
+    let reconciled = shop.sync().await;
+    assert_eq!(
+        (reconciled.added, reconciled.removed, reconciled.missed),
+        (0, 2, Some(2))
+    );
+}
+
 /// One that says whom it is asked about makes the time a user.
 #[tokio::test]
 async fn a_change_query_is_asked_about_the_time_since_the_last_plan() {
