@@ -65,41 +65,85 @@ impl Lines {
         self.ends.len()
     }
 
-    fn range(&self, line: usize) -> Range<usize> {
-        let start = line.checked_sub(1).map_or(0, |before| self.ends[before]);
-        start..self.ends[line]
+    fn bytes_of(&self, lines: &Range<usize>) -> Range<usize> {
+        let before = lines.start.checked_sub(1);
+        let start = before.map_or(0, |before| self.ends[before]);
+        start..self.ends[lines.end - 1]
     }
 
-    /// The lines that no record can hold, with their sizes.
+    fn size(&self, line: usize) -> usize {
+        self.bytes_of(&(line..line + 1)).len()
+    }
+
+    /// Whether no record can hold a line.
+    pub fn is_too_long(&self, line: usize) -> bool {
+        self.size(line) > MAX_RECORD_BYTES
+    }
+
+    /// The lines of which that is so, with their sizes.
     pub fn too_long(&self) -> impl Iterator<Item = (usize, usize)> {
-        let sizes = (0..self.count()).map(|line| (line, self.range(line).len()));
-        sizes.filter(|(_, bytes)| *bytes > MAX_RECORD_BYTES)
+        let lines = (0..self.count()).filter(|line| self.is_too_long(*line));
+        lines.map(|line| (line, self.size(line)))
     }
 
-    /// The records for the lines that are `wanted`: one for each line, or with `pack` one for as many lines in a row
-    /// as fit. Nothing is copied.
+    /// The records for the lines that are `wanted`: one for each line, or with `pack` the lines of each row in the
+    /// records that are billed least. Nothing is copied.
     pub fn records(&self, pack: bool, wanted: impl Fn(usize) -> bool) -> Vec<Record> {
-        let mut records: Vec<(Range<usize>, Range<usize>)> = Vec::new();
-        for line in (0..self.count()).filter(|line| wanted(*line)) {
-            let range = self.range(line);
-            match records.last_mut() {
-                Some((bytes, lines))
-                    if pack
-                        && lines.end == line
-                        && lines.len() < MAX_RECORD_LINES
-                        && range.end - bytes.start <= MAX_RECORD_BYTES =>
-                {
-                    bytes.end = range.end;
-                    lines.end = line + 1;
-                }
-                _ => records.push((range, line..line + 1)),
+        let wanted: Vec<usize> = (0..self.count()).filter(|line| wanted(*line)).collect();
+        let mut records = Vec::new();
+        for row in wanted.chunk_by(|line, next| pack && line + 1 == *next) {
+            let row = row[0]..row[0] + row.len();
+            // What fits in one record is never billed less in two.
+            if self.fits(&row) {
+                records.push(self.record(row));
+            } else {
+                records.extend(self.cut(row).into_iter().map(|lines| self.record(lines)));
             }
         }
-        let record = |(range, lines)| Record {
-            data: self.bytes.slice(range),
+        records
+    }
+
+    fn record(&self, lines: Range<usize>) -> Record {
+        Record {
+            data: self.bytes.slice(self.bytes_of(&lines)),
             lines,
-        };
-        records.into_iter().map(record).collect()
+        }
+    }
+
+    /// Whether one record may hold a row of lines. What is too long by itself is for the caller not to want.
+    fn fits(&self, row: &Range<usize>) -> bool {
+        let is_within =
+            || row.len() <= MAX_RECORD_LINES && self.bytes_of(row).len() <= MAX_RECORD_BYTES;
+        row.len() == 1 || is_within()
+    }
+
+    /// Cuts a row that is too much for one record where the least is lost to rounding up, and of such ways into the
+    /// fewest records.
+    fn cut(&self, row: Range<usize>) -> Vec<Range<usize>> {
+        // The best way to each line: what it is billed, in how many records, and where the last of them starts.
+        let mut ways = vec![(0, 0, row.start)];
+        for end in row.start + 1..=row.end {
+            let from = |start: usize| {
+                let (billed, records, _) = ways[start - row.start];
+                let last = billed_bytes(self.bytes_of(&(start..end)).len());
+                (billed + last, records + 1, start)
+            };
+            let starts = (row.start..end).rev();
+            let best = starts
+                .take_while(|start| self.fits(&(*start..end)))
+                .map(from)
+                .min_by_key(|(billed, records, _)| (*billed, *records));
+            ways.push(best.expect("a line by itself fits"));
+        }
+        let mut cuts = Vec::new();
+        let mut end = row.end;
+        while end > row.start {
+            let (.., start) = ways[end - row.start];
+            cuts.push(start..end);
+            end = start;
+        }
+        cuts.reverse();
+        cuts
     }
 }
 
@@ -192,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_much_for_one_record_is_cut_where_rounding_up_loses_least() {
+        // 196 units and 5, where filling the first record would make 197 and 5 of them.
+        assert_eq!(
+            sizes(&[196 * 5_120, 100, 5 * 5_120 - 100], true),
+            [(0..1, 1_003_520), (1..3, 25_600)]
+        );
+        // Where it loses nothing, the first record takes what it can.
+        assert_eq!(
+            sizes(&[512_000, 512_000, 512_000], true),
+            [(0..2, 1_024_000), (2..3, 512_000)]
+        );
+    }
+
+    #[test]
     fn lines_that_are_not_wanted_are_left_out_and_never_bridged() {
         let records = lines(&[1, 1, 1, 1]).records(true, |line| line != 1);
         let found: Vec<_> = records
@@ -279,8 +337,56 @@ mod laws {
         lines.finish()
     }
 
+    fn billed(records: impl IntoIterator<Item = usize>) -> u64 {
+        records.into_iter().map(billed_bytes).sum()
+    }
+
+    /// The sizes of the records when each takes as many lines as fit.
+    fn filled_up(lengths: &[usize], mask: &[bool]) -> Vec<usize> {
+        let mut records: Vec<(usize, usize)> = Vec::new();
+        for (line, length) in lengths.iter().enumerate().filter(|(line, _)| mask[*line]) {
+            match records.last_mut() {
+                Some((bytes, lines))
+                    if line > 0
+                        && mask[line - 1]
+                        && *lines < 500
+                        && *bytes + length <= 1_024_000 =>
+                {
+                    (*bytes, *lines) = (*bytes + length, *lines + 1);
+                }
+                _ => records.push((*length, 1)),
+            }
+        }
+        records.into_iter().map(|(bytes, _)| bytes).collect()
+    }
+
+    /// What the records are billed, and how many they are, when lines are cut after those whose bit is set.
+    fn cut_by(bits: u32, lengths: &[usize]) -> Option<(u64, usize)> {
+        let mut records = vec![0];
+        for (line, length) in lengths.iter().enumerate() {
+            *records.last_mut().unwrap() += length;
+            if bits & (1 << line) != 0 && line + 1 < lengths.len() {
+                records.push(0);
+            }
+        }
+        let fits = records.iter().all(|record| *record <= 1_024_000);
+        let count = records.len();
+        fits.then(|| (billed(records), count))
+    }
+
     proptest! {
         #![proptest_config(cases(96))]
+
+        #[test]
+        fn no_other_way_to_pack_is_billed_less_or_as_much_in_fewer_records(
+            lengths in vec(prop_oneof![1..1_024_000_usize, 150_000..160_000_usize, 1..6_000_usize], 1..10),
+        ) {
+            let records = lines(&lengths).records(true, |_| true);
+            let count = records.len();
+            let found = (billed(records.iter().map(|record| record.data.len())), count);
+            let best = (0..1 << (lengths.len() - 1)).filter_map(|bits| cut_by(bits, &lengths)).min();
+            prop_assert_eq!(Some(found), best);
+        }
 
         #[test]
         fn every_wanted_line_goes_once_in_order_and_within_the_limits(
@@ -294,19 +400,24 @@ mod laws {
             let wanted: Vec<usize> = (0..lengths.len()).filter(|line| mask[*line]).collect();
             prop_assert_eq!(carried, wanted);
             for record in &records {
-                let whole = lines.range(record.lines.start).start..lines.range(record.lines.end - 1).end;
+                let whole = lines.bytes_of(&record.lines);
                 prop_assert!(record.data == lines.bytes[whole]);
                 prop_assert!(record.data.len() <= 1_024_000);
                 let most = if pack { 500 } else { 1 };
                 prop_assert!(record.lines.len() <= most);
             }
-            // No fewer records would do: two that could be one are none.
+            // Two that could be one are none.
             let could_be_one = |pair: &[Record]| {
                 pair[0].lines.end == pair[1].lines.start
-                    && pair[0].lines.len() < 500
-                    && pair[0].data.len() + lengths[pair[1].lines.start] <= 1_024_000
+                    && pair[0].lines.len() + pair[1].lines.len() <= 500
+                    && pair[0].data.len() + pair[1].data.len() <= 1_024_000
             };
             prop_assert!(!pack || !records.windows(2).any(could_be_one));
+            // Rounding up costs less than a unit a record, and cutting elsewhere never costs more than filling each up.
+            let billed = billed(records.iter().map(|record| record.data.len()));
+            let bytes: usize = records.iter().map(|record| record.data.len()).sum();
+            prop_assert!(billed < bytes as u64 + 5_120 * records.len() as u64 || records.is_empty());
+            prop_assert!(!pack || billed <= self::billed(filled_up(&lengths, &mask)));
 
             let calls: Vec<_> = calls(&records).collect();
             let in_calls: Vec<usize> = calls.iter().cloned().flatten().collect();

@@ -4,6 +4,7 @@
 //! `error: what`, a blank line and `hint: the way out`.
 
 mod args;
+mod bill;
 mod check;
 mod demo;
 mod held;

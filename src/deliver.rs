@@ -1,25 +1,47 @@
 //! Carries chunks from the journal to a destination, and the receipts back.
 //!
-//! The snapshot and the destination do not know each other; this is where they meet. A bounded number of chunks is
+//! The snapshot and the destination do not know each other; this is where they meet. A bounded number of lines is
 //! under way, taken by credit: what came back while the snapshot was busy is remembered together, and only then are
-//! as many new chunks taken. Nothing waits for a queue that waits for it.
+//! as many new ones taken. Nothing waits for a queue that waits for it.
+//!
+//! Runs take turns, and small chunks of several runs go as one parcel: what many audiences cost is what their records
+//! cost, and not a round trip each.
 
-use std::collections::BTreeMap;
+mod parcel;
+mod turns;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::batch::{LineBuffer, Lines, MAX_RECORD_BYTES};
+use crate::batch::{MAX_CALL_RECORDS, MAX_RECORD_BYTES};
+use crate::bill::Foreseen;
 use crate::event::Identify;
 use crate::firehose::{Blamed, Destination, Ended, Meter, Pulse};
+use crate::mapping::StreamName;
 use crate::progress::Progress;
-use crate::snapshot::{Chunk, Credit, Dead, Handle, JournaledRun, Settled, SnapshotError, chunk};
+use crate::snapshot::{
+    Chunk, Credit, Dead, Handle, JournaledRun, Settled, Snapshot, SnapshotError,
+};
 use crate::stop::Stop;
+use parcel::{Load, Parcel, parcels};
+use turns::{Freight, Turns};
 
-/// Chunks taken and not yet remembered: what a crash can repeat,
-const CHUNKS_UNDER_WAY: usize = 16;
-/// and their bytes in the journal. On its way through the SDK each of them is held about five times.
-const BYTES_UNDER_WAY: usize = 4 << 20;
+/// What is taken and not yet remembered, at most: lines, which a crash can repeat, and their bytes in the journal. On
+/// its way through the SDK each of those is held about five times.
+const UNDER_WAY: Freight = Freight {
+    lines: 16 * MAX_CALL_RECORDS,
+    bytes: 4 << 20,
+};
+
+/// A run with something to deliver, and who counts what is sent of it.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    pub run: JournaledRun,
+    pub meter: Arc<Meter>,
+}
 
 /// What became of a run's chunks.
 #[derive(Debug, Clone, Default)]
@@ -34,6 +56,8 @@ pub struct Sent {
     pub dead: u64,
     /// and why.
     pub obituary: Option<String>,
+    /// Until the last that could be delivered was.
+    pub took: Duration,
 }
 
 impl Sent {
@@ -55,66 +79,97 @@ pub struct Route {
     pub stop: Stop,
 }
 
-/// Delivers what a run has in the journal. What could not be delivered stays there.
+/// Delivers what runs to one destination have in the journal, and tells of each what became of it. What could not be
+/// delivered stays there.
 pub async fn deliver(
     snapshot: &Handle,
-    run: &JournaledRun,
+    outgoing: Vec<Outgoing>,
     route: &Route,
-    meter: &Arc<Meter>,
     progress: &Progress,
-) -> Result<Sent, SnapshotError> {
+) -> Result<Vec<Sent>, SnapshotError> {
     let _delivering = route.pulse.start();
-    let courier = Arc::new(Courier {
-        identify: run.computation.as_ref().map(Identify::new),
-        run: run.clone(),
-        route: route.clone(),
-        meter: Arc::clone(meter),
-        trouble: Mutex::default(),
-    });
-    let mut outcome = Sent::default();
+    let began = Instant::now();
+    let courier = Arc::new(Courier::new(outgoing, route));
+    let mut turns = Turns::new(courier.runs.iter().map(|run| &run.run));
+    let mut sent = vec![Sent::default(); courier.runs.len()];
+    let mut obituaries: Vec<Obituary> = Vec::new();
+    obituaries.resize_with(sent.len(), Obituary::default);
     let mut under_way = JoinSet::new();
-    let mut bytes_under_way = 0;
-    let mut obituary = Obituary::default();
+    let mut freight = Freight::default();
     let mut settled = Vec::new();
-    let mut after = run.after;
     loop {
-        let credit = if courier.goes_on() {
-            Credit {
-                chunks: CHUNKS_UNDER_WAY - under_way.len(),
-                bytes: BYTES_UNDER_WAY.saturating_sub(bytes_under_way),
-            }
-        } else {
-            Credit::NONE
+        turns.keep(|run| courier.goes_on(run));
+        let room = match courier.takes_more() {
+            true => freight.until(UNDER_WAY),
+            false => Freight::default(),
         };
-        let (run, remember) = (run.clone(), std::mem::take(&mut settled));
-        let chunks = snapshot
-            .with(move |snapshot| snapshot.settle(&run, &remember, after, credit))
+        let (back, there) = (std::mem::take(&mut settled), Arc::clone(&courier));
+        let (taken, left) = snapshot
+            .with(move |snapshot| {
+                let taken = there.exchange(snapshot, back, &mut turns, room);
+                taken.map(|taken| (taken, turns))
+            })
             .await?;
-        for chunk in chunks {
-            after = chunk.seq;
-            bytes_under_way += chunk.entries.len();
+        turns = left;
+        taken.iter().for_each(|(_, chunk)| freight.add(chunk));
+        for parcel in parcels(taken, |run| &*courier.runs[run].run.streams) {
             let courier = Arc::clone(&courier);
-            under_way.spawn(async move { courier.carry(chunk).await });
+            under_way.spawn(async move { courier.carry(parcel).await });
         }
         let Some(first) = under_way.join_next().await else {
             break;
         };
         let mut back = Some(first);
         while let Some(joined) = back {
-            let chunk = joined.expect("carrying a chunk does not panic")?;
-            bytes_under_way -= chunk.chunk.entries.len();
-            outcome.delivered += chunk.newly_delivered();
-            outcome.dead += chunk.dead.len() as u64;
-            chunk.dead.iter().for_each(|dead| obituary.add(dead));
-            settled.push(chunk);
+            for (run, part) in joined.expect("carrying a parcel does not panic")? {
+                freight.take_off(&part.chunk);
+                let sent = &mut sent[run];
+                let delivered = part.newly_delivered();
+                sent.delivered += delivered;
+                sent.dead += part.dead.len() as u64;
+                sent.took = began.elapsed();
+                part.dead.iter().for_each(|dead| obituaries[run].add(dead));
+                progress.delivered(delivered);
+                settled.push((run, part));
+            }
             back = under_way.try_join_next();
         }
-        progress.delivered(outcome.delivered);
     }
-    outcome.problem = courier.problem();
-    outcome.is_over = !courier.goes_on();
-    outcome.obituary = obituary.words(run);
-    Ok(outcome)
+    for (run, sent) in sent.iter_mut().enumerate() {
+        sent.problem = courier.problem(run, turns.has(run));
+        sent.is_over = !courier.takes_more() || !courier.goes_on(run);
+        sent.obituary = obituaries[run].words(&courier.runs[run].run);
+    }
+    Ok(sent)
+}
+
+/// What a delivery of what a run has in the journal would count, stream by stream.
+pub async fn foresee(
+    snapshot: &Handle,
+    run: &JournaledRun,
+    destination: &Destination,
+) -> Result<Vec<Foreseen>, SnapshotError> {
+    let errand = [Errand::new(run.clone(), Arc::default())];
+    let mut foreseen = vec![Foreseen::default(); run.streams.len()];
+    let mut after = run.after;
+    loop {
+        let of = run.clone();
+        let chunks = snapshot
+            .with(move |snapshot| snapshot.settle(&of, &[], after, Credit::ONE))
+            .await?;
+        let Some(last) = chunks.last() else {
+            return Ok(foreseen);
+        };
+        after = last.seq;
+        let chunks = chunks.into_iter().map(|chunk| (0, chunk)).collect();
+        for parcel in parcels(chunks, |_| &*run.streams) {
+            let load = Load::render(parcel, &errand)?;
+            for (stream, foreseen) in foreseen.iter_mut().enumerate() {
+                let accepted = load.accepted(stream);
+                *foreseen += destination.foresee(|pack| load.records(pack, &accepted));
+            }
+        }
+    }
 }
 
 /// Counts what can never be delivered, for people. The reasons themselves may repeat what was sent, and are for
@@ -161,19 +216,34 @@ impl Obituary {
     }
 }
 
-/// Renders and sends the chunks of one run.
+/// Renders and sends the chunks of runs to one destination.
 struct Courier {
-    run: JournaledRun,
-    /// `None` for calls, which are lines already.
-    identify: Option<Identify>,
+    runs: Vec<Errand>,
     route: Route,
-    meter: Arc<Meter>,
     trouble: Mutex<Trouble>,
 }
 
-/// What became of a chunk at one stream.
+/// One of the runs.
+struct Errand {
+    run: JournaledRun,
+    /// `None` for calls, which are lines already.
+    identify: Option<Identify>,
+    meter: Arc<Meter>,
+}
+
+impl Errand {
+    fn new(run: JournaledRun, meter: Arc<Meter>) -> Self {
+        Self {
+            identify: run.computation.as_ref().map(Identify::new),
+            run,
+            meter,
+        }
+    }
+}
+
+/// What became of a parcel at one stream.
 struct Brought {
-    /// By position in the run's streams.
+    /// By position in the streams of its runs.
     stream: usize,
     accepted: Vec<bool>,
     /// Lines that the stream will not have.
@@ -183,85 +253,103 @@ struct Brought {
 /// Why chunks are not delivered any more.
 #[derive(Default)]
 struct Trouble {
-    /// By position in the run's streams; the others go on.
-    parked: BTreeMap<usize, String>,
+    /// Streams that take nothing; the others go on.
+    parked: BTreeMap<StreamName, String>,
     /// For all of them.
     given_up: Option<String>,
+    /// Runs of which something is not delivered for either.
+    met_by: BTreeSet<usize>,
 }
 
 impl Courier {
+    fn new(outgoing: Vec<Outgoing>, route: &Route) -> Self {
+        let errand = |Outgoing { run, meter }| Errand::new(run, meter);
+        Self {
+            runs: outgoing.into_iter().map(errand).collect(),
+            route: route.clone(),
+            trouble: Mutex::default(),
+        }
+    }
+
     fn trouble(&self) -> MutexGuard<'_, Trouble> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether there is any use in taking further chunks.
-    fn goes_on(&self) -> bool {
-        let trouble = self.trouble();
-        !self.route.stop.is_requested()
-            && trouble.given_up.is_none()
-            && trouble.parked.len() < self.run.streams.len()
+    /// Whether there is any use in taking further chunks,
+    fn takes_more(&self) -> bool {
+        !self.route.stop.is_requested() && self.trouble().given_up.is_none()
     }
 
-    fn problem(&self) -> Option<String> {
+    /// and in taking those of this run.
+    fn goes_on(&self, run: usize) -> bool {
         let trouble = self.trouble();
-        let mut problems: Vec<String> = trouble
-            .parked
-            .values()
-            .chain(&trouble.given_up)
-            .cloned()
-            .collect();
+        let mut streams = self.runs[run].run.streams.iter();
+        streams.any(|stream| !trouble.parked.contains_key(stream))
+    }
+
+    fn problem(&self, run: usize, is_left: bool) -> Option<String> {
+        let trouble = self.trouble();
+        if !is_left && !trouble.met_by.contains(&run) {
+            return None;
+        }
+        let streams = self.runs[run].run.streams.iter();
+        let parked = streams.filter_map(|stream| trouble.parked.get(stream));
+        let mut problems: Vec<String> = parked.chain(&trouble.given_up).cloned().collect();
         problems.dedup();
         (!problems.is_empty()).then(|| problems.join("\n"))
     }
 
-    /// One chunk to every stream that does not have it yet.
-    async fn carry(self: Arc<Self>, chunk: Chunk) -> Result<Settled, SnapshotError> {
-        let lines = self.render(&chunk)?;
-        let lines = Arc::new(lines);
-        let mut dead: Vec<Dead> = lines
-            .too_long()
-            .filter(|(position, _)| !chunk.dead.contains(position))
-            .map(|(position, bytes)| Dead {
-                position,
-                reason: format!(
-                    "the record is {bytes} bytes, over the limit of {MAX_RECORD_BYTES}"
-                ),
-                stream: None,
-                doubtful: Vec::new(),
-            })
-            .collect();
-        let mut is_out = vec![false; chunk.count];
-        let out = dead.iter().map(|dead| dead.position);
-        out.chain(chunk.dead.iter().copied())
-            .for_each(|position| is_out[position] = true);
-        let mut accepted = chunk.accepted.clone();
-        accepted.resize(self.run.streams.len(), vec![false; chunk.count]);
-        let brought = self.carry_to_all(&lines, accepted, is_out).await;
-        dead.extend(self.dead_of(&brought));
-        Ok(Settled {
-            chunk,
-            accepted: brought
-                .into_iter()
-                .map(|brought| brought.accepted)
-                .collect(),
-            dead,
+    /// Remembers what came back, in one transaction, and takes as many further chunks as there is room for.
+    fn exchange(
+        &self,
+        snapshot: &mut Snapshot,
+        back: Vec<(usize, Settled)>,
+        turns: &mut Turns,
+        room: Freight,
+    ) -> Result<Vec<(usize, Chunk)>, SnapshotError> {
+        let mut by_run: BTreeMap<usize, Vec<Settled>> = BTreeMap::new();
+        for (run, settled) in back {
+            by_run.entry(run).or_default().push(settled);
+        }
+        // In order they leave no gaps on the pages of the members.
+        for settled in by_run.values_mut() {
+            settled.sort_unstable_by_key(|settled| settled.chunk.seq);
+        }
+        let run = |run: usize| &self.runs[run].run;
+        if by_run.is_empty() {
+            return turns.take(snapshot, run, room);
+        }
+        snapshot.together(|snapshot| {
+            for (of, settled) in by_run {
+                snapshot.settle(run(of), &settled, -1, Credit::NONE)?;
+            }
+            turns.take(snapshot, run, room)
         })
     }
 
+    /// One parcel to every stream that does not have all of it yet.
+    async fn carry(
+        self: Arc<Self>,
+        parcel: Parcel,
+    ) -> Result<Vec<(usize, Settled)>, SnapshotError> {
+        let load = Arc::new(Load::render(parcel, &self.runs)?);
+        let brought = self.carry_to_all(&load).await;
+        let mut dead = load.too_long();
+        dead.extend(self.dead_of(&load, &brought));
+        let accepted: Vec<Vec<bool>> = brought
+            .into_iter()
+            .map(|brought| brought.accepted)
+            .collect();
+        let load = Arc::into_inner(load).expect("no stream has anything of it any more");
+        Ok(load.settle(&accepted, dead))
+    }
+
     /// To all streams at once: one that is slow keeps nothing from the others.
-    async fn carry_to_all(
-        self: &Arc<Self>,
-        lines: &Arc<Lines>,
-        accepted: Vec<Vec<bool>>,
-        is_out: Vec<bool>,
-    ) -> Vec<Brought> {
-        let is_out = Arc::new(is_out);
+    async fn carry_to_all(self: &Arc<Self>, load: &Arc<Load>) -> Vec<Brought> {
         let mut under_way = JoinSet::new();
-        for (stream, accepted) in accepted.into_iter().enumerate() {
-            let (courier, lines, is_out) =
-                (Arc::clone(self), Arc::clone(lines), Arc::clone(&is_out));
-            under_way
-                .spawn(async move { courier.carry_to(stream, &lines, accepted, &is_out).await });
+        for stream in 0..load.streams.len() {
+            let (courier, load) = (Arc::clone(self), Arc::clone(load));
+            under_way.spawn(async move { courier.carry_to(stream, &load).await });
         }
         let mut brought = under_way.join_all().await;
         brought.sort_by_key(|brought| brought.stream);
@@ -270,7 +358,7 @@ impl Courier {
 
     /// The lines that some stream refuses, once all of the others have them or refuse them, too. Until then they wait
     /// with their chunk.
-    fn dead_of(&self, brought: &[Brought]) -> Vec<Dead> {
+    fn dead_of(&self, load: &Load, brought: &[Brought]) -> Vec<Dead> {
         let refuses = |brought: &Brought, position: usize| {
             let mut blamed = brought.blamed.iter();
             blamed.any(|blamed| blamed.record.lines.start == position)
@@ -286,10 +374,11 @@ impl Courier {
                 if is_known || !is_decided {
                     continue;
                 }
+                let is_resumed = self.runs[load.run_of(position)].run.is_resumed;
                 let doubtful = brought.iter().filter(|other| {
                     let of_it = |blamed: &&Blamed| blamed.record.lines.start == position;
                     let blamed = other.blamed.iter().find(of_it);
-                    blamed.is_some_and(|blamed| blamed.is_doubtful || self.run.is_resumed)
+                    blamed.is_some_and(|blamed| blamed.is_doubtful || is_resumed)
                 });
                 dead.push(Dead {
                     position,
@@ -302,38 +391,40 @@ impl Courier {
         dead
     }
 
-    async fn carry_to(
-        &self,
-        stream: usize,
-        lines: &Lines,
-        mut accepted: Vec<bool>,
-        is_out: &[bool],
-    ) -> Brought {
+    async fn carry_to(&self, stream: usize, load: &Load) -> Brought {
+        let mut accepted = load.accepted(stream);
         let mut blamed = Vec::new();
-        let is_parked = self.trouble().parked.contains_key(&stream);
+        let name = &load.streams[stream];
+        let is_parked = self.trouble().parked.contains_key(name);
+        let mut ended_by = None;
         if !is_parked {
             let Route {
                 destination,
                 pulse,
                 stop,
             } = &self.route;
-            let name = &self.run.streams[stream];
-            let records = lines.records(destination.pack, |line| !accepted[line] && !is_out[line]);
+            let records = load.records(destination.pack, &accepted);
             let delivery = destination
-                .deliver(name, records, &self.meter, pulse, stop)
+                .deliver(name, records, &load.meters, pulse, stop)
                 .await;
             for record in delivery.delivered {
                 accepted[record.lines].fill(true);
             }
             blamed = delivery.blamed;
-            // Calls of `send` are decided by nobody else. What is no fault of theirs leaves them in the journal.
-            let is_hopeless = matches!(delivery.ended_by, Some(Ended::Hopeless(_)));
-            if is_hopeless && self.run.computation.is_none() {
-                blamed.clear();
-            }
-            if let Some(ended) = delivery.ended_by {
-                self.note_end(stream, ended);
-            }
+            ended_by = delivery.ended_by;
+        }
+        // Calls of `send` are decided by nobody else. What is no fault of theirs leaves them in the journal.
+        if let Some(Ended::Hopeless(_)) = ended_by {
+            blamed.retain(|blamed| {
+                let run = load.run_of(blamed.record.lines.start);
+                self.runs[run].run.computation.is_some()
+            });
+        }
+        if is_parked || ended_by.is_some() {
+            self.trouble().met_by.extend(load.left_by(&accepted));
+        }
+        if let Some(ended) = ended_by {
+            self.note_end(name, ended);
         }
         Brought {
             stream,
@@ -342,7 +433,7 @@ impl Courier {
         }
     }
 
-    fn note_end(&self, stream: usize, ended: Ended) {
+    fn note_end(&self, stream: &StreamName, ended: Ended) {
         let problem = match ended {
             Ended::Stopped => return,
             Ended::TimeUp => {
@@ -352,38 +443,11 @@ impl Courier {
             }
             Ended::Parked(parked) | Ended::Hopeless(parked) => parked.to_string(),
             Ended::GaveUp(reason) => {
-                let name = &self.run.streams[stream];
-                format!("stream `{name}` accepted nothing for 90 s: {reason}")
+                format!("stream `{stream}` accepted nothing for 90 s: {reason}")
             }
         };
-        self.trouble().parked.entry(stream).or_insert(problem);
-    }
-
-    fn render(&self, chunk: &Chunk) -> Result<Lines, SnapshotError> {
-        let unreadable = |_| SnapshotError::UnreadableChunk {
-            run: self.run.number,
-            seq: chunk.seq,
-        };
-        let mut lines = LineBuffer::with_capacity(chunk.count * 512);
-        match &self.identify {
-            Some(identify) => {
-                for change in chunk::changes(&chunk.entries) {
-                    let change = change.map_err(unreadable)?;
-                    lines.push(|bytes| identify.render(&change, bytes));
-                }
-            }
-            None => {
-                for line in chunk::calls(&chunk.entries) {
-                    let line = line.map_err(unreadable)?;
-                    lines.push(|bytes| bytes.extend(line));
-                }
-            }
-        }
-        let lines = lines.finish();
-        if lines.count() != chunk.count {
-            return Err(unreadable(chunk::Unreadable));
-        }
-        Ok(lines)
+        let mut trouble = self.trouble();
+        trouble.parked.entry(stream.clone()).or_insert(problem);
     }
 }
 
@@ -430,11 +494,16 @@ mod tests {
             pulse: Arc::default(),
             stop: Stop::new(),
         };
-        let (handle, meter) = (Handle::new(snapshot), Arc::default());
+        let (handle, meter) = (Handle::new(snapshot), Arc::<Meter>::default());
+        let outgoing = vec![Outgoing {
+            run,
+            meter: Arc::clone(&meter),
+        }];
         let started = tokio::time::Instant::now();
-        let sent = deliver(&handle, &run, &route, &meter, &Progress::default())
+        let sent = deliver(&handle, outgoing, &route, &Progress::default())
             .await
-            .unwrap();
+            .unwrap()
+            .remove(0);
         let problem = sent.problem.unwrap();
         assert!(
             problem.starts_with(&format!("stream `{lame}` accepted nothing for 90 s")),
@@ -445,5 +514,52 @@ mod tests {
         assert!(started.elapsed() < Duration::from_secs(200));
         let left = handle.with(|snapshot| snapshot.waiting()).await.unwrap();
         assert_eq!(left[0].waiting, LINES as u64);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_takes_nothing_is_waited_for_once_by_all_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let name = DestinationName::new("main");
+        let streams = [StreamName::parse("members").unwrap()];
+        let mut snapshot = Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap();
+        let outgoing = (1..=3).map(|millis| {
+            let at = Timestamp::from_millis(millis);
+            let id = RunId::at(at);
+            let mut run = snapshot.open_send(id, at, &name, &streams).unwrap();
+            snapshot
+                .journal_calls(&mut run, &[b"call\n".to_vec()])
+                .unwrap();
+            Outgoing {
+                run,
+                meter: Arc::default(),
+            }
+        });
+        let outgoing: Vec<Outgoing> = outgoing.collect();
+        // A reason that might pass: no file system takes names so long.
+        let directory = Directory::new(folder.path().join("x".repeat(300)));
+        let route = Route {
+            destination: Arc::new(Destination::directory(name, false, directory)),
+            pulse: Arc::default(),
+            stop: Stop::new(),
+        };
+        let handle = Handle::new(snapshot);
+        let started = tokio::time::Instant::now();
+        let sent = deliver(&handle, outgoing.clone(), &route, &Progress::default())
+            .await
+            .unwrap();
+        assert!(started.elapsed() < Duration::from_secs(95));
+        for sent in sent {
+            let problem = sent.problem.unwrap();
+            assert!(problem.starts_with("stream `members` accepted nothing for 90 s"));
+            assert!(sent.is_over);
+        }
+        // They share their calls, and each is counted for each of them.
+        let counts = outgoing.iter().map(|outgoing| outgoing.meter.counts());
+        let requests: Vec<u64> = counts.map(|counts| counts.requests).collect();
+        assert!(
+            requests[0] > 9 && requests == [requests[0]; 3],
+            "{requests:?}"
+        );
     }
 }

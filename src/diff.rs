@@ -3,7 +3,7 @@
 //! One pass over two cursors in the same order, whatever their size. Pure, so that "why was this person sent
 //! twice?" can be answered by a test instead of a log.
 
-use crate::audience::{Action, Change, Member, MemberBuf, User, ValueBuf};
+use crate::audience::{Action, Change, Member, MemberBuf, User, Value, ValueBuf};
 
 /// Members in strictly ascending order of [`User`](crate::audience::User), one at a time.
 pub trait Members {
@@ -14,6 +14,16 @@ pub trait Members {
 
     /// The member that the last `advance` moved to. Only asked for after one that returned `true`.
     fn current(&self) -> Member<'_>;
+
+    /// Its user by itself: of nearly all members, a merge asks for nothing more.
+    fn user(&self) -> User<'_> {
+        self.current().user
+    }
+
+    /// Its value by itself.
+    fn value(&self) -> Value<'_> {
+        self.current().value
+    }
 
     /// How far what is known of them can be relied on.
     fn standing(&self) -> Standing {
@@ -128,7 +138,7 @@ where
         let order = match (in_source, in_snapshot) {
             (true, false) => Less,
             (false, _) => Greater,
-            (true, true) => source.current().user.cmp(&snapshot.current().user),
+            (true, true) => source.user().cmp(&snapshot.user()),
         };
         let standing = match order {
             Less => Standing::Settled,
@@ -151,7 +161,7 @@ where
                     member: source.current(),
                 })?;
             }
-            _ if source.current().value != snapshot.current().value => {
+            _ if source.value() != snapshot.value() => {
                 tally.changed += 1;
                 each(Change {
                     action: Action::Change,
@@ -182,7 +192,7 @@ mod tests {
     use std::convert::Infallible;
 
     use super::*;
-    use crate::audience::{User, UserKind, Value};
+    use crate::audience::UserKind;
 
     /// A list is a source too: the merge cannot tell it from a cursor.
     struct List(Vec<(&'static str, i64)>, usize);

@@ -10,6 +10,7 @@ mod aws;
 mod credentials;
 mod deliver;
 mod directory;
+mod foresee;
 mod https_only;
 mod meter;
 mod pacing;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use crate::audience::DestinationName;
 use crate::batch::Record;
+use crate::bill::PRICE_PER_GB;
 use crate::mapping::StreamName;
 
 pub use aws::{Api, Aws, AwsSettings};
@@ -27,7 +29,7 @@ pub use credentials::Role;
 pub use deliver::{Blamed, Delivery, Ended};
 pub use directory::Directory;
 pub use https_only::{PLAIN_HTTP_HINT, endpoint_host, is_loopback, is_private};
-pub use meter::Meter;
+pub use meter::{Meter, Meters};
 use pacing::Pacing;
 pub use pacing::Quota;
 pub use pulse::Pulse;
@@ -101,12 +103,17 @@ impl std::fmt::Display for Parked {
     }
 }
 
+/// The region of whoever names none.
+pub const DEFAULT_REGION: &str = "us-west-2";
+
 /// A destination that is ready to take records.
 #[derive(Debug)]
 pub struct Destination {
     pub name: DestinationName,
     /// Several lines in one record.
     pub pack: bool,
+    /// Dollars.
+    price_per_gb: f64,
     pacing: Pacing,
     kind: Kind,
 }
@@ -122,6 +129,7 @@ impl Destination {
         Self {
             name,
             pack,
+            price_per_gb: PRICE_PER_GB,
             pacing: Pacing::new(aws.quota()),
             kind: Kind::Firehose(Box::new(aws)),
         }
@@ -131,8 +139,17 @@ impl Destination {
         Self {
             name,
             pack,
+            price_per_gb: PRICE_PER_GB,
             pacing: Pacing::new(Quota::NONE),
             kind: Kind::Directory(directory),
+        }
+    }
+
+    /// The same at another price.
+    pub fn priced(self, price_per_gb: f64) -> Self {
+        Self {
+            price_per_gb,
+            ..self
         }
     }
 
@@ -145,10 +162,10 @@ impl Destination {
     }
 
     /// One attempt at one call's worth of records.
-    async fn put(&self, stream: &StreamName, records: &[Record], meter: &Meter) -> Receipt {
+    async fn put(&self, stream: &StreamName, records: &[Record], meters: &Meters) -> Receipt {
         match &self.kind {
-            Kind::Firehose(aws) => aws.put(stream, records, meter).await,
-            Kind::Directory(directory) => directory.put(stream, records, meter).await,
+            Kind::Firehose(aws) => aws.put(stream, records, meters).await,
+            Kind::Directory(directory) => directory.put(stream, records, meters).await,
         }
     }
 

@@ -22,6 +22,12 @@
 //!    members, in one transaction. A record whose content Firehose will not have becomes a dead letter, and is in the
 //!    way of nothing.
 //!
+//! All audiences of one command or tick go through each phase together: what earlier runs left, the plans, the delivery.
+//! While one source is merged, the next ones are read already; plans share a transaction for up to a second, each with
+//! a savepoint of its own; chunks of several runs are under way at once, small ones in one call, and destinations do
+//! not wait for each other. So many small audiences cost what their records cost, and not a round trip and a wait for
+//! the disk each. What stands still, such as a stream that is missing, stands still once for all of them.
+//!
 //! Why the journal comes first, and not only a snapshot moved on afterwards: a run sends `true` for a user and dies
 //! before it remembers that. Then the user leaves. The next run sees the user neither in the source nor in the
 //! snapshot, decides nothing, and downstream says `true` for ever. From the journal it repeats the `true`, and then
@@ -38,6 +44,7 @@
 //! | [`event`] | the Identify of a change, its message id, calls that people send, and what landed, read back |
 //! | [`mapping`] | which streams an event goes to |
 //! | [`batch`] | lines as records, records as calls, within AWS's limits |
+//! | [`bill`] | what a delivery would be charged, packed and not |
 //! | [`run`](mod@run) | a run's id, time, kind, outcome and counts |
 //! | [`policy`] | the statements of IAM that a stream and a role need |
 //!
@@ -55,8 +62,8 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`deliver`](mod@deliver) | carries chunks from the journal to a destination, and the receipts back |
-//! | [`sync`] | one run |
+//! | [`deliver`](mod@deliver) | carries chunks of runs from the journal to a destination, and the receipts back |
+//! | [`sync`] | the runs of one command or tick |
 //! | [`send`] | Segment calls from a file or a pipe |
 //! | [`progress`], [`stop`] | how far a run is; the wish to end it |
 //! | [`config`] | the project's files as typed values, checked as a whole |
@@ -73,11 +80,13 @@
 //! - The same change is the same bytes for ever: what a record says is frozen with its run, and the encoding of a chunk
 //!   has a number. Tests freeze both.
 //! - Memory does not grow with an audience.
+//! - A record holds lines of one run only: its bytes and its bill are that run's.
 //! - Retries have one owner, [`firehose::Destination::deliver`].
 //! - A secret is a [`secret::Secret`] from the first byte read, and logs come from our own modules only.
 
 pub mod audience;
 pub mod batch;
+pub mod bill;
 pub mod causes;
 pub mod cli;
 pub mod config;

@@ -25,7 +25,7 @@ pub enum Step {
         audience: String,
         read: u64,
     },
-    /// So many changes of this audience are delivered.
+    /// So many changes of this audience, or of several, are delivered.
     Delivering {
         audience: String,
         delivered: u64,
@@ -59,8 +59,9 @@ impl Progress {
         self.0.read.store(members, Ordering::Relaxed);
     }
 
+    /// So many more changes are delivered.
     pub fn delivered(&self, changes: u64) {
-        self.0.delivered.store(changes, Ordering::Relaxed);
+        self.0.delivered.fetch_add(changes, Ordering::Relaxed);
     }
 
     pub fn landed(&self, records: u64) {

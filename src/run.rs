@@ -1,6 +1,7 @@
 //! What a run is: when it started, what it was for, and what came of it.
 
 use std::fmt;
+use std::ops::AddAssign;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
@@ -162,6 +163,16 @@ pub struct Counts {
     pub bytes: u64,
     /// What Firehose charges for the accepted records.
     pub billed_bytes: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.records += other.records;
+        self.requests += other.requests;
+        self.retries += other.retries;
+        self.bytes += other.bytes;
+        self.billed_bytes += other.billed_bytes;
+    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::audience::DestinationName;
 use crate::batch::MAX_RECORD_BYTES;
-use crate::deliver::{Route, deliver};
+use crate::deliver::{Outgoing, deliver};
 use crate::event::{Call, CallError};
 use crate::firehose::Meter;
 use crate::lines::{Line, LineError, next_line};
@@ -297,14 +297,13 @@ impl<'a> Sender<'a> {
             progress,
         } = self.runner;
         let outlet = &project.destinations[destination];
-        let route = Route {
-            destination: Arc::clone(&outlet.destination),
-            pulse: Arc::clone(&outlet.pulse),
-            stop: stop.clone(),
+        let outgoing = Outgoing {
+            run: opened.run.clone(),
+            meter: Arc::clone(&self.tallies[destination].meter),
         };
-        let meter = &self.tallies[destination].meter;
         progress.deliver("send", opened.run.waiting);
-        let sent = deliver(snapshot, &opened.run, &route, meter, progress).await?;
+        let sent = deliver(snapshot, vec![outgoing], &outlet.route(stop), progress).await?;
+        let sent = sent.into_iter().next().unwrap_or_default();
         opened.delivered += sent.delivered;
         opened.problem = sent.problem.or(opened.problem.take());
         opened.is_over = sent.is_over;

@@ -15,11 +15,13 @@ mod history;
 mod journal;
 mod lock;
 mod members;
+mod moved;
 mod plan;
 mod rebuild;
 mod rehearsal;
 mod schema;
 mod scratch;
+mod together;
 mod told;
 mod unsettled;
 mod verify;
@@ -47,8 +49,9 @@ pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, R
 pub use journal::{Chunk, Credit, Dead, JournaledRun, Settled};
 pub use lock::{Busy, RunLock};
 pub use members::Delivered;
-pub use plan::{Journal, Plan, Planning, Rehearsed};
+pub use plan::{Journal, Plan, Planning};
 pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
+pub use rehearsal::Weigh;
 pub use told::Told;
 pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 
@@ -123,6 +126,17 @@ const FULL: &str = "the disk is full\n\nhint: make room; nothing that was decide
 /// The open file.
 pub struct Snapshot {
     connection: Connection,
+    /// What is written now is undone as a whole when any of it fails.
+    is_all_or_nothing: bool,
+}
+
+impl From<Connection> for Snapshot {
+    fn from(connection: Connection) -> Self {
+        Self {
+            connection,
+            is_all_or_nothing: false,
+        }
+    }
 }
 
 impl Snapshot {
@@ -143,7 +157,7 @@ impl Snapshot {
         schema::version(&connection)?;
         connection.pragma_update(None, "journal_mode", "wal")?;
         schema::migrate(&mut connection)?;
-        Ok(Self { connection })
+        Ok(connection.into())
     }
 
     /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed: of a file of an
@@ -178,14 +192,14 @@ impl Snapshot {
             _ => connection,
         };
         connection.pragma_update(None, "query_only", true)?;
-        Ok(Some(Self { connection }))
+        Ok(Some(connection.into()))
     }
 
     /// A snapshot that knows nothing and is kept nowhere, for a dry run before the first sync.
     pub fn empty() -> Result<Self, SnapshotError> {
         let mut connection = Connection::open_in_memory()?;
         schema::migrate(&mut connection)?;
-        Ok(Self { connection })
+        Ok(connection.into())
     }
 
     /// When the last run began: the next one must begin later.

@@ -214,19 +214,18 @@ impl Source {
         interrupt: &Interrupt,
         use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
     ) -> Result<T, E> {
-        self.ask(audience, &[Question::Members], interrupt, use_members)
+        use_members(&mut self.start(audience, &[Question::Members], interrupt))
     }
 
-    /// The same for several questions, all of one moment. What `use_members` is given comes to an end as often as there
-    /// are questions.
-    pub fn ask<T, E: From<SourceError>>(
+    /// The same, for whoever uses them later: the query runs already, and a few of its members are read. Several questions
+    /// are asked of one moment, one after another: what is given comes to an end as often as there are questions.
+    pub fn start(
         &self,
         audience: &Audience,
         questions: &[Question],
         interrupt: &Interrupt,
-        use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
-    ) -> Result<T, E> {
-        ahead::read(self, audience, questions, interrupt, use_members)
+    ) -> MembersAhead {
+        ahead::start(self, audience, questions, interrupt)
     }
 
     /// The same, on this thread: each question's members by themselves, for as long as `use_members` wants more.

@@ -1,27 +1,31 @@
-//! One run, told as a story: deliver what an earlier run left, plan, deliver, remember.
+//! Runs, told as a story: deliver what earlier ones left, plan, deliver, remember. All that one command or tick is asked
+//! for goes through each of these together.
 
+mod abreast;
 mod planning;
 mod reading;
 mod report;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::audience::keys::Known;
-use crate::audience::{Audience, AudienceId, DestinationName, Key, SourceName};
+use crate::audience::{Audience, DestinationName, Key, SourceName};
 use crate::causes::in_one_line;
-use crate::deliver::{Route, Sent, deliver};
-use crate::firehose::{Destination, Meter, Pulse};
+use crate::deliver::{Outgoing, Route, deliver, foresee};
+use crate::firehose::{Destination, Pulse};
 use crate::mapping::Mapping;
 use crate::progress::Progress;
 use crate::run::{Outcome, RunKind, Timestamp};
-use crate::snapshot::{Handle, JournaledRun, SnapshotError};
+use crate::snapshot::{Handle, JournaledRun, Planning, Snapshot, SnapshotError};
 use crate::source::Source;
 use crate::stop::Stop;
-use planning::PlanError;
+use abreast::abreast;
+use planning::{PlanError, Starts};
+use reading::Reading;
 pub use report::Report;
 
 /// What runs work with: made once from the configuration.
@@ -47,6 +51,15 @@ impl Outlet {
             destination: Arc::new(destination),
             mapping,
             pulse: Arc::default(),
+        }
+    }
+
+    /// The way there, as long as nobody asks to stop.
+    pub fn route(&self, stop: &Stop) -> Route {
+        Route {
+            destination: Arc::clone(&self.destination),
+            pulse: Arc::clone(&self.pulse),
+            stop: stop.clone(),
         }
     }
 }
@@ -88,7 +101,7 @@ impl Keyed {
     }
 }
 
-/// Runs over one snapshot, one after another, by whoever holds its lock.
+/// Runs over one snapshot, by whoever holds its lock.
 pub struct Runner<'a> {
     pub project: &'a Project,
     pub snapshot: &'a Handle,
@@ -96,45 +109,87 @@ pub struct Runner<'a> {
     pub progress: Progress,
 }
 
+/// So many sources are read before it is their turn: queries that sort, or that are slow to begin, run side by side.
+const SOURCES_AHEAD: usize = 2;
+/// Plans share a transaction for so long, and no longer than one of them takes.
+const PLANS_TOGETHER_FOR: Duration = Duration::from_secs(1);
+
+/// An audience at one of its destinations.
+type Place<'a> = (&'a Keyed, &'a DestinationName);
+
+/// A run that is about to be planned.
+struct Intended {
+    planning: Planning,
+    reading: Reading,
+}
+
+/// What there is to say of a run so far, and the run itself where something of it is to be delivered.
+struct Pending {
+    run: Option<JournaledRun>,
+    report: Report,
+}
+
+impl Pending {
+    /// The run, where something of it stays in the journal. The dead are in the way of nothing.
+    fn stuck(&self) -> Option<&JournaledRun> {
+        let Report {
+            outcome,
+            undelivered,
+            dead,
+            ..
+        } = self.report;
+        let is_stuck = outcome == Outcome::Undelivered && undelivered > dead;
+        self.run.as_ref().filter(|_| is_stuck)
+    }
+}
+
 impl Runner<'_> {
-    /// One run of an audience at each of its destinations. What an earlier run left comes first, and is reported by
-    /// itself; while it cannot be delivered, nothing new is decided.
+    /// One run of an audience at each of its destinations.
     pub async fn run(&self, keyed: &Keyed, request: Request) -> Result<Vec<Report>, SnapshotError> {
-        let mut reports = Vec::new();
-        for destination in &keyed.audience.destinations {
-            if self.stop.is_requested() {
-                break;
-            }
-            let left = self
-                .left_by_audience(&keyed.audience.id, destination)
-                .await?;
-            let resumed = self.resume(left, request.dry_run).await?;
-            // The dead are in the way of nothing.
-            let is_stuck = resumed.iter().any(|report| {
-                report.outcome == Outcome::Undelivered && report.undelivered > report.dead
-            });
-            reports.extend(resumed);
-            if !is_stuck {
-                reports.extend(self.plan_and_deliver(keyed, destination, request).await?);
-            }
-        }
-        Ok(reports)
+        let keyed = std::slice::from_ref(keyed);
+        self.run_all(keyed, false, request).await
     }
 
-    /// Delivers what is left in the journal by audiences that are not going to run, and by `send`.
-    pub async fn resume_others(
+    /// One run of each of these audiences at each of its destinations; one that fails stops nobody. What earlier runs
+    /// left comes first, of `others` too, and is reported by itself; while it cannot be delivered, nothing new is
+    /// decided about its audience. The reports are in the order of the audiences, those of others before them.
+    pub async fn run_all(
         &self,
-        running: &[Keyed],
-        dry_run: bool,
+        keyed: &[Keyed],
+        others: bool,
+        request: Request,
     ) -> Result<Vec<Report>, SnapshotError> {
+        let places: Vec<Place<'_>> = keyed
+            .iter()
+            .flat_map(|keyed| {
+                keyed
+                    .audience
+                    .destinations
+                    .iter()
+                    .map(move |to| (keyed, to))
+            })
+            .collect();
+        let is_at = |run: &JournaledRun, (keyed, destination): &Place<'_>| {
+            run.is_of(&keyed.audience.id) && run.destination == **destination
+        };
         let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
-        left.retain(|run| {
-            !running.iter().any(|keyed| {
-                run.is_of(&keyed.audience.id)
-                    && keyed.audience.destinations.contains(&run.destination)
+        left.retain(|run| others || places.iter().any(|place| is_at(run, place)));
+        let resumed = self.resume(left, request.dry_run).await?;
+        let stuck: Vec<&JournaledRun> = resumed.iter().filter_map(Pending::stuck).collect();
+        let mut planned = places.clone();
+        planned.retain(|place| !stuck.iter().any(|run| is_at(run, place)));
+        let mut planned = self.plan_all(&planned, request).await?;
+        self.deliver(&mut planned).await?;
+
+        let both = resumed.into_iter().chain(planned);
+        let mut reports: Vec<Report> = both.map(|pending| pending.report).collect();
+        // The place of others is none, which comes before all.
+        reports.sort_by_cached_key(|report| {
+            places.iter().position(|(keyed, destination)| {
+                report.audience.as_ref() == Some(&keyed.key) && report.destination == **destination
             })
         });
-        self.resume(left, dry_run).await
+        Ok(reports)
     }
 
     /// Drops delivered changes that are older than the project keeps them.
@@ -142,7 +197,10 @@ impl Runner<'_> {
         let kept = i64::try_from(self.project.history.as_millis()).unwrap_or(i64::MAX);
         let before = Timestamp::from_millis(Timestamp::now().millis().saturating_sub(kept));
         self.snapshot
-            .with(move |snapshot| snapshot.prune(before))
+            .with(move |snapshot| {
+                snapshot.prune(before)?;
+                snapshot.bring_members_up_to_date()
+            })
             .await
     }
 
@@ -150,73 +208,127 @@ impl Runner<'_> {
     pub async fn resume_calls(&self) -> Result<Vec<Report>, SnapshotError> {
         let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
         left.retain(|run| run.computation.is_none());
-        self.resume(left, false).await
-    }
-
-    async fn left_by_audience(
-        &self,
-        audience: &AudienceId,
-        destination: &DestinationName,
-    ) -> Result<Vec<JournaledRun>, SnapshotError> {
-        let (audience, destination) = (audience.clone(), destination.clone());
-        self.snapshot
-            .with(move |snapshot| snapshot.waiting_of(&audience, &destination))
-            .await
+        let resumed = self.resume(left, false).await?;
+        Ok(resumed.into_iter().map(|resumed| resumed.report).collect())
     }
 
     async fn resume(
         &self,
         left: Vec<JournaledRun>,
         dry_run: bool,
-    ) -> Result<Vec<Report>, SnapshotError> {
-        let mut reports = Vec::new();
-        for run in left {
-            let started = Instant::now();
-            let key = run
-                .computation
-                .as_ref()
-                .map(|computation| computation.key.clone());
-            let mut report = Report::new(
-                key,
-                run.destination.clone(),
-                RunKind::Resume,
-                Outcome::Planned,
-            );
+    ) -> Result<Vec<Pending>, SnapshotError> {
+        let pending = |run: JournaledRun| {
+            let computation = run.computation.as_ref();
+            let key = computation.map(|computation| computation.key.clone());
+            let to = run.destination.clone();
+            let mut report = Report::new(key, to, RunKind::Resume, Outcome::Planned);
             report.run = Some(run.id);
             report.members = run.members;
             report.undelivered = run.waiting;
-            if !dry_run {
-                match self.project.destinations.get(&run.destination) {
-                    Some(outlet) => self.deliver(&run, outlet, &mut report).await?,
-                    None => {
-                        report.outcome = Outcome::Undelivered;
-                        report.error = Some(format!(
-                            "the configuration has no destination `{}` any more\n\nhint: put it back until its journal is delivered",
-                            run.destination
-                        ));
-                    }
-                }
+            Pending {
+                run: Some(run),
+                report,
             }
-            report.seconds = started.elapsed().as_secs_f64();
-            reports.push(report);
+        };
+        let mut resumed: Vec<Pending> = left.into_iter().map(pending).collect();
+        if dry_run {
+            self.foresee(&mut resumed).await?;
+        } else {
+            self.deliver(&mut resumed).await?;
         }
-        Ok(reports)
+        Ok(resumed)
     }
 
-    async fn plan_and_deliver(
+    /// Says what a delivery would count. Asked to stop, it leaves that open.
+    async fn foresee(&self, pending: &mut [Pending]) -> Result<(), SnapshotError> {
+        for Pending { run, report } in pending {
+            let outlet = self.project.destinations.get(&report.destination);
+            let Some((run, outlet)) = run.as_ref().zip(outlet) else {
+                continue;
+            };
+            tokio::select! {
+                streams = foresee(self.snapshot, run, &outlet.destination) => {
+                    report.foresee(&outlet.destination, &streams?);
+                }
+                () = self.stop.requested() => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans them in their order, several in one transaction: on disk, all of them, before anything is sent. Asked to
+    /// stop, it plans no more.
+    async fn plan_all(
+        &self,
+        to_run: &[Place<'_>],
+        request: Request,
+    ) -> Result<Vec<Pending>, SnapshotError> {
+        let mut starts = self.starts().await?;
+        let mut to_run = to_run
+            .iter()
+            .map(|(keyed, destination)| self.intend(keyed, destination, request, &mut starts));
+        let mut ahead: VecDeque<Intended> = VecDeque::new();
+        let mut planned = Vec::new();
+        let mut together_since: Option<Instant> = None;
+        while !self.stop.is_requested() {
+            let next = match ahead.pop_front() {
+                Some(next) => next,
+                None => match to_run.next() {
+                    Some(next) => self.find_way(next).await?,
+                    None => break,
+                },
+            };
+            while ahead.len() < SOURCES_AHEAD
+                && let Some(later) = to_run.next()
+            {
+                let mut later = self.find_way(later).await?;
+                later.reading.begin();
+                ahead.push_back(later);
+            }
+            if !request.dry_run && together_since.is_none() {
+                self.snapshot.with(Snapshot::open_together).await?;
+                together_since = Some(Instant::now());
+            }
+            planned.extend(self.plan_one(next, request).await?);
+            if together_since.is_some_and(|since| since.elapsed() >= PLANS_TOGETHER_FOR) {
+                self.snapshot.with(Snapshot::close_together).await?;
+                together_since = None;
+            }
+        }
+        if together_since.is_some() {
+            self.snapshot.with(Snapshot::close_together).await?;
+        }
+        Ok(planned)
+    }
+
+    fn intend(
         &self,
         keyed: &Keyed,
         destination: &DestinationName,
         request: Request,
-    ) -> Result<Option<Report>, SnapshotError> {
-        let started = Instant::now();
+        starts: &mut Starts,
+    ) -> Intended {
         let outlet = &self.project.destinations[destination];
-        let planning = self.planning(keyed, outlet, destination, request).await?;
-        let key = Some(keyed.key.clone());
-        let mut report = Report::new(key, destination.clone(), planning.kind, Outcome::Planned);
-        report.run = Some(planning.computation.run);
+        Intended {
+            planning: self.planning(keyed, outlet, destination, request, starts),
+            reading: self.reading(keyed, request),
+        }
+    }
 
-        match self.plan(keyed, planning.clone(), request).await {
+    async fn plan_one(
+        &self,
+        intended: Intended,
+        request: Request,
+    ) -> Result<Option<Pending>, SnapshotError> {
+        let started = Instant::now();
+        let Intended { planning, reading } = intended;
+        let computation = &planning.computation;
+        let (key, to) = (computation.key.clone(), computation.destination.clone());
+        let mut report = Report::new(Some(key), to, planning.kind, Outcome::Planned);
+        report.run = Some(computation.run);
+        let mut run = None;
+
+        match self.plan(reading, planning.clone(), request).await {
             Ok(plan) => {
                 report.members = plan.tally.members;
                 report.added = plan.tally.added;
@@ -228,9 +340,20 @@ impl Runner<'_> {
                 report.skipped_rows = plan.skipped_rows;
                 report.missed = plan.missed;
                 report.undelivered = plan.run.waiting;
-                match plan.rehearsed {
-                    Some(rehearsed) => report.counts = rehearsed.counts(plan.run.streams.len()),
-                    None => self.deliver(&plan.run, outlet, &mut report).await?,
+                match plan.foreseen {
+                    Some(foreseen) => {
+                        let outlet = &self.project.destinations[&report.destination];
+                        let streams = vec![foreseen; plan.run.streams.len()];
+                        report.foresee(&outlet.destination, &streams);
+                    }
+                    None if plan.run.waiting > 0 => run = Some(plan.run),
+                    None => {
+                        report.outcome = outcome(&report);
+                        let (of, outcome) = (plan.run, report.outcome);
+                        self.snapshot
+                            .with(move |snapshot| snapshot.finish(&of, outcome))
+                            .await?;
+                    }
                 }
             }
             // Nothing was decided, and nothing is wrong: there is nothing to report.
@@ -250,52 +373,110 @@ impl Runner<'_> {
             }
         }
         report.seconds = started.elapsed().as_secs_f64();
-        Ok(Some(report))
+        Ok(Some(Pending { run, report }))
     }
 
-    /// Delivers a run from the journal, completes its report and closes it.
-    async fn deliver(
-        &self,
-        run: &JournaledRun,
-        outlet: &Outlet,
-        report: &mut Report,
-    ) -> Result<(), SnapshotError> {
-        let route = Route {
-            destination: Arc::clone(&outlet.destination),
-            pulse: Arc::clone(&outlet.pulse),
-            stop: self.stop.clone(),
-        };
-        let meter = Arc::new(Meter::default());
-        let mut sent = Sent::default();
-        if run.waiting > 0 {
-            self.progress.deliver(report.name(), run.waiting);
-            sent = deliver(self.snapshot, run, &route, &meter, &self.progress).await?;
+    /// Delivers what is pending, to all destinations at once, completes the reports and closes the runs.
+    async fn deliver(&self, pending: &mut [Pending]) -> Result<(), SnapshotError> {
+        self.show_delivery(pending);
+        let mut by_destination: BTreeMap<DestinationName, Vec<&mut Pending>> = BTreeMap::new();
+        for pending in pending.iter_mut().filter(|pending| pending.run.is_some()) {
+            let to = pending.report.destination.clone();
+            by_destination.entry(to).or_default().push(pending);
         }
-        let number = run.number;
-        let left = self
-            .snapshot
-            .with(move |snapshot| snapshot.run(number))
-            .await?
-            .waiting;
-        report.delivered = sent.delivered;
-        report.undelivered = run.waiting - sent.delivered;
-        // Those found dead by an earlier attempt were not waiting any more.
-        report.dead = report.undelivered.saturating_sub(left);
-        report.counts = meter.counts();
-        report.error = sent.trouble();
-        report.outcome = if report.undelivered > 0 {
-            Outcome::Undelivered
-        // What an earlier run held is decided anew by the one that follows.
-        } else if report.held > 0 {
-            Outcome::Held
-        } else if report.delivered > 0 {
-            Outcome::Delivered
-        } else {
-            Outcome::Unchanged
+        let deliveries = by_destination
+            .into_iter()
+            .map(|(name, pending)| self.deliver_to(name, pending));
+        abreast(deliveries).await.into_iter().collect()
+    }
+
+    fn show_delivery(&self, pending: &[Pending]) {
+        let runs = pending.iter().filter_map(|pending| pending.run.as_ref());
+        let changes = runs.clone().map(|run| run.waiting).sum();
+        match pending {
+            _ if changes == 0 => {}
+            [one] => self.progress.deliver(one.report.name(), changes),
+            _ => {
+                let several = format!("{} audiences", runs.count());
+                self.progress.deliver(&several, changes);
+            }
+        }
+    }
+
+    async fn deliver_to(
+        &self,
+        name: DestinationName,
+        mut pending: Vec<&mut Pending>,
+    ) -> Result<(), SnapshotError> {
+        let Some(outlet) = self.project.destinations.get(&name) else {
+            for Pending { report, .. } in pending {
+                report.outcome = Outcome::Undelivered;
+                report.error = Some(format!(
+                    "the configuration has no destination `{name}` any more\n\nhint: put it back until its journal is delivered"
+                ));
+            }
+            return Ok(());
         };
-        let (run, outcome) = (run.clone(), report.outcome);
+        let runs = pending.iter().filter_map(|pending| pending.run.clone());
+        let outgoing: Vec<Outgoing> = runs
+            .map(|run| Outgoing {
+                run,
+                meter: Arc::default(),
+            })
+            .collect();
+        let sent = deliver(
+            self.snapshot,
+            outgoing.clone(),
+            &outlet.route(&self.stop),
+            &self.progress,
+        )
+        .await?;
+        let mut closed = Vec::new();
+        for ((pending, Outgoing { run, meter }), sent) in pending.iter_mut().zip(outgoing).zip(sent)
+        {
+            let report = &mut pending.report;
+            report.delivered = sent.delivered;
+            report.undelivered = run.waiting - sent.delivered;
+            report.counts = meter.counts();
+            report.error = sent.trouble();
+            report.outcome = outcome(report);
+            report.seconds += sent.took.as_secs_f64();
+            closed.push((run, report.outcome));
+        }
+        let left = self.close(closed).await?;
+        for (pending, left) in pending.into_iter().zip(left) {
+            // Those found dead by an earlier attempt were not waiting any more.
+            pending.report.dead = pending.report.undelivered.saturating_sub(left);
+        }
+        Ok(())
+    }
+
+    /// Closes runs with what came of them; returns how many changes of each are left in the journal.
+    async fn close(&self, runs: Vec<(JournaledRun, Outcome)>) -> Result<Vec<u64>, SnapshotError> {
+        let close = move |snapshot: &mut Snapshot| {
+            let mut left = Vec::with_capacity(runs.len());
+            for (run, outcome) in &runs {
+                snapshot.finish(run, *outcome)?;
+                left.push(snapshot.run(run.number)?.waiting);
+            }
+            Ok(left)
+        };
         self.snapshot
-            .with(move |snapshot| snapshot.finish(&run, outcome))
+            .with(move |snapshot| snapshot.together(close))
             .await
+    }
+}
+
+/// What came of a run that was decided.
+fn outcome(report: &Report) -> Outcome {
+    if report.undelivered > 0 {
+        Outcome::Undelivered
+    // What an earlier run held is decided anew by the one that follows.
+    } else if report.held > 0 {
+        Outcome::Held
+    } else if report.delivered > 0 {
+        Outcome::Delivered
+    } else {
+        Outcome::Unchanged
     }
 }

@@ -10,6 +10,7 @@ use super::args::Args;
 use super::{Exit, Refusal};
 use crate::audience::keys::{self, Known};
 use crate::audience::{Audience, DestinationName};
+use crate::bill::PRICE_PER_GB;
 use crate::config::{
     Aws as AwsConfiguration, Config, ConfigError, Configured, Destination as Configuration,
     DestinationKind, Location,
@@ -108,6 +109,7 @@ fn outlet(name: &DestinationName, configured: &Configuration) -> Result<Outlet, 
                 quota: quota(aws),
             };
             Destination::firehose(name.clone(), *pack, Aws::new(settings))
+                .priced(aws.price_per_gb.unwrap_or(PRICE_PER_GB))
         }
     };
     Ok(Outlet::new(destination, mapping.clone()))

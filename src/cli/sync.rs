@@ -4,7 +4,7 @@ use anyhow::Context as _;
 
 use super::args::{Args, ResyncArgs, RunOptions, SyncArgs};
 use super::output::{Output, bytes, count, table};
-use super::{Exit, Refusal, held, progress, project, signals};
+use super::{Exit, Refusal, bill, held, progress, project, signals};
 use crate::audience::keys::Known;
 use crate::config::Config;
 use crate::progress::Progress;
@@ -133,7 +133,7 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    /// Runs them one after another. One that fails does not stop the others.
+    /// Runs them together. One that fails does not stop the others.
     pub(super) async fn run(
         &self,
         runner: &Runner<'_>,
@@ -143,16 +143,10 @@ impl Selection {
         for outlet in runner.project.destinations.values() {
             outlet.pulse.reset();
         }
-        if self.everything {
-            for report in runner.resume_others(&self.keyed, request.dry_run).await? {
-                reports.add(report);
-            }
-        }
-        for keyed in &self.keyed {
-            for report in runner.run(keyed, request).await? {
-                reports.add(report);
-            }
-        }
+        let run = runner.run_all(&self.keyed, self.everything, request);
+        run.await?
+            .into_iter()
+            .for_each(|report| reports.add(report));
         if !request.dry_run {
             runner.prune().await?;
         }
@@ -255,9 +249,12 @@ impl Reports {
         }
     }
 
-    /// The reports, and below them whom the guard holds.
+    /// The reports, and below them what a dry run would cost and whom the guard holds.
     fn print_table(&self) -> std::io::Result<()> {
         self.output.text(reports_table(&self.rows))?;
+        if let Some(bill) = bill::shown(&self.rows) {
+            self.output.text(bill)?;
+        }
         for report in &self.rows {
             if let Some(held) = &report.hold {
                 let (name, destination) = (report.name(), report.destination.as_str());

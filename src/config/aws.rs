@@ -7,10 +7,12 @@ use super::Root;
 use super::document::{Item, Table, shown};
 use super::error::ConfigError;
 use super::secret::SecretRef;
-use crate::firehose::{Api, PLAIN_HTTP_HINT, endpoint_host, is_loopback, is_private};
+use crate::firehose::{
+    Api, DEFAULT_REGION, PLAIN_HTTP_HINT, endpoint_host, is_loopback, is_private,
+};
 
 /// The keys that only mean something with AWS.
-pub(super) const KEYS: [&str; 7] = [
+pub(super) const KEYS: [&str; 8] = [
     "region",
     "role_address",
     "secret_id",
@@ -18,6 +20,7 @@ pub(super) const KEYS: [&str; 7] = [
     "sts_endpoint_url",
     "api",
     "quota",
+    "price_per_gb",
 ];
 
 /// How to reach Firehose.
@@ -33,6 +36,8 @@ pub struct Aws {
     pub api: Api,
     /// As configured; without one, the region's holds.
     pub quota: Option<Quota>,
+    /// Dollars, as configured.
+    pub price_per_gb: Option<f64>,
 }
 
 impl Aws {
@@ -70,6 +75,10 @@ impl Aws {
                 .get("quota")
                 .map(|item| read_quota(&item))
                 .transpose()?,
+            price_per_gb: table
+                .get("price_per_gb")
+                .map(|item| read_price(&item))
+                .transpose()?,
         })
     }
 }
@@ -97,7 +106,7 @@ impl Region {
 
 impl Default for Region {
     fn default() -> Self {
-        Self("us-west-2".to_owned())
+        Self(DEFAULT_REGION.to_owned())
     }
 }
 
@@ -222,6 +231,14 @@ fn read_quota(item: &Item<'_>) -> Result<Quota, ConfigError> {
         records_per_second: count("records_per_second")?,
         requests_per_second: count("requests_per_second")?,
     })
+}
+
+fn read_price(item: &Item<'_>) -> Result<f64, ConfigError> {
+    let price = item.number()?;
+    let fits = price.is_finite() && price >= 0.0;
+    let not = || item.error("must be a finite number, 0 or more");
+    fits.then_some(price)
+        .ok_or_else(|| not().hint("it is in dollars: price_per_gb = 0.029"))
 }
 
 /// An address is not repeated in messages: people put passwords into them.

@@ -28,6 +28,7 @@ api = "put_record"
 pack = true
 match = "all"
 quota = { mib_per_second = 1.5, records_per_second = 1_000 }
+price_per_gb = 0.035
 [destination.main.mapping]
 "User Registered" = ["new", "all"]
 "*" = "all"

@@ -141,6 +141,7 @@ fn the_example_of_the_contract_loads() {
         pack     = true
         match    = "all"
         quota    = { mib_per_second = 5, records_per_second = 500000, requests_per_second = 2000 }
+        price_per_gb = 0.035
 
         [destination.main.mapping]
         "User Registered" = "new_users"
@@ -232,6 +233,7 @@ SELECT DISTINCT user_id FROM orders"""
             requests_per_second: Some(2000)
         })
     );
+    assert_eq!(aws.price_per_gb, Some(0.035));
 
     let [schedule] = &config.schedules[..] else {
         panic!()
@@ -487,7 +489,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_destination(
         "completely_else = 1",
-        "unknown key `completely_else` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`",
+        "unknown key `completely_else` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
     );
     check_destination(
         "quota = { mib = 1 }",
@@ -499,7 +501,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_main(
         "[destination.main]\n\"a\\nb\" = 1",
-        "unknown key `a\\nb` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`",
+        "unknown key `a\\nb` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
     );
     check_schedule(
         "crom = \"* * * * *\"",
@@ -632,6 +634,20 @@ fn settings_of_aws_are_checked() {
     check_destination(
         "quota = { requests_per_second = 1.5 }",
         "`requests_per_second` in `quota` in [destination.main] must be an integer, not a float\n  --> audience-sync.toml:2:33",
+    );
+    for price in ["-0.01", "nan", "inf"] {
+        check_destination(
+            &format!("price_per_gb = {price}"),
+            "`price_per_gb` in [destination.main] must be a finite number, 0 or more\n  --> audience-sync.toml:2:16\n\nhint: it is in dollars: price_per_gb = 0.029",
+        );
+    }
+    check_destination(
+        "price_per_gb = \"$0.029\"",
+        "`price_per_gb` in [destination.main] must be a number, not a string\n  --> audience-sync.toml:2:16",
+    );
+    check_destination(
+        "directory = \"delivered\"\nprice_per_gb = 0",
+        "`price_per_gb` in [destination.main] is for AWS, but `directory` makes a destination of files\n  --> audience-sync.toml:3:1\n\nhint: remove one of the two",
     );
     check_destination(
         "directory = \"delivered\"\nregion = \"us-west-2\"",

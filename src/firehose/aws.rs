@@ -25,7 +25,7 @@ use super::credentials::{KeptCredentials, Role};
 use super::https_only::{self, GuardedHttp, HttpsOnly};
 use super::pacing::Quota;
 use super::refusals::{Called, is_denied, is_strange, is_throttled};
-use super::{CALL_TIMEOUT, Meter, Receipt, Refusal};
+use super::{CALL_TIMEOUT, Meters, Receipt, Refusal};
 use crate::batch::Record;
 use crate::causes::in_one_line;
 use crate::mapping::StreamName;
@@ -91,14 +91,19 @@ impl Aws {
 
     /// Whether records go to a stream one by one.
     pub(super) fn sends_singly(&self, stream: &StreamName) -> bool {
-        self.settings.api == Api::PutRecord || self.is_sent_singly(stream)
+        self.sends_all_singly() || self.is_sent_singly(stream)
+    }
+
+    /// Whether that is so of every stream from the beginning.
+    pub(super) fn sends_all_singly(&self) -> bool {
+        self.settings.api == Api::PutRecord
     }
 
     pub(super) async fn put(
         &self,
         stream: &StreamName,
         records: &[Record],
-        meter: &Meter,
+        meters: &Meters,
     ) -> Receipt {
         let (client, credentials) = self.client.get_or_init(|| self.connect()).await;
         let generation = match credentials.get().await {
@@ -111,7 +116,7 @@ impl Aws {
             stream,
             records,
             generation,
-            meter,
+            meters,
         };
         let receipt = self.put_by_either(&call).await;
         if !receipt.delivered.is_empty() {
@@ -230,7 +235,7 @@ struct Call<'a> {
     records: &'a [Record],
     /// Of the credentials it is signed with.
     generation: u64,
-    meter: &'a Meter,
+    meters: &'a Meters,
 }
 
 impl Call<'_> {
@@ -241,7 +246,7 @@ impl Call<'_> {
 
     /// The second half tells whether the call itself was denied, which another call might not be.
     async fn put_batch(&self) -> (Receipt, bool) {
-        self.meter.request();
+        self.meters.request(self.records);
         let call = self
             .client
             .put_record_batch()
@@ -318,7 +323,7 @@ impl Call<'_> {
                 let Some((index, record)) = waiting.next() else {
                     break;
                 };
-                self.meter.request();
+                self.meters.request(std::slice::from_ref(record));
                 let call = self
                     .client
                     .put_record()

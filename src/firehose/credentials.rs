@@ -63,6 +63,7 @@ struct Kept {
     came: Instant,
     /// Never, where they do not expire.
     renewed_at: Option<SystemTime>,
+    given_up_at: Option<Instant>,
 }
 
 /// What Firehose thinks of the credentials, by generation. New ones are worth a try when some are refused, but once:
@@ -95,6 +96,12 @@ impl Standing {
 }
 
 impl Kept {
+    /// Whether they were refused, and so were those before them: whoever comes later gets new ones.
+    fn is_given_up(&self) -> bool {
+        self.given_up_at
+            .is_some_and(|at| at.elapsed() >= ASK_AGAIN_AFTER)
+    }
+
     fn is_fresh(&self) -> bool {
         self.came.elapsed() < KEPT_AT_LEAST
             || self.renewed_at.is_none_or(|at| SystemTime::now() < at)
@@ -115,6 +122,7 @@ impl State {
             credentials,
             generation: self.generations,
             came: Instant::now(),
+            given_up_at: None,
         });
         kept.shared()
     }
@@ -151,6 +159,7 @@ impl KeptCredentials {
     pub(super) async fn get(&self) -> Result<(Credentials, u64), Refusal> {
         let came = Instant::now();
         let mut state = self.kept.lock().await;
+        state.kept.take_if(|kept| kept.is_given_up());
         if let Some(kept) = state.kept.as_ref().filter(|kept| kept.is_fresh()) {
             return Ok(kept.shared());
         }
@@ -181,9 +190,14 @@ impl KeptCredentials {
     /// since has worked.
     pub(super) async fn refresh(&self, refused: u64) -> bool {
         let mut state = self.kept.lock().await;
-        // In either case they serve nobody any more: whoever comes next, in this run or the next, gets new ones.
-        state.kept.take_if(|kept| kept.generation <= refused);
-        state.standing.refuse(refused)
+        let newer_may_do = state.standing.refuse(refused);
+        if newer_may_do {
+            state.kept.take_if(|kept| kept.generation <= refused);
+        } else if let Some(kept) = &mut state.kept {
+            // What is in flight together ends with them. A later run asks anew.
+            kept.given_up_at.get_or_insert_with(Instant::now);
+        }
+        newer_may_do
     }
 
     /// The credentials of the environment. The sources of some of them set no time limit of their own.

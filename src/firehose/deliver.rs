@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::credentials::NOT_ACCEPTED_HINT;
 use super::pacing::{Admitted, Pace, Said};
-use super::{Destination, Meter, Parked, Pulse, Receipt, Refusal};
+use super::{Destination, Meters, Parked, Pulse, Receipt, Refusal};
 use crate::batch::{Record, calls};
 use crate::mapping::StreamName;
 use crate::stop::Stop;
@@ -57,7 +57,7 @@ impl Destination {
         &self,
         stream: &StreamName,
         records: Vec<Record>,
-        meter: &Meter,
+        meters: &Meters,
         pulse: &Pulse,
         stop: &Stop,
     ) -> Delivery {
@@ -72,7 +72,7 @@ impl Destination {
             destination: self,
             stream,
             pace: self.pacing.of(stream),
-            meter,
+            meters,
             pulse,
             stop,
             batches,
@@ -105,7 +105,7 @@ struct Sending<'a> {
     destination: &'a Destination,
     stream: &'a StreamName,
     pace: Arc<Pace>,
-    meter: &'a Meter,
+    meters: &'a Meters,
     pulse: &'a Pulse,
     stop: &'a Stop,
     /// What is yet to be delivered; the next one is the last.
@@ -139,12 +139,12 @@ impl Sending<'_> {
         } = batch;
         self.put_back(later, is_tried, is_doubtful);
         if is_tried {
-            self.meter.retry();
+            self.meters.retry(&batch.records);
         }
         let began = Instant::now();
         let receipt = self
             .destination
-            .put(self.stream, &batch.records, self.meter)
+            .put(self.stream, &batch.records, self.meters)
             .await;
         tracing::debug!(
             stream = %self.stream,
@@ -208,7 +208,7 @@ impl Sending<'_> {
         let (done, rest): (Vec<_>, Vec<_>) = records
             .into_iter()
             .partition(|_| is_delivered.next().unwrap_or_default());
-        done.iter().for_each(|record| self.meter.delivered(record));
+        done.iter().for_each(|record| self.meters.delivered(record));
         let bytes = done.iter().map(|record| record.data.len()).sum();
         self.delivery.delivered.extend(done);
         (rest, bytes)
@@ -350,14 +350,14 @@ mod tests {
     use bytes::Bytes;
     use tempfile::TempDir;
 
-    use super::super::Directory;
+    use super::super::{Directory, Meter};
     use super::*;
     use crate::audience::DestinationName;
 
     /// A destination that never takes anything, for a reason that might pass: no file system takes names so long.
     struct OutOfReach {
         destination: Destination,
-        meter: Meter,
+        meter: Arc<Meter>,
         pulse: Arc<Pulse>,
         stop: Stop,
         _folder: TempDir,
@@ -370,7 +370,7 @@ mod tests {
             let directory = Directory::new(folder.path().join(root));
             Self {
                 destination: Destination::directory(DestinationName::new("main"), false, directory),
-                meter: Meter::default(),
+                meter: Arc::default(),
                 pulse: Arc::default(),
                 stop: Stop::new(),
                 _folder: folder,
@@ -385,10 +385,12 @@ mod tests {
             };
             let stream = StreamName::parse("members").unwrap();
             let (started, calls) = (Instant::now(), self.meter.counts().requests);
+            let mut meters = Meters::default();
+            meters.add(1, &self.meter);
             let _delivering = self.pulse.start();
             let delivery = self
                 .destination
-                .deliver(&stream, vec![record], &self.meter, &self.pulse, &self.stop)
+                .deliver(&stream, vec![record], &meters, &self.pulse, &self.stop)
                 .await;
             assert!(delivery.delivered.is_empty());
             let calls = self.meter.counts().requests - calls;

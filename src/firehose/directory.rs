@@ -12,7 +12,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Meter, Parked, Receipt, Refusal};
+use super::{Meters, Parked, Receipt, Refusal};
 use crate::batch::Record;
 use crate::disk::{create_folder, private, sync_folder};
 use crate::mapping::StreamName;
@@ -41,9 +41,9 @@ impl Directory {
         &self,
         stream: &StreamName,
         records: &[Record],
-        meter: &Meter,
+        meters: &Meters,
     ) -> Receipt {
-        meter.request();
+        meters.request(records);
         self.swept.call_once(|| sweep(&self.root.join(INCOMING)));
         let (root, stream, count) = (self.root.clone(), stream.clone(), records.len());
         let records = records.to_vec();
@@ -171,7 +171,7 @@ mod tests {
         for name in ["..", ".", ".incoming"] {
             let stream = StreamName::parse(name).unwrap();
             let receipt = directory
-                .put(&stream, std::slice::from_ref(&record), &Meter::default())
+                .put(&stream, std::slice::from_ref(&record), &Meters::default())
                 .await;
             assert!(
                 matches!(receipt.refusal, Some(Refusal::Park(_))),
@@ -204,7 +204,7 @@ mod tests {
         };
         let stream = StreamName::parse("members").unwrap();
         let receipt = Directory::new(file)
-            .put(&stream, &[record], &Meter::default())
+            .put(&stream, &[record], &Meters::default())
             .await;
         assert!(receipt.delivered.is_empty());
         assert!(

@@ -1,5 +1,6 @@
 //! Counts of what goes out.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::{Record, billed_bytes};
@@ -16,15 +17,15 @@ pub struct Meter {
 }
 
 impl Meter {
-    pub(super) fn request(&self) {
+    fn request(&self) {
         self.requests.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn retry(&self) {
+    fn retry(&self) {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn delivered(&self, record: &Record) {
+    fn delivered(&self, record: &Record) {
         self.records.fetch_add(1, Ordering::Relaxed);
         self.bytes
             .fetch_add(record.data.len() as u64, Ordering::Relaxed);
@@ -41,5 +42,83 @@ impl Meter {
             bytes: read(&self.bytes),
             billed_bytes: read(&self.billed_bytes),
         }
+    }
+}
+
+/// Who is counted for which lines of a delivery. A record belongs to one run; a call counts for each run of which it
+/// carries something.
+#[derive(Debug, Default)]
+pub struct Meters(Vec<(usize, Arc<Meter>)>);
+
+impl Meters {
+    /// The next so many lines are counted here.
+    pub fn add(&mut self, lines: usize, meter: &Arc<Meter>) {
+        let from = self.0.last().map_or(0, |(end, _)| *end);
+        self.0.push((from + lines, Arc::clone(meter)));
+    }
+
+    pub(super) fn request(&self, records: &[Record]) {
+        self.each(records, Meter::request);
+    }
+
+    pub(super) fn retry(&self, records: &[Record]) {
+        self.each(records, Meter::retry);
+    }
+
+    pub(super) fn delivered(&self, record: &Record) {
+        self.each(std::slice::from_ref(record), |meter| {
+            meter.delivered(record);
+        });
+    }
+
+    /// Everyone of whom there is a record, once. Records are in the order of their lines.
+    fn each(&self, records: &[Record], count: impl Fn(&Meter)) {
+        let mut counted = None;
+        for record in records {
+            let first = record.lines.start;
+            let of = self.0.partition_point(|(end, _)| *end <= first);
+            if counted != Some(of)
+                && let Some((_, meter)) = self.0.get(of)
+            {
+                count(meter);
+                counted = Some(of);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_call_counts_for_everyone_of_whom_it_carries_something() {
+        let [one, other]: [Arc<Meter>; 2] = Default::default();
+        let mut meters = Meters::default();
+        meters.add(2, &one);
+        meters.add(3, &other);
+        let records: Vec<Record> = (0..5)
+            .map(|line| Record {
+                data: Bytes::from("a\n"),
+                lines: line..line + 1,
+            })
+            .collect();
+        meters.request(&records);
+        meters.request(&records[3..]);
+        meters.retry(&records[3..]);
+        records.iter().for_each(|record| meters.delivered(record));
+        let counted = |meter: &Meter| {
+            let counts = meter.counts();
+            [
+                counts.requests,
+                counts.retries,
+                counts.records,
+                counts.bytes,
+            ]
+        };
+        assert_eq!(counted(&one), [1, 0, 2, 4]);
+        assert_eq!(counted(&other), [2, 1, 3, 6]);
     }
 }

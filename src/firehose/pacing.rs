@@ -15,8 +15,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Pulse;
 use super::aimd::{Rate, Window};
-use crate::batch::Record;
+use crate::batch::{Record, calls};
 use crate::mapping::StreamName;
+use crate::run::Counts;
 
 /// What one stream takes in a second; infinite where there is no limit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -46,6 +47,66 @@ impl Quota {
             requests,
         }
     }
+
+    /// What may be sent in a second, and for how long at once: bytes, records, requests, and bytes of the rate that was
+    /// found out.
+    fn limits(&self, rate: f64) -> [(f64, Duration); 4] {
+        [
+            (self.bytes * STEADY, BURST),
+            (self.records * STEADY, BURST),
+            (self.requests * STEADY, BURST),
+            (rate, RATE_BURST),
+        ]
+    }
+
+    /// How many calls carry these records while nothing is refused.
+    pub(super) fn calls(&self, records: &[Record]) -> usize {
+        let limits = self.limits(f64::INFINITY);
+        let split = |call| {
+            let mut rest = &records[call];
+            std::iter::from_fn(move || {
+                let (count, _) = fitting(&limits, rest, false);
+                rest = &rest[count..];
+                (count > 0).then_some(count)
+            })
+        };
+        calls(records).flat_map(split).count()
+    }
+
+    /// How long so much takes when it is sent steadily; `None` where nothing limits it.
+    pub(super) fn seconds(&self, counts: &Counts) -> Option<f64> {
+        let each = [
+            (counts.bytes, self.bytes),
+            (counts.records, self.records),
+            (counts.requests, self.requests),
+        ];
+        let limited = each.into_iter().filter(|(_, limit)| limit.is_finite());
+        limited
+            .map(|(amount, limit)| amount as f64 / (limit * STEADY))
+            .reduce(f64::max)
+    }
+}
+
+/// How many of these records go together, and how much of each limit they take.
+fn fitting(limits: &[(f64, Duration); 4], records: &[Record], singly: bool) -> (usize, [f64; 4]) {
+    let mut amounts = [0.0; 4];
+    let mut count = 0;
+    for record in records {
+        let bytes = record.data.len() as f64;
+        let requests = f64::from(u8::from(singly || count == 0));
+        let mut more = amounts;
+        for (amount, added) in more.iter_mut().zip([bytes, 1.0, requests, bytes]) {
+            *amount += added;
+        }
+        let mut each = more.iter().zip(limits);
+        let fits = each.all(|(amount, (limit, burst))| *amount <= limit * burst.as_secs_f64());
+        // However large it is, one goes.
+        if count > 0 && !fits {
+            break;
+        }
+        (amounts, count) = (more, count + 1);
+    }
+    (count, amounts)
 }
 
 /// The pace of each stream of a destination.
@@ -61,6 +122,10 @@ impl Pacing {
             quota,
             streams: Mutex::default(),
         }
+    }
+
+    pub(super) const fn quota(&self) -> Quota {
+        self.quota
     }
 
     pub(super) fn of(&self, stream: &StreamName) -> Arc<Pace> {
@@ -278,29 +343,8 @@ impl State {
         singly: bool,
         now: Instant,
     ) -> (usize, Instant) {
-        let limits = [
-            (quota.bytes * STEADY, BURST),
-            (quota.records * STEADY, BURST),
-            (quota.requests * STEADY, BURST),
-            (self.rate.limit(), RATE_BURST),
-        ];
-        let mut amounts = [0.0; 4];
-        let mut count = 0;
-        for record in records {
-            let bytes = record.data.len() as f64;
-            let requests = f64::from(u8::from(singly || count == 0));
-            let mut more = amounts;
-            for (amount, added) in more.iter_mut().zip([bytes, 1.0, requests, bytes]) {
-                *amount += added;
-            }
-            let mut each = more.iter().zip(limits);
-            let fits = each.all(|(amount, (limit, burst))| *amount <= limit * burst.as_secs_f64());
-            // However large it is, one goes.
-            if count > 0 && !fits {
-                break;
-            }
-            (amounts, count) = (more, count + 1);
-        }
+        let limits = quota.limits(self.rate.limit());
+        let (count, amounts) = fitting(&limits, records, singly);
         let seconds =
             |amount: f64, limit: f64| Duration::from_secs_f64((amount / limit).min(LONGEST_WAIT));
         let amounts = || amounts.iter().zip(limits);

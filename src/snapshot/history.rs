@@ -117,7 +117,7 @@ impl Snapshot {
     pub fn audiences(&self) -> Result<Vec<AudienceSummary>, SnapshotError> {
         let mut statement = self.connection.prepare(
             "SELECT audience.id, key, name, audience.destination, class,
-                    (SELECT count(*) FROM member WHERE member.audience = audience.number),
+                    audience.members,
                     (SELECT run.id FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
                      ORDER BY number DESC LIMIT 1),
                     (SELECT finished_at FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
@@ -168,8 +168,8 @@ impl Snapshot {
         let mut statement = self
             .connection
             .prepare(
-                "SELECT user, value, run.started_at, run.id FROM member JOIN run ON run.number = since
-                 WHERE member.audience = (SELECT number FROM audience WHERE id = ?1 AND destination = ?2) ORDER BY user",
+                "SELECT user, value, run.started_at, run.id FROM membership JOIN run ON run.number = since
+                 WHERE membership.audience = (SELECT number FROM audience WHERE id = ?1 AND destination = ?2) ORDER BY user",
             )
             .map_err(sql)?;
         let mut rows = statement
@@ -215,25 +215,36 @@ impl Snapshot {
 
     /// What is accepted about a user now, by user id or by anonymous id.
     pub fn memberships(&self, id: &str) -> Result<Vec<Membership>, SnapshotError> {
-        let mut statement = self.connection.prepare(
-            "SELECT audience.id, key, audience.destination, class, value, run.started_at, run.id, user
-             FROM audience JOIN member ON member.audience = audience.number JOIN run ON run.number = since
-             WHERE user IN (?1, ?2) ORDER BY key, audience.destination",
+        let mut audiences = self.connection.prepare(
+            "SELECT number, id, key, destination, class FROM audience ORDER BY key, destination",
         )?;
-        let mut rows = statement.query(by_any_kind(id))?;
+        // One by one: joined, the view would be made for every member first.
+        let mut find = self.connection.prepare(
+            "SELECT value, run.started_at, run.id FROM membership JOIN run ON run.number = since
+             WHERE membership.audience = ?1 AND user = ?2",
+        )?;
+        let mut rows = audiences.query([])?;
         let mut memberships = Vec::new();
         while let Some(row) = rows.next()? {
-            let run: String = row.get(6)?;
-            memberships.push(Membership {
-                audience: AudienceId::new(row.get::<_, String>(0)?),
-                key: Key::new(row.get::<_, String>(1)?),
-                destination: DestinationName::new(row.get::<_, String>(2)?),
-                class: class(&row.get::<_, String>(3)?)?,
-                user: user(row.get_ref(7)?)?.0,
-                value: row.get::<_, SqlValueBuf>(4)?.0,
-                since: Timestamp::from_millis(row.get(5)?),
-                run: RunId::parse(&run).ok_or(SnapshotError::Unknown("run id"))?,
-            });
+            let number: i64 = row.get(0)?;
+            for user in by_any_kind(id) {
+                let kind = user.0.kind;
+                let mut found = find.query(params![number, user])?;
+                let Some(member) = found.next()? else {
+                    continue;
+                };
+                let run: String = member.get(2)?;
+                memberships.push(Membership {
+                    audience: AudienceId::new(row.get::<_, String>(1)?),
+                    key: Key::new(row.get::<_, String>(2)?),
+                    destination: DestinationName::new(row.get::<_, String>(3)?),
+                    class: class(&row.get::<_, String>(4)?)?,
+                    user: kind,
+                    value: member.get::<_, SqlValueBuf>(0)?.0,
+                    since: Timestamp::from_millis(member.get(1)?),
+                    run: RunId::parse(&run).ok_or(SnapshotError::Unknown("run id"))?,
+                });
+            }
         }
         Ok(memberships)
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use rusqlite::{Connection, Row, TransactionBehavior, params};
+use rusqlite::{Connection, Row, params};
 
 use super::members::Apply;
 use super::unsettled::Unsettled;
@@ -28,7 +28,8 @@ pub struct JournaledRun {
     /// In the source when the run was planned.
     pub members: u64,
     pub held: u64,
-    /// Changes that are still to be delivered.
+    /// Changes that were decided, and those that are still to be delivered.
+    pub planned: u64,
     pub waiting: u64,
     /// Chunks up to this number are not handed out: -1 for none.
     pub after: i64,
@@ -104,12 +105,6 @@ impl Settled {
 }
 
 impl Snapshot {
-    pub(super) fn begin(&mut self) -> Result<rusqlite::Transaction<'_>, SnapshotError> {
-        Ok(self
-            .connection
-            .transaction_with_behavior(TransactionBehavior::Immediate)?)
-    }
-
     /// Opens a run of `send` for calls that go to the same streams.
     pub fn open_send(
         &mut self,
@@ -241,7 +236,8 @@ pub(super) fn json(streams: &[StreamName]) -> String {
 
 const RUN: &str = "
     SELECT run.number, run.id, run.kind, run.destination, run.streams, run.started_at, run.space_id, run.members,
-           run.held, run.planned - run.delivered - run.dead, audience.number, audience.id, audience.key, audience.class
+           run.held, run.planned - run.delivered - run.dead, audience.number, audience.id, audience.key, audience.class,
+           run.planned
     FROM run LEFT JOIN audience ON audience.number = run.audience";
 
 pub(super) fn run(connection: &Connection, number: i64) -> Result<JournaledRun, SnapshotError> {
@@ -278,6 +274,7 @@ fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
         audience,
         members: row.get::<_, i64>(7)? as u64,
         held: row.get::<_, i64>(8)? as u64,
+        planned: row.get::<_, i64>(14)? as u64,
         waiting: row.get::<_, i64>(9)? as u64,
         after: -1,
         is_resumed: false,
@@ -296,7 +293,7 @@ impl Credit {
         chunks: 0,
         bytes: 0,
     };
-    pub(super) const ONE: Self = Self {
+    pub const ONE: Self = Self {
         chunks: 1,
         bytes: usize::MAX,
     };
@@ -434,7 +431,7 @@ fn remember(
     let is_new = |entry: usize| after[entry] && !before[entry];
 
     if let Some(audience) = run.audience {
-        let mut apply = Apply::new(connection, audience, run.number)?;
+        let mut apply = Apply::new(connection, audience, run)?;
         let mut unsettled = Unsettled::of(connection, audience)?;
         for (entry, change) in chunk::changes(&chunk.entries).enumerate() {
             let change = change.map_err(|_| SnapshotError::UnreadableChunk {
@@ -449,6 +446,7 @@ fn remember(
                 unsettled.some_have(&change, &run.streams, has, letter)?;
             }
         }
+        apply.finish()?;
     }
     let newly_dead = bury(connection, run.number, chunk.seq, dead, now)?;
     connection

@@ -1,50 +1,145 @@
 //! The members that Firehose has accepted: read in order for a merge, changed as chunks are delivered.
 
+use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
-use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Rows, ToSql, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Rows, ToSql, params};
 
 use super::SnapshotError;
+use super::journal::JournaledRun;
+use super::moved::has_moved;
 use crate::audience::{Action, Change, Class, Member, MemberBuf, User, UserKind, Value, ValueBuf};
 use crate::diff::{Members, Standing};
 
-/// The members of one audience at one destination, in the order of users.
+/// The members of one audience at one destination, in the order of users. What the view `membership` gives, without
+/// looking up every member among those who have moved.
 pub struct Delivered<'s> {
     connection: &'s Connection,
     audience: Option<i64>,
-    rows: Rows<'s>,
-    class: Class,
-    current: MemberBuf,
-    has_begun: bool,
+    members: Side<'s>,
+    moved: Option<Side<'s>>,
+    current: Current,
     standing: Standing,
-    /// Whether the rows tell the standing.
-    tells_standing: bool,
 }
 
-pub(super) const ORDERED: &str =
-    "SELECT user, anonymous_id, value FROM member WHERE audience = ?1 ORDER BY user";
+/// Whose row is the current one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Current {
+    Member,
+    Moved,
+    /// Of a member who has moved: where they are now.
+    Both,
+}
 
-/// The same with whom the streams may have been told different things, be they members or not.
+/// Members, or who has moved.
+struct Side<'s> {
+    rows: Rows<'s>,
+    columns: Columns,
+    has_begun: bool,
+    is_over: bool,
+    current: MemberBuf,
+}
+
+/// What is read of each of them, beside the user and the anonymous id: it is read of millions, and so no more than needed.
+#[derive(Debug, Clone, Copy)]
+struct Columns {
+    value: bool,
+    standing: bool,
+}
+
+/// The statements that read the members of an audience.
+pub(super) struct SelectMembers<'c> {
+    connection: &'c Connection,
+    members: CachedStatement<'c>,
+    moved: Option<CachedStatement<'c>>,
+    columns: Columns,
+}
+
+impl<'c> SelectMembers<'c> {
+    /// `None` is an audience that nobody knows yet, and has no members.
+    pub(super) fn of(
+        connection: &'c Connection,
+        audience: Option<i64>,
+        class: Class,
+    ) -> Result<Self, SnapshotError> {
+        let standing = has_unsettled(connection, audience)?;
+        let value = class == Class::Trait || standing;
+        let members = match (standing, value) {
+            (true, _) => ORDERED_WITH_UNSETTLED,
+            (false, true) => {
+                "SELECT user, anonymous_id, value FROM member WHERE audience = ?1 ORDER BY user"
+            }
+            (false, false) => {
+                "SELECT user, anonymous_id FROM member WHERE audience = ?1 ORDER BY user"
+            }
+        };
+        let moved = !standing && has_moved(connection, audience)?;
+        let moved = moved.then(|| {
+            connection.prepare_cached(
+                "SELECT user, anonymous_id, value, since FROM moved WHERE audience = ?1 ORDER BY user",
+            )
+        });
+        Ok(Self {
+            connection,
+            members: connection.prepare_cached(members)?,
+            moved: moved.transpose()?,
+            columns: Columns { value, standing },
+        })
+    }
+
+    /// Those of a list of our own, which is in order.
+    pub(super) fn from_query(
+        connection: &'c Connection,
+        query: &str,
+    ) -> Result<Self, SnapshotError> {
+        Ok(Self {
+            connection,
+            members: connection.prepare_cached(query)?,
+            moved: None,
+            columns: Columns {
+                value: true,
+                standing: false,
+            },
+        })
+    }
+
+    pub(super) fn read(&mut self, audience: Option<i64>) -> Result<Delivered<'_>, SnapshotError> {
+        let members = Side::new(self.members.query([audience])?, self.columns);
+        let moved = match &mut self.moved {
+            Some(moved) => {
+                let mut moved = Side::new(
+                    moved.query([audience])?,
+                    Columns {
+                        value: true,
+                        ..self.columns
+                    },
+                );
+                moved.advance()?;
+                Some(moved)
+            }
+            None => None,
+        };
+        Ok(Delivered {
+            connection: self.connection,
+            audience,
+            members,
+            moved,
+            current: Current::Member,
+            standing: Standing::Settled,
+        })
+    }
+}
+
+/// The members with those whom the streams may have been told different things of, be they members or not.
 const ORDERED_WITH_UNSETTLED: &str = "
     SELECT user, anonymous_id, value, 1,
-           EXISTS (SELECT 1 FROM unsettled WHERE unsettled.audience = ?1 AND unsettled.user = member.user)
-    FROM member WHERE audience = ?1
+           EXISTS (SELECT 1 FROM unsettled WHERE unsettled.audience = ?1 AND unsettled.user = membership.user)
+    FROM membership WHERE audience = ?1
     UNION ALL
     SELECT user, max(anonymous_id), NULL, 0, 1 FROM unsettled
     WHERE audience = ?1
-      AND NOT EXISTS (SELECT 1 FROM member WHERE member.audience = ?1 AND member.user = unsettled.user)
+      AND NOT EXISTS (SELECT 1 FROM membership WHERE membership.audience = ?1 AND membership.user = unsettled.user)
     GROUP BY user
     ORDER BY user";
-
-/// How the members of an audience are read: the second half costs something, and there is seldom need of it.
-pub(super) fn ordered(
-    connection: &Connection,
-    audience: Option<i64>,
-) -> Result<&'static str, SnapshotError> {
-    Ok(match has_unsettled(connection, audience)? {
-        true => ORDERED_WITH_UNSETTLED,
-        false => ORDERED,
-    })
-}
 
 pub(super) fn has_unsettled(
     connection: &Connection,
@@ -55,35 +150,58 @@ pub(super) fn has_unsettled(
     Ok(statement.query_row([audience], |row| row.get(0))?)
 }
 
-impl<'s> Delivered<'s> {
-    pub(super) fn new(
-        connection: &'s Connection,
-        audience: Option<i64>,
-        rows: Rows<'s>,
-        class: Class,
-    ) -> Self {
-        let tells_standing = rows
-            .as_ref()
-            .is_some_and(|statement| statement.column_count() > 3);
+impl<'s> Side<'s> {
+    fn new(rows: Rows<'s>, columns: Columns) -> Self {
         Self {
-            connection,
-            audience,
             rows,
-            class,
-            current: MemberBuf::default(),
+            columns,
             has_begun: false,
-            standing: Standing::Settled,
-            tells_standing,
+            is_over: false,
+            current: MemberBuf::default(),
         }
     }
 
-    /// How many there are.
-    pub fn count(&self) -> Result<u64, SnapshotError> {
-        self.audience
-            .map_or(Ok(0), |audience| member_count(self.connection, audience))
+    /// Moves to the next row, which is kept: a merge asks for it when the row is no more.
+    fn advance(&mut self) -> Result<(), SnapshotError> {
+        let Some(row) = self.rows.next()? else {
+            self.is_over = true;
+            return Ok(());
+        };
+        let (kind, id) = user(row.get_ref(0)?)?;
+        // A damaged index could give them in another order, and a merge would then let members leave.
+        if self.has_begun && (User { kind, id }) <= self.current.user() {
+            return Err(SnapshotError::OutOfOrder);
+        }
+        self.has_begun = true;
+        self.current.kind = kind;
+        self.current.id.clear();
+        self.current.id.push_str(id);
+        // Most members have none, and this is done for each of them.
+        if row.get_ref(1)? != ValueRef::Null || self.current.anonymous_id.is_some() {
+            self.current.anonymous_id = row.get(1)?;
+        }
+        if self.columns.value {
+            self.current.value = row.get::<_, SqlValueBuf>(2)?.0;
+        }
+        Ok(())
     }
 
-    /// The member that a user is, whatever they are read up to.
+    fn row(&self) -> &Row<'s> {
+        self.rows.get().expect("it is only asked for what there is")
+    }
+}
+
+impl Delivered<'_> {
+    /// How many there are.
+    pub fn count(&self) -> Result<u64, SnapshotError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT members FROM audience WHERE number = ?1")?;
+        let count = statement.query_row([self.audience], |row| row.get::<_, i64>(0));
+        Ok(count.optional()?.unwrap_or_default() as u64)
+    }
+
+    /// The member that a user is, wherever the cursor is.
     pub fn find(&self, user: User<'_>) -> Result<Option<MemberBuf>, SnapshotError> {
         let mut statement = self.connection.prepare_cached(
             "SELECT anonymous_id, value FROM membership WHERE audience = ?1 AND user = ?2",
@@ -99,51 +217,80 @@ impl<'s> Delivered<'s> {
         });
         Ok(found.optional()?)
     }
+
+    fn side(&self) -> &Side<'_> {
+        match (&self.moved, self.current) {
+            (Some(moved), Current::Moved | Current::Both) => moved,
+            _ => &self.members,
+        }
+    }
+
+    /// Moves to whoever comes next; `false` where nobody does.
+    fn advance_both(&mut self) -> Result<bool, SnapshotError> {
+        use std::cmp::Ordering::{Equal, Greater, Less};
+
+        if self.current != Current::Moved {
+            self.members.advance()?;
+        }
+        let Some(moved) = &mut self.moved else {
+            return Ok(!self.members.is_over);
+        };
+        if self.current != Current::Member {
+            moved.advance()?;
+        }
+        let order = match (self.members.is_over, moved.is_over) {
+            (true, true) => return Ok(false),
+            (false, true) => Less,
+            (true, false) => Greater,
+            (false, false) => self.members.current.user().cmp(&moved.current.user()),
+        };
+        self.current = match order {
+            Less => Current::Member,
+            Equal => Current::Both,
+            Greater => Current::Moved,
+        };
+        Ok(true)
+    }
+
+    fn has_left(&self) -> Result<bool, SnapshotError> {
+        Ok(self.current != Current::Member && self.side().row().get_ref(3)? == ValueRef::Null)
+    }
 }
 
-/// How many members an audience has at a destination.
-pub(super) fn member_count(connection: &Connection, audience: i64) -> Result<u64, SnapshotError> {
-    let mut statement =
-        connection.prepare_cached("SELECT count(*) FROM membership WHERE audience = ?1")?;
-    let count: i64 = statement.query_row([audience], |row| row.get(0))?;
-    Ok(count as u64)
+fn standing(row: &Row<'_>) -> Result<Standing, SnapshotError> {
+    Ok(match (row.get(3)?, row.get(4)?) {
+        (false, _) => Standing::Stranger,
+        (true, true) => Standing::Unsettled,
+        (true, false) => Standing::Settled,
+    })
 }
 
 impl Members for Delivered<'_> {
     type Error = SnapshotError;
 
     fn advance(&mut self) -> Result<bool, SnapshotError> {
-        let Some(row) = self.rows.next()? else {
-            return Ok(false);
-        };
-        let (kind, id) = user(row.get_ref(0)?)?;
-        // A damaged index could give them in another order, and a merge would then let members leave.
-        if self.has_begun && (User { kind, id }) <= self.current.user() {
-            return Err(SnapshotError::OutOfOrder);
+        while self.advance_both()? {
+            if self.has_left()? {
+                continue;
+            }
+            if self.members.columns.standing {
+                self.standing = standing(self.members.row())?;
+            }
+            return Ok(true);
         }
-        self.has_begun = true;
-        self.current.kind = kind;
-        self.current.id.clear();
-        self.current.id.push_str(id);
-        // Most members have none, and this is done for each of them.
-        if row.get_ref(1)? != ValueRef::Null || self.current.anonymous_id.is_some() {
-            self.current.anonymous_id = row.get(1)?;
-        }
-        if self.class == Class::Trait {
-            self.current.value = row.get::<_, SqlValueBuf>(2)?.0;
-        }
-        if self.tells_standing {
-            self.standing = match (row.get(3)?, row.get(4)?) {
-                (false, _) => Standing::Stranger,
-                (true, true) => Standing::Unsettled,
-                (true, false) => Standing::Settled,
-            };
-        }
-        Ok(true)
+        Ok(false)
     }
 
     fn current(&self) -> Member<'_> {
-        self.current.as_member()
+        self.side().current.as_member()
+    }
+
+    fn user(&self) -> User<'_> {
+        self.side().current.user()
+    }
+
+    fn value(&self) -> Value<'_> {
+        self.side().current.value.as_value()
     }
 
     fn standing(&self) -> Standing {
@@ -151,54 +298,130 @@ impl Members for Delivered<'_> {
     }
 }
 
-/// Changes members as Firehose accepts what was decided about them. Applying a change twice is applying it once.
+/// Changes members as Firehose accepts what was decided about them.
 pub(super) struct Apply<'c> {
-    put: CachedStatement<'c>,
-    remove: CachedStatement<'c>,
+    connection: &'c Connection,
     audience: i64,
     run: i64,
+    is_in_place: bool,
+    put: CachedStatement<'c>,
+    remove: CachedStatement<'c>,
+    /// Somebody may leave who is no member.
+    has_strangers: bool,
+    more: i64,
 }
+
+/// A change of every eighth member touches all of their pages anyway. Fewer wait beside them until they are as many.
+const LARGE: u64 = 8;
 
 impl<'c> Apply<'c> {
     pub(super) fn new(
         connection: &'c Connection,
         audience: i64,
-        run: i64,
+        run: &JournaledRun,
     ) -> Result<Self, SnapshotError> {
-        Ok(Self {
-            // Who is a member already stays known by the identifiers that they entered with: those leave with them.
-            put: connection.prepare_cached(
+        let is_large = run.planned * LARGE > run.members;
+        let is_in_place = is_large && !has_moved(connection, Some(audience))?;
+        // Who is a member already stays known by the identifiers that they entered with: those leave with them.
+        let (put, remove) = if is_in_place {
+            (
                 "INSERT INTO member (audience, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)
                  ON CONFLICT (audience, user) DO UPDATE SET value = excluded.value, since = excluded.since",
-            )?,
-            remove: connection.prepare_cached("DELETE FROM member WHERE audience = ?1 AND user = ?2")?,
+                "DELETE FROM member WHERE audience = ?1 AND user = ?2",
+            )
+        } else {
+            (
+                "INSERT INTO moved (audience, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)
+                 ON CONFLICT (audience, user) DO UPDATE SET anonymous_id = excluded.anonymous_id, value = excluded.value,
+                     since = excluded.since",
+                "INSERT INTO moved (audience, user) VALUES (?1, ?2)
+                 ON CONFLICT (audience, user) DO UPDATE SET anonymous_id = NULL, value = NULL, since = NULL",
+            )
+        };
+        Ok(Self {
+            connection,
             audience,
-            run,
+            run: run.number,
+            is_in_place,
+            put: connection.prepare_cached(put)?,
+            remove: connection.prepare_cached(remove)?,
+            has_strangers: has_unsettled(connection, Some(audience))?,
+            more: 0,
         })
     }
 
     pub(super) fn apply(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {
-        let Change { action, member } = change;
-        let user = SqlUser(member.user);
-        match action {
-            Action::Enter | Action::Change => {
-                let value = SqlValue(member.value);
-                self.put.execute(params![
-                    self.audience,
-                    user,
-                    member.anonymous_id,
-                    value,
-                    self.run
-                ])?;
+        let member = &change.member;
+        match change.action {
+            Action::Enter => {
+                self.more += 1;
+                self.put(member, member.anonymous_id)
+            }
+            Action::Change if self.is_in_place => self.put(member, member.anonymous_id),
+            Action::Change => {
+                let entered_with = anonymous_id_of(self.connection, self.audience, member.user)?;
+                self.put(member, entered_with.as_deref())
             }
             // They are members with this value already, since an earlier run.
-            Action::Repeat => {}
-            Action::Leave => {
-                self.remove.execute(params![self.audience, user])?;
-            }
+            Action::Repeat => Ok(()),
+            Action::Leave => self.remove(member.user),
+        }
+    }
+
+    fn put(
+        &mut self,
+        member: &Member<'_>,
+        anonymous_id: Option<&str>,
+    ) -> Result<(), SnapshotError> {
+        let (user, value) = (SqlUser(member.user), SqlValue(member.value));
+        self.put
+            .execute(params![self.audience, user, anonymous_id, value, self.run])?;
+        Ok(())
+    }
+
+    fn remove(&mut self, user: User<'_>) -> Result<(), SnapshotError> {
+        if !self.has_strangers || is_member(self.connection, self.audience, user)? {
+            self.more -= 1;
+        }
+        self.remove.execute(params![self.audience, SqlUser(user)])?;
+        Ok(())
+    }
+
+    /// Writes down how many members there are now.
+    pub(super) fn finish(self) -> Result<(), SnapshotError> {
+        if self.more != 0 {
+            self.connection
+                .prepare_cached("UPDATE audience SET members = members + ?2 WHERE number = ?1")?
+                .execute([self.audience, self.more])?;
         }
         Ok(())
     }
+}
+
+/// Whether somebody is a member of an audience now.
+pub(super) fn is_member(
+    connection: &Connection,
+    audience: i64,
+    user: User<'_>,
+) -> Result<bool, SnapshotError> {
+    Ok(connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM membership WHERE audience = ?1 AND user = ?2)",
+        )?
+        .query_row(params![audience, SqlUser(user)], |row| row.get(0))?)
+}
+
+/// The anonymous id that a member entered with.
+fn anonymous_id_of(
+    connection: &Connection,
+    audience: i64,
+    user: User<'_>,
+) -> Result<Option<String>, SnapshotError> {
+    let found = connection
+        .prepare_cached("SELECT anonymous_id FROM membership WHERE audience = ?1 AND user = ?2")?
+        .query_row(params![audience, SqlUser(user)], |row| row.get(0))
+        .optional()?;
+    Ok(found.flatten())
 }
 
 /// A user as a column: TEXT for a user id, a BLOB for an anonymous id. SQLite sorts them as [`User`] does.

@@ -6,15 +6,16 @@ use super::dead::supersede_dead;
 use super::grounds::Grounds;
 use super::held::{Approval, Held, LastHeld, Leavers};
 use super::journal::{json, run};
-use super::members::{Delivered, ordered};
-use super::writer::{ChunkKind, ChunkWriter, MAX_CHUNK_ENTRIES};
+use super::members::{Delivered, SelectMembers};
+use super::rehearsal::{Rehearsed, Weigh};
+use super::writer::{ChunkKind, ChunkWriter};
 use super::{JournaledRun, Snapshot, SnapshotError, chunk};
 use crate::audience::{Action, Change, Guard};
-use crate::batch::billed_bytes;
+use crate::bill::Foreseen;
 use crate::diff::Tally;
 use crate::event::{Computation, Identify};
 use crate::mapping::StreamName;
-use crate::run::{Counts, Outcome, RunKind, Timestamp};
+use crate::run::{Outcome, RunKind, Timestamp};
 
 /// A run that is about to be decided.
 #[derive(Debug, Clone)]
@@ -41,32 +42,8 @@ pub struct Plan {
     pub skipped_rows: u64,
     /// Changes that a change query had not told of, where everyone was read to see that.
     pub missed: Option<u64>,
-    /// Lines and their bytes, for one stream: only a rehearsal renders them.
-    pub rehearsed: Option<Rehearsed>,
-}
-
-/// What a plan would send to one stream.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Rehearsed {
-    pub lines: u64,
-    pub chunks: u64,
-    pub bytes: u64,
-    /// Each line rounded up to what Firehose charges for.
-    pub billed_bytes: u64,
-}
-
-impl Rehearsed {
-    /// What would be counted for so many streams.
-    pub fn counts(&self, streams: usize) -> Counts {
-        let streams = streams as u64;
-        Counts {
-            requests: self.chunks * streams,
-            retries: 0,
-            records: self.lines * streams,
-            bytes: self.bytes * streams,
-            billed_bytes: self.billed_bytes * streams,
-        }
-    }
+    /// What it would be for one stream: only a rehearsal renders its lines.
+    pub foreseen: Option<Foreseen>,
 }
 
 impl Snapshot {
@@ -123,13 +100,9 @@ fn plan<E: From<SnapshotError>>(
     let last_held = last_held(transaction, planning)?;
     let number = insert_run(transaction, planning, Some(audience))?;
     supersede_dead(transaction, &planning.computation, number)?;
-    let mut statement = transaction
-        .prepare_cached(ordered(transaction, Some(audience))?)
-        .map_err(SnapshotError::from)?;
-    let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
+    let mut members = SelectMembers::of(transaction, Some(audience), planning.computation.class)?;
+    let delivered = members.read(Some(audience))?;
     let journal = Journal::write(transaction, number, planning)?;
-    let class = planning.computation.class;
-    let delivered = Delivered::new(transaction, Some(audience), delivered, class);
     let decided = decide(planning, delivered, journal, last_held, merge)?;
     let Decided {
         tally,
@@ -172,7 +145,7 @@ pub(super) struct Decided {
     /// Of all who leave.
     digest: Option<Vec<u8>>,
     grounds: Option<Grounds>,
-    rehearsed: Option<Rehearsed>,
+    foreseen: Option<Foreseen>,
 }
 
 impl Decided {
@@ -200,7 +173,7 @@ impl Decided {
             approval: self.approval,
             skipped_rows: self.skipped_rows,
             missed: self.grounds.as_ref().and_then(Grounds::missed),
-            rehearsed: self.rehearsed,
+            foreseen: self.foreseen,
         }
     }
 }
@@ -228,7 +201,7 @@ pub(super) fn decide<E: From<SnapshotError>>(
         }),
         grounds: journal.grounds.take(),
         approval: last_held.filter(|_| tally.removed > 0).and_then(compare),
-        rehearsed: journal.close(is_held)?,
+        foreseen: journal.close(is_held)?,
         digest,
     })
 }
@@ -327,10 +300,10 @@ enum Destined<'c> {
         entering: Box<ChunkWriter<'c>>,
         leaving: Box<ChunkWriter<'c>>,
     },
+    /// The same chunks, one at a time.
     Nowhere {
-        entering: Rehearsed,
-        leaving: Rehearsed,
-        line: Vec<u8>,
+        entering: Box<Rehearsed<'c>>,
+        leaving: Box<Rehearsed<'c>>,
     },
 }
 
@@ -349,12 +322,11 @@ impl<'c> Journal<'c> {
         Ok(Self::new(planning, to))
     }
 
-    /// Counts what it is given, and keeps nothing.
-    pub(super) fn rehearse(planning: &Planning) -> Self {
+    /// Weighs what it is given, and keeps nothing.
+    pub(super) fn rehearse(planning: &Planning, weigh: Weigh<'c>) -> Self {
         let to = Destined::Nowhere {
-            entering: Rehearsed::default(),
-            leaving: Rehearsed::default(),
-            line: Vec::new(),
+            entering: Box::new(Rehearsed::new(weigh)),
+            leaving: Box::new(Rehearsed::new(weigh)),
         };
         Self::new(planning, to)
     }
@@ -391,24 +363,17 @@ impl<'c> Journal<'c> {
                     chunk::push_change(entries, change)
                 })
             }
-            Destined::Nowhere {
-                entering,
-                leaving,
-                line,
-            } => {
-                line.clear();
-                self.identify.render(change, line);
+            Destined::Nowhere { entering, leaving } => {
                 let rehearsed = if leaves { leaving } else { entering };
-                rehearsed.lines += 1;
-                rehearsed.bytes += line.len() as u64;
-                rehearsed.billed_bytes += billed_bytes(line.len());
+                let bytes = self.identify.longest_line(change);
+                rehearsed.push(bytes, |line| self.identify.render(change, line));
                 Ok(())
             }
         }
     }
 
     /// Writes what is left, or drops all removals.
-    fn close(self, drop_leaving: bool) -> Result<Option<Rehearsed>, SnapshotError> {
+    fn close(self, drop_leaving: bool) -> Result<Option<Foreseen>, SnapshotError> {
         match self.to {
             Destined::Disk {
                 mut entering,
@@ -421,18 +386,12 @@ impl<'c> Journal<'c> {
                 }
                 Ok(None)
             }
-            Destined::Nowhere {
-                mut entering,
-                leaving,
-                ..
-            } => {
+            Destined::Nowhere { entering, leaving } => {
+                let mut foreseen = entering.finish();
                 if !drop_leaving {
-                    entering.lines += leaving.lines;
-                    entering.bytes += leaving.bytes;
-                    entering.billed_bytes += leaving.billed_bytes;
+                    foreseen += leaving.finish();
                 }
-                entering.chunks = entering.lines.div_ceil(MAX_CHUNK_ENTRIES);
-                Ok(Some(entering))
+                Ok(Some(foreseen))
             }
         }
     }

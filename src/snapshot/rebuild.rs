@@ -303,6 +303,15 @@ impl Writer<'_> {
         if let Some(ended) = &current {
             close(ended)?;
         }
+        for (number, restored) in restored.iter() {
+            let members = [*number as i64 + 1, restored.members as i64];
+            self.connection
+                .execute(
+                    "UPDATE audience SET members = ?2 WHERE number = ?1",
+                    members,
+                )
+                .map_err(SnapshotError::from)?;
+        }
         Ok(tallies.write()?)
     }
 

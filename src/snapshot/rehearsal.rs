@@ -6,10 +6,13 @@
 use rusqlite::{Connection, params};
 
 use super::journal::{Credit, take};
-use super::members::{SqlUser, SqlValue, ordered};
+use super::members::{SelectMembers, SqlUser, SqlValue};
 use super::plan::{Decided, decide, last_held, number_of};
+use super::writer::is_full;
 use super::{Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, chunk};
 use crate::audience::{Action, Change};
+use crate::batch::{LineBuffer, Lines};
+use crate::bill::Foreseen;
 use crate::diff::Tally;
 
 const OVERLAY: &str = "
@@ -21,17 +24,19 @@ const OVERLAY: &str = "
     ) WITHOUT ROWID, STRICT";
 
 const ORDERED_WITH_OVERLAY: &str = "
-    SELECT user, anonymous_id, value FROM member
-    WHERE audience = ?1 AND NOT EXISTS (SELECT 1 FROM overlay WHERE overlay.user = member.user)
+    SELECT user, anonymous_id, value FROM membership
+    WHERE audience = ?1 AND NOT EXISTS (SELECT 1 FROM overlay WHERE overlay.user = membership.user)
     UNION ALL
     SELECT user, anonymous_id, value FROM overlay WHERE is_member
     ORDER BY user";
 
 impl Snapshot {
-    /// Decides a run as if all that waits in the journal had been delivered, and forgets it again.
+    /// Decides a run as if all that waits in the journal had been delivered, and forgets it again. Each chunk that it
+    /// would write is weighed.
     pub fn rehearse<E: From<SnapshotError>>(
         &mut self,
         planning: &Planning,
+        weigh: Weigh<'_>,
         merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
     ) -> Result<Plan, E> {
         // Otherwise not even a temporary table may be written.
@@ -46,24 +51,68 @@ impl Snapshot {
         let computation = &planning.computation;
         let waiting = self.waiting_of(&computation.audience, &computation.destination)?;
         let audience = number_of(&transaction, computation)?;
-        let ordered = if waiting.is_empty() {
-            ordered(&transaction, audience)?
+        let mut members = if waiting.is_empty() {
+            SelectMembers::of(&transaction, audience, computation.class)?
         } else {
             lay_over(&transaction, &waiting)?;
-            ORDERED_WITH_OVERLAY
+            SelectMembers::from_query(&transaction, ORDERED_WITH_OVERLAY)?
         };
-        let mut statement = transaction.prepare(ordered).map_err(SnapshotError::from)?;
-        let delivered = statement.query([audience]).map_err(SnapshotError::from)?;
-        let class = computation.class;
+        let delivered = members.read(audience)?;
         let decided = decide(
             planning,
-            Delivered::new(&transaction, audience, delivered, class),
-            Journal::rehearse(planning),
+            delivered,
+            Journal::rehearse(planning, weigh),
             last_held(&transaction, planning)?,
             merge,
         )?;
         let run = rehearsed_run(planning, audience, &decided);
         Ok(decided.into_plan(run))
+    }
+}
+
+/// Says what the lines of a chunk come to at one stream.
+pub type Weigh<'w> = &'w dyn Fn(&Lines) -> Foreseen;
+
+/// Chunks that are rendered and weighed in place of being written.
+pub(super) struct Rehearsed<'w> {
+    weigh: Weigh<'w>,
+    lines: LineBuffer,
+    count: u64,
+    bytes: usize,
+    foreseen: Foreseen,
+}
+
+impl<'w> Rehearsed<'w> {
+    pub(super) fn new(weigh: Weigh<'w>) -> Self {
+        Self {
+            weigh,
+            lines: LineBuffer::default(),
+            count: 0,
+            bytes: 0,
+            foreseen: Foreseen::default(),
+        }
+    }
+
+    /// Adds an entry whose line takes at most `bytes`.
+    pub(super) fn push(&mut self, bytes: usize, render: impl FnOnce(&mut Vec<u8>)) {
+        if is_full(self.count, self.bytes, bytes) {
+            self.flush();
+        }
+        self.lines.push(render);
+        self.count += 1;
+        self.bytes += bytes;
+    }
+
+    fn flush(&mut self) {
+        let next = LineBuffer::with_capacity(self.bytes);
+        let lines = std::mem::replace(&mut self.lines, next).finish();
+        self.foreseen += (self.weigh)(&lines);
+        (self.count, self.bytes) = (0, 0);
+    }
+
+    pub(super) fn finish(mut self) -> Foreseen {
+        self.flush();
+        self.foreseen
     }
 }
 
@@ -80,6 +129,7 @@ fn rehearsed_run(planning: &Planning, audience: Option<i64>, decided: &Decided) 
         audience,
         members: decided.tally.members,
         held: decided.held_count(),
+        planned: decided.planned(),
         waiting: decided.planned(),
         after: -1,
         is_resumed: false,

@@ -1,3 +1,4 @@
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -5,12 +6,15 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
+use super::members::SelectMembers;
 use super::*;
 use crate::audience::{Action, Change, Guard, Member, MemberBuf, User, UserKind, Value, ValueBuf};
+use crate::batch::Lines;
+use crate::bill::Foreseen;
 use crate::diff::{self, Members, Scope};
 use crate::event::Computation;
 use crate::mapping::StreamName;
-use crate::run::{Outcome, RunId, RunKind};
+use crate::run::{Counts, Outcome, RunId, RunKind};
 
 struct Folder(TempDir);
 
@@ -48,6 +52,19 @@ fn planning(millis: i64, streams: &[&str]) -> Planning {
             .collect(),
         guard: Some(Guard::default()),
         approve: false,
+    }
+}
+
+/// Counts each chunk as a call, and each of its lines as a record.
+fn weigh(lines: &Lines) -> Foreseen {
+    let unpacked = Counts {
+        requests: 1,
+        records: lines.count() as u64,
+        ..Counts::default()
+    };
+    Foreseen {
+        unpacked,
+        ..Foreseen::default()
     }
 }
 
@@ -150,13 +167,10 @@ fn settled(chunk: Chunk, accepted: &[&[bool]], dead: &[usize]) -> Settled {
 
 /// The members as `user=value`, and how many changes wait.
 fn state(snapshot: &Snapshot) -> (Vec<String>, u64) {
-    let mut statement = snapshot.connection.prepare(members::ORDERED).unwrap();
-    let mut delivered = Delivered::new(
-        &snapshot.connection,
-        Some(1),
-        statement.query([1]).unwrap(),
-        Class::Trait,
-    );
+    let members =
+        "SELECT user, anonymous_id, value FROM membership WHERE audience = ?1 ORDER BY user";
+    let mut members = SelectMembers::from_query(&snapshot.connection, members).unwrap();
+    let mut delivered = members.read(Some(1)).unwrap();
     let mut members = Vec::new();
     while delivered.advance().unwrap() {
         let MemberBuf {
@@ -409,7 +423,7 @@ fn a_rehearsal_writes_nothing_and_plans_after_what_waits() {
     let mut snapshot = Snapshot::inspect(&folder.path()).unwrap().unwrap();
     let mut rehearse = |members: &[(&str, i64)]| {
         let plan = snapshot
-            .rehearse(&planning(3, &["s", "t"]), merge(members, false))
+            .rehearse(&planning(3, &["s", "t"]), &weigh, merge(members, false))
             .unwrap();
         let diff::Tally {
             members,
@@ -420,7 +434,7 @@ fn a_rehearsal_writes_nothing_and_plans_after_what_waits() {
             ..
         } = plan.tally;
         assert_eq!(plan.run.waiting, added + changed + removed);
-        assert_eq!(plan.rehearsed.unwrap().lines, plan.run.waiting);
+        assert_eq!(plan.foreseen.unwrap().unpacked.records, plan.run.waiting);
         [members, delivered, added, changed, removed]
     };
     assert_eq!(
@@ -431,12 +445,62 @@ fn a_rehearsal_writes_nothing_and_plans_after_what_waits() {
         rehearse(&[("a", 1), ("b", 2), ("c", 3), ("~x", 4)]),
         [4, 4, 1, 1, 1]
     );
-    let failed = snapshot.rehearse(&planning(3, &["s"]), merge(&[("a", 1)], true));
+    let failed = snapshot.rehearse(&planning(3, &["s"]), &weigh, merge(&[("a", 1)], true));
     assert!(matches!(failed, Err(Failure::Source)));
     assert_eq!(rows(&snapshot), [1, 2, 3, 1, 0, 0]);
     drop(snapshot);
     assert!(fs::read(folder.path()).unwrap() == bytes);
     assert_eq!(fs::read_dir(folder.0.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn a_rehearsal_weighs_the_chunks_that_a_plan_writes() {
+    let folder = Folder::new();
+    let mut snapshot = folder.open();
+    // Some chunks are full of entries, and some of bytes.
+    let ids: Vec<String> = (0..1_300)
+        .map(|n| format!("{n:05}{}", "x".repeat(if n < 1_200 { 0 } else { 100_000 })))
+        .collect();
+    let members: Vec<(&str, i64)> = ids.iter().map(|id| (&**id, 1)).collect();
+    let sizes = RefCell::new(Vec::new());
+    let count = |lines: &Lines| {
+        sizes.borrow_mut().push(lines.count() as i64);
+        weigh(lines)
+    };
+    let rehearse = |snapshot: &mut Snapshot, members| {
+        let plan = snapshot.rehearse(&planning(3, &["s"]), &count, merge(members, false));
+        let foreseen = plan.unwrap().foreseen.unwrap();
+        let mut sizes = sizes.take();
+        sizes.retain(|size| *size > 0);
+        sizes.sort_unstable();
+        (sizes, foreseen.unpacked.records)
+    };
+    let written = |snapshot: &Snapshot, run: i64| {
+        let sql = "SELECT count FROM chunk WHERE run = ?1 ORDER BY count";
+        let mut statement = snapshot.connection.prepare(sql).unwrap();
+        let counts = statement.query_map([run], |row| row.get(0)).unwrap();
+        counts.map(Result::unwrap).collect::<Vec<i64>>()
+    };
+
+    let (sizes, records) = rehearse(&mut snapshot, &members);
+    assert_eq!(records, 1_300);
+    let run = plan(&mut snapshot, 3, &["s"], &members).run;
+    assert_eq!(sizes, written(&snapshot, run.number));
+    assert!(
+        sizes.len() > 10 && sizes[sizes.len() - 1] == 500,
+        "{sizes:?}"
+    );
+    while let Some(chunk) = snapshot.settle(&run, &[], -1, Credit::ONE).unwrap().pop() {
+        let all = vec![true; chunk.count];
+        let settled = settled(chunk, &[&all], &[]);
+        snapshot.settle(&run, &[settled], -1, Credit::NONE).unwrap();
+    }
+
+    // 600 leave and one enters. Who is held is not counted.
+    let changed = [&[("00000a", 1)], &members[600..]].concat();
+    assert_eq!(rehearse(&mut snapshot, &changed).1, 1);
+    let run = plan(&mut snapshot, 4, &["s"], &changed).run;
+    assert_eq!((run.held, written(&snapshot, run.number)), (600, vec![1]));
 }
 
 #[test]
@@ -448,7 +512,7 @@ fn a_rehearsal_foresees_that_the_dead_are_not_delivered() {
     // `b` is dead, and `c` waits.
     settle(&mut snapshot, &run, &[&[true, false, false]], &[1]);
     let rehearsed = snapshot
-        .rehearse(&planning(2, &["s"]), merge(&members, false))
+        .rehearse(&planning(2, &["s"]), &weigh, merge(&members, false))
         .unwrap();
     assert_eq!((rehearsed.tally.delivered, rehearsed.tally.added), (2, 1));
     settle(&mut snapshot, &run, &[&[true, false, true]], &[]);
@@ -499,7 +563,7 @@ fn what_is_no_snapshot_of_ours_is_refused_and_stays_as_it_is() {
             drop(Snapshot::open(path).unwrap());
             sql(path, "PRAGMA user_version = 99");
         },
-        "the snapshot is of version 99, and this audience-sync knows versions up to 3",
+        "the snapshot is of version 99, and this audience-sync knows versions up to 4",
     );
     let foreign = "the file is a SQLite database, but not a snapshot of audience-sync";
     check(
@@ -633,14 +697,8 @@ fn a_letter_is_kept_however_old_until_it_is_superseded() {
 
 /// How far each user of a plan's cursor can be relied on.
 fn standings(snapshot: &Snapshot) -> Vec<(String, diff::Standing)> {
-    let sql = members::ordered(&snapshot.connection, Some(1)).unwrap();
-    let mut statement = snapshot.connection.prepare(sql).unwrap();
-    let mut delivered = Delivered::new(
-        &snapshot.connection,
-        Some(1),
-        statement.query([1]).unwrap(),
-        Class::Trait,
-    );
+    let mut members = SelectMembers::of(&snapshot.connection, Some(1), Class::Trait).unwrap();
+    let mut delivered = members.read(Some(1)).unwrap();
     let mut standings = Vec::new();
     while delivered.advance().unwrap() {
         standings.push((delivered.current().user.id.to_owned(), delivered.standing()));

@@ -91,7 +91,7 @@ impl<'c> Unsettled<'c> {
     fn is_what_the_members_say(&self, change: &Change<'_>) -> Result<bool, SnapshotError> {
         let value = self
             .connection
-            .prepare_cached("SELECT value FROM member WHERE audience = ?1 AND user = ?2")?
+            .prepare_cached("SELECT value FROM membership WHERE audience = ?1 AND user = ?2")?
             .query_row(params![self.audience, SqlUser(change.member.user)], |row| {
                 row.get::<_, SqlValueBuf>(0)
             })

@@ -8,8 +8,13 @@ use crate::audience::{Change, MemberBuf};
 use crate::batch::{MAX_CALL_BYTES, MAX_CALL_RECORDS};
 
 /// A chunk holds what one PutRecordBatch carries.
-pub(super) const MAX_CHUNK_ENTRIES: u64 = MAX_CALL_RECORDS as u64;
+const MAX_CHUNK_ENTRIES: u64 = MAX_CALL_RECORDS as u64;
 const MAX_CHUNK_BYTES: usize = MAX_CALL_BYTES;
+
+/// Whether a chunk of so many entries, whose lines take at most `bytes`, has no room for a line of at most `more`.
+pub(super) const fn is_full(count: u64, bytes: usize, more: usize) -> bool {
+    count == MAX_CHUNK_ENTRIES || count > 0 && bytes + more > MAX_CHUNK_BYTES
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ChunkKind {
@@ -78,8 +83,7 @@ impl<'c> ChunkWriter<'c> {
         bytes: usize,
         append: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), SnapshotError> {
-        if self.count == MAX_CHUNK_ENTRIES || self.count > 0 && self.bytes + bytes > MAX_CHUNK_BYTES
-        {
+        if is_full(self.count, self.bytes, bytes) {
             self.flush()?;
         }
         self.kind = kind;

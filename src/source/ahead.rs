@@ -4,14 +4,15 @@
 //! many words and never guessed from a silence: only a source that was read to its end has an end.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use super::{Fingerprint, Interrupt, Question, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
 use crate::diff::Members;
 
 /// Members that change threads together, at most,
-const BATCH_MEMBERS: usize = 1_024;
+const BATCH_MEMBERS: usize = 8_192;
 /// and as many as have so many bytes of text,
 const BATCH_BYTES: usize = 256 << 10;
 /// and how many such batches are read ahead.
@@ -26,6 +27,7 @@ enum Said {
 
 /// The members of a source, as the reading thread hands them over.
 pub struct MembersAhead {
+    /// Goes before the reader does: nobody listens any more.
     said: Receiver<Said>,
     batch: Batch,
     /// The member of the batch that the next `advance` moves to.
@@ -34,36 +36,63 @@ pub struct MembersAhead {
     pub skipped: Skipped,
     /// What the source was. Known at the end, where it can be known at all.
     pub read_from: Option<Fingerprint>,
+    /// Questions that have yet to be answered to their end.
+    open: usize,
+    reader: Reader,
 }
 
-/// Opens a source and hands its members to `use_members`, in order.
-pub(super) fn read<T, E: From<SourceError>>(
+/// The reading thread. It ends with those who use its members.
+struct Reader {
+    thread: Option<JoinHandle<()>>,
+    interrupt: Interrupt,
+    has_ended: bool,
+}
+
+/// Begins to read a source.
+pub(super) fn start(
     source: &Source,
     audience: &Audience,
     questions: &[Question],
     interrupt: &Interrupt,
-    use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
-) -> Result<T, E> {
+) -> MembersAhead {
     let (say, said) = sync_channel(BATCHES_AHEAD);
-    thread::scope(|scope| {
-        scope.spawn(move || {
-            if let Err(error) = read_all(source, audience, questions, interrupt, &say) {
-                // Nobody listens any more when the merge has failed.
-                drop(say.send(Said::Failed(error)));
-            }
-        });
-        let mut members = MembersAhead {
-            said,
-            batch: Batch::default(),
-            next: 0,
-            skipped: Skipped::default(),
-            read_from: None,
+    let (source, audience, heard) = (source.clone(), audience.clone(), interrupt.clone());
+    let (open, questions) = (questions.len(), questions.to_vec());
+    let thread = thread::spawn(move || {
+        if let Err(error) = read_all(&source, &audience, &questions, &heard, &say) {
+            // Nobody listens any more when the merge has failed.
+            drop(say.send(Said::Failed(error)));
+        }
+    });
+    MembersAhead {
+        said,
+        batch: Batch::default(),
+        next: 0,
+        skipped: Skipped::default(),
+        read_from: None,
+        open,
+        reader: Reader {
+            thread: Some(thread),
+            interrupt: interrupt.clone(),
+            has_ended: false,
+        },
+    }
+}
+
+impl Drop for Reader {
+    /// Waits until SQLite has closed the source. A query may go on for minutes before its first row, and between two
+    /// statements nobody hears an interrupt.
+    fn drop(&mut self) {
+        let Some(thread) = self.thread.take() else {
+            return;
         };
-        // Dropping them ends a thread that still has something to say.
-        let used = use_members(&mut members);
-        drop(members);
-        used
-    })
+        while !self.has_ended && !thread.is_finished() {
+            self.interrupt.interrupt();
+            thread::sleep(Duration::from_millis(1));
+        }
+        // What it panicked with was on standard error, and whoever listened has panicked too.
+        drop(thread.join());
+    }
 }
 
 /// Reads all members, or as many as somebody listens to, and says so at the end of each question.
@@ -78,8 +107,14 @@ fn read_all(
         let mut batch = Batch::default();
         while members.advance()? {
             batch.push(&members.current());
-            if batch.is_full() && say.send(Said::Batch(std::mem::take(&mut batch))).is_err() {
-                return Ok(false);
+            if batch.is_full() {
+                let next = Batch::like(&batch);
+                if say
+                    .send(Said::Batch(std::mem::replace(&mut batch, next)))
+                    .is_err()
+                {
+                    return Ok(false);
+                }
             }
         }
         drop(say.send(Said::Batch(batch)));
@@ -103,11 +138,16 @@ impl Members for MembersAhead {
                     self.next = 0;
                 }
                 Said::End(skipped, read_from) => {
+                    self.open -= 1;
+                    self.reader.has_ended = self.open == 0;
                     self.skipped = skipped;
                     self.read_from = read_from;
                     return Ok(false);
                 }
-                Said::Failed(error) => return Err(error),
+                Said::Failed(error) => {
+                    self.reader.has_ended = true;
+                    return Err(error);
+                }
             }
         }
         self.next += 1;
@@ -117,6 +157,14 @@ impl Members for MembersAhead {
     fn current(&self) -> Member<'_> {
         self.batch.member(self.next - 1)
     }
+
+    fn user(&self) -> User<'_> {
+        self.batch.user(self.next - 1)
+    }
+
+    fn value(&self) -> Value<'_> {
+        self.batch.value(self.next - 1)
+    }
 }
 
 /// Members with all their text in one place.
@@ -124,12 +172,21 @@ impl Members for MembersAhead {
 struct Batch {
     text: String,
     members: Vec<Packed>,
+    /// Of the few that have more than an id.
+    more: Vec<More>,
 }
 
-/// Where the texts of a member are: each begins where the one before it ends.
+/// Where the id of a member ends; it begins where the text of the one before ends.
 struct Packed {
+    start: u32,
+    end: u32,
     kind: UserKind,
-    id: (usize, usize),
+    /// Its place among those that have more.
+    more: Option<u32>,
+}
+
+/// Where the other texts of a member are: each begins where the one before it ends.
+struct More {
     anonymous_id: Option<usize>,
     value: PackedValue,
     traits: usize,
@@ -143,27 +200,44 @@ enum PackedValue {
 }
 
 impl Batch {
+    /// As long as the last one became.
+    fn like(full: &Self) -> Self {
+        Self {
+            text: String::with_capacity(full.text.len()),
+            members: Vec::with_capacity(full.members.len()),
+            more: Vec::with_capacity(full.more.len()),
+        }
+    }
+
     fn is_full(&self) -> bool {
         self.members.len() >= BATCH_MEMBERS || self.text.len() >= BATCH_BYTES
     }
 
     fn push(&mut self, member: &Member<'_>) {
-        let start = self.text.len();
-        let id = self.add(member.user.id);
-        let anonymous_id = member.anonymous_id.map(|id| self.add(id));
-        let value = match member.value {
-            Value::True => PackedValue::True,
-            Value::Text(text) => PackedValue::Text(self.add(text)),
-            Value::Integer(integer) => PackedValue::Integer(integer),
-            Value::Real(real) => PackedValue::Real(real),
-        };
-        let traits = self.add(member.traits);
+        let start = position(self.text.len());
+        let end = position(self.add(member.user.id));
+        let is_plain = member.anonymous_id.is_none()
+            && member.value == Value::True
+            && member.traits.is_empty();
+        let more = (!is_plain).then(|| {
+            let more = More {
+                anonymous_id: member.anonymous_id.map(|id| self.add(id)),
+                value: match member.value {
+                    Value::True => PackedValue::True,
+                    Value::Text(text) => PackedValue::Text(self.add(text)),
+                    Value::Integer(integer) => PackedValue::Integer(integer),
+                    Value::Real(real) => PackedValue::Real(real),
+                },
+                traits: self.add(member.traits),
+            };
+            self.more.push(more);
+            position(self.more.len() - 1)
+        });
         self.members.push(Packed {
+            start,
+            end,
             kind: member.user.kind,
-            id: (start, id),
-            anonymous_id,
-            value,
-            traits,
+            more,
         });
     }
 
@@ -173,20 +247,34 @@ impl Batch {
         self.text.len()
     }
 
-    fn member(&self, position: usize) -> Member<'_> {
+    fn user(&self, position: usize) -> User<'_> {
         let Packed {
+            start, end, kind, ..
+        } = self.members[position];
+        User {
             kind,
-            id: (start, id),
+            id: &self.text[start as usize..end as usize],
+        }
+    }
+
+    fn member(&self, position: usize) -> Member<'_> {
+        let user = self.user(position);
+        let Packed { end, more, .. } = self.members[position];
+        let Some(more) = more else {
+            return Member {
+                user,
+                anonymous_id: None,
+                value: Value::True,
+                traits: "",
+            };
+        };
+        let More {
             anonymous_id,
             value,
             traits,
-        } = &self.members[position];
-        let mut from = *id;
-        let mut next = |end: usize| {
-            let text = &self.text[from..end];
-            from = end;
-            text
-        };
+        } = &self.more[more as usize];
+        let mut from = end as usize;
+        let mut next = |end: usize| &self.text[std::mem::replace(&mut from, end)..end];
         let anonymous_id = anonymous_id.map(&mut next);
         let value = match value {
             PackedValue::True => Value::True,
@@ -194,17 +282,25 @@ impl Batch {
             PackedValue::Integer(integer) => Value::Integer(*integer),
             PackedValue::Real(real) => Value::Real(*real),
         };
-        let traits = next(*traits);
         Member {
-            user: User {
-                kind: *kind,
-                id: &self.text[*start..*id],
-            },
+            user,
             anonymous_id,
             value,
-            traits,
+            traits: next(*traits),
         }
     }
+
+    fn value(&self, position: usize) -> Value<'_> {
+        match self.members[position].more {
+            None => Value::True,
+            Some(_) => self.member(position).value,
+        }
+    }
+}
+
+/// Where an id begins or ends, or whose texts are where.
+fn position(length: usize) -> u32 {
+    u32::try_from(length).expect("a batch is full long before, and an id is short")
 }
 
 #[cfg(test)]

@@ -1,15 +1,17 @@
 //! The first phase of a run: read the source, compare, journal.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::reading::Reading;
-use super::{Keyed, Outlet, Request, Runner};
+use super::reading::{Reading, Way};
+use super::{Intended, Keyed, Outlet, Request, Runner};
 use crate::audience::DestinationName;
+use crate::audience::keys::Known;
 use crate::diff::Scope;
 use crate::event::{CallType, Computation};
 use crate::run::{RunId, Timestamp};
-use crate::snapshot::{Delivered, Journal, Plan, Planning, SnapshotError};
+use crate::snapshot::{Delivered, Journal, Plan, Planning, Snapshot, SnapshotError};
 use crate::source::{Interrupt, SourceError};
 
 /// Why a run decided nothing.
@@ -25,23 +27,43 @@ pub(super) enum PlanError {
 
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
+/// When the runs of one command begin, each later than all before it, and what the snapshot knew before the first.
+pub(super) struct Starts {
+    last: Option<Timestamp>,
+    known: Vec<Known>,
+}
+
+impl Starts {
+    fn next(&mut self) -> Timestamp {
+        let next = Timestamp::after(Timestamp::now(), self.last);
+        self.last = Some(next);
+        next
+    }
+}
+
 impl Runner<'_> {
-    pub(super) async fn planning(
+    pub(super) async fn starts(&self) -> Result<Starts, SnapshotError> {
+        let read = |snapshot: &mut Snapshot| {
+            Ok(Starts {
+                last: snapshot.last_started_at()?,
+                known: snapshot.known()?,
+            })
+        };
+        self.snapshot.with(read).await
+    }
+
+    /// A run that begins now: what its source says after that is for the next one.
+    pub(super) fn planning(
         &self,
         keyed: &Keyed,
         outlet: &Outlet,
         destination: &DestinationName,
         request: Request,
-    ) -> Result<Planning, SnapshotError> {
-        let (last, known) = self
-            .snapshot
-            .with(|snapshot| {
-                Ok::<_, SnapshotError>((snapshot.last_started_at()?, snapshot.known()?))
-            })
-            .await?;
-        let started_at = Timestamp::after(Timestamp::now(), last);
+        starts: &mut Starts,
+    ) -> Planning {
+        let started_at = starts.next();
         let Keyed { audience, key } = keyed;
-        Ok(Planning {
+        Planning {
             computation: Computation {
                 audience: audience.id.clone(),
                 key: key.clone(),
@@ -52,22 +74,16 @@ impl Runner<'_> {
                 space_id: self.project.space_id.clone(),
             },
             name: audience.name.clone(),
-            kind: keyed.kind(destination, &known, request),
+            kind: keyed.kind(destination, &starts.known, request),
             streams: outlet.mapping.streams(CallType::Identify, None),
             guard: audience.guard.filter(|_| !request.approve),
             approve: request.approve,
-        })
+        }
     }
 
-    pub(super) async fn plan(
-        &self,
-        keyed: &Keyed,
-        planning: Planning,
-        request: Request,
-    ) -> Result<Plan, PlanError> {
-        let interrupt = Interrupt::default();
-        let reading = Reading {
-            interrupt: interrupt.clone(),
+    pub(super) fn reading(&self, keyed: &Keyed, request: Request) -> Reading {
+        Reading {
+            interrupt: Interrupt::default(),
             source: self.project.sources[&keyed.audience.source].clone(),
             audience: keyed.audience.clone(),
             scope: if request.resync {
@@ -77,15 +93,37 @@ impl Runner<'_> {
             },
             progress: self.progress.clone(),
             stop: self.stop.clone(),
-        };
-        self.progress.plan(keyed.key.as_str());
+            way: Way::Everyone(None),
+            ahead: None,
+        }
+    }
+
+    /// Finds the way of a run, which no other run changes.
+    pub(super) async fn find_way(&self, mut run: Intended) -> Result<Intended, SnapshotError> {
+        self.snapshot
+            .with(move |snapshot| {
+                run.reading.way = run.reading.shortest_way(snapshot, &run.planning)?;
+                Ok(run)
+            })
+            .await
+    }
+
+    pub(super) async fn plan(
+        &self,
+        reading: Reading,
+        planning: Planning,
+        request: Request,
+    ) -> Result<Plan, PlanError> {
+        let interrupt = reading.interrupt.clone();
+        self.progress.plan(planning.computation.key.as_str());
+        let to = &self.project.destinations[&planning.computation.destination];
+        let destination = Arc::clone(&to.destination);
         let planned = self.snapshot.with(move |snapshot| {
-            let way = reading.way(snapshot, &planning)?;
             let merge = |delivered: &mut Delivered<'_>, journal: &mut Journal<'_>| {
-                reading.go(&way, delivered, journal)
+                reading.go(delivered, journal)
             };
             if request.dry_run {
-                snapshot.rehearse(&planning, merge)
+                snapshot.rehearse(&planning, &|lines| destination.weigh(lines), merge)
             } else {
                 snapshot.plan(&planning, merge)
             }

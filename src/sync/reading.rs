@@ -1,7 +1,7 @@
 //! Reads a source into a plan, or sees that there is no need to.
 
 use super::planning::PlanError;
-use crate::audience::{Audience, Member, User};
+use crate::audience::{Audience, Member, User, Value};
 use crate::diff::{self, Members, Scope, Tally};
 use crate::event::Computation;
 use crate::progress::Progress;
@@ -23,6 +23,9 @@ pub(super) struct Reading {
     pub(super) progress: Progress,
     pub(super) stop: Stop,
     pub(super) interrupt: Interrupt,
+    pub(super) way: Way,
+    /// What is read already, before it is its turn.
+    pub(super) ahead: Option<MembersAhead>,
 }
 
 /// How a plan comes to know who is in an audience.
@@ -40,7 +43,7 @@ const OVERLAP_MILLIS: i64 = 60_000;
 
 impl Reading {
     /// The shortest way that leads to the same plan. Whatever is in doubt is read.
-    pub(super) fn way(
+    pub(super) fn shortest_way(
         &self,
         snapshot: &Snapshot,
         planning: &Planning,
@@ -96,18 +99,42 @@ impl Reading {
         })
     }
 
+    /// Begins to read before it is its turn, if there is something to read.
+    pub(super) fn begin(&mut self) {
+        if !matches!(self.way, Way::AsBefore(_)) {
+            self.ahead = Some(self.start());
+        }
+    }
+
+    fn start(&self) -> MembersAhead {
+        let changes = |since| Question::Changes { since };
+        let questions = match self.way {
+            Way::AsBefore(_) => vec![],
+            Way::Changes(since) => vec![changes(since)],
+            Way::Everyone(None) => vec![Question::Members],
+            Way::Everyone(Some(since)) => vec![changes(since), Question::Members],
+        };
+        self.source
+            .start(&self.audience, &questions, &self.interrupt)
+    }
+
     pub(super) fn go(
-        &self,
-        way: &Way,
+        mut self,
         delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<(Tally, u64), PlanError> {
-        match way {
-            Way::AsBefore(last) => Ok(self.find_as_before(last, journal)),
-            Way::Changes(since) => self.follow(*since, delivered, journal),
-            Way::Everyone(None) => self.merge(delivered, journal),
-            Way::Everyone(Some(since)) => self.reconcile(*since, delivered, journal),
+        if let Way::AsBefore(last) = &self.way {
+            return Ok(self.find_as_before(last, journal));
         }
+        let mut members = self.ahead.take().unwrap_or_else(|| self.start());
+        let (tally, grounds) = match self.way {
+            Way::Changes(_) => self.follow(&mut members, delivered, journal)?,
+            Way::Everyone(Some(_)) => self.reconcile(&mut members, delivered, journal)?,
+            _ => self.merge(&mut members, delivered, journal)?,
+        };
+        journal.rest_on(grounds);
+        self.warn_of(&members.skipped);
+        Ok((tally, members.skipped.total()))
     }
 
     fn find_as_before(&self, last: &LastPlan, journal: &mut Journal<'_>) -> (Tally, u64) {
@@ -124,96 +151,74 @@ impl Reading {
         (tally, last.skipped_rows)
     }
 
-    fn merge(
-        &self,
-        delivered: &mut Delivered<'_>,
-        journal: &mut Journal<'_>,
-    ) -> Result<(Tally, u64), PlanError> {
-        self.ask(&[Question::Members], |members| {
-            let mut watched = Watched::new(self, members);
-            let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
-                journal.push(&change).map_err(PlanError::from)
-            })?;
-            Ok(self.end(tally, None, members, journal))
-        })
-    }
-
     /// Looks those up whom the change query tells of.
     fn follow(
         &self,
-        since: Timestamp,
-        delivered: &mut Delivered<'_>,
+        members: &mut MembersAhead,
+        delivered: &Delivered<'_>,
         journal: &mut Journal<'_>,
-    ) -> Result<(Tally, u64), PlanError> {
+    ) -> Result<(Tally, Grounds), PlanError> {
         let count = delivered.count()?;
-        self.ask(&[Question::Changes { since }], |members| {
-            let mut watched = Watched::new(self, members);
-            let find = |user: User<'_>| delivered.find(user).map_err(PlanError::from);
-            let tally = diff::follow(&mut watched, count, find, |change| {
-                journal.push(&change).map_err(PlanError::from)
-            })?;
-            self.warn_of(&members.skipped);
-            journal.rest_on(Grounds::Changes {
-                by: self.source.definition(&self.audience),
-            });
-            Ok((tally, members.skipped.total()))
-        })
+        let find = |user: User<'_>| delivered.find(user).map_err(PlanError::from);
+        let tally = diff::follow(&mut Watched::new(self, members), count, find, |change| {
+            journal.push(&change).map_err(PlanError::from)
+        })?;
+        let by = self.source.definition(&self.audience);
+        Ok((tally, Grounds::Changes { by }))
     }
 
-    /// Merges, and sees of which changes the change query does not tell, both asked at one moment.
+    /// Merges, and sees of which changes the change query does not tell, both asked of one moment.
     fn reconcile(
         &self,
-        since: Timestamp,
+        members: &mut MembersAhead,
         delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
-    ) -> Result<(Tally, u64), PlanError> {
-        self.ask(&[Question::Changes { since }, Question::Members], |members| {
-            let mut told = Told::new()?;
-            let mut watched = Watched::new(self, members);
-            while watched.advance()? {
-                told.push(&watched.current())?;
-            }
-            let mut missed = 0;
-            let mut watched = Watched::new(self, members);
-            let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
+    ) -> Result<(Tally, Grounds), PlanError> {
+        let mut told = Told::new()?;
+        let mut watched = Watched::new(self, members);
+        while watched.advance()? {
+            told.push(&watched.current())?;
+        }
+        let mut missed = 0;
+        let tally = diff::merge(
+            &mut Watched::new(self, members),
+            delivered,
+            self.scope,
+            |change| {
                 missed += u64::from(!told.has(&change)?);
                 journal.push(&change).map_err(PlanError::from)
-            })?;
-            if missed > 0 {
-                tracing::warn!(
-                    "{:?}: the change query did not tell of {missed} changes; reading everyone found them. \
-                     hint: it must also tell of rows that are deleted, or that only the time changes",
-                    self.audience.name
-                );
-            }
-            Ok(self.end(tally, Some(missed), members, journal))
-        })
+            },
+        )?;
+        if missed > 0 {
+            tracing::warn!(
+                "{:?}: the change query did not tell of {missed} changes; reading everyone found them. \
+                 hint: it must also tell of rows that are deleted, or that only the time changes",
+                self.audience.name
+            );
+        }
+        Ok((tally, self.everyone(members, Some(missed))))
     }
 
-    fn ask<T>(
+    fn merge(
         &self,
-        questions: &[Question],
-        use_members: impl FnOnce(&mut MembersAhead) -> Result<T, PlanError>,
-    ) -> Result<T, PlanError> {
-        self.source
-            .ask(&self.audience, questions, &self.interrupt, use_members)
-    }
-
-    /// Says what a plan rests on for which everyone was read.
-    fn end(
-        &self,
-        tally: Tally,
-        missed: Option<u64>,
         members: &mut MembersAhead,
+        delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
-    ) -> (Tally, u64) {
-        self.warn_of(&members.skipped);
-        journal.rest_on(Grounds::Everyone {
+    ) -> Result<(Tally, Grounds), PlanError> {
+        let mut watched = Watched::new(self, members);
+        let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
+            journal.push(&change).map_err(PlanError::from)
+        })?;
+        Ok((tally, self.everyone(members, None)))
+    }
+
+    /// What a plan rests on for which everyone was read.
+    fn everyone(&self, members: &mut MembersAhead, missed: Option<u64>) -> Grounds {
+        Grounds::Everyone {
             by: self.source.definition(&self.audience),
             from: members.read_from.take().map(Fingerprint::into_text),
             missed,
-        });
-        (tally, members.skipped.total())
+        }
     }
 
     fn warn_of(&self, skipped: &Skipped) {
@@ -264,5 +269,13 @@ impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
 
     fn current(&self) -> Member<'_> {
         self.members.current()
+    }
+
+    fn user(&self) -> User<'_> {
+        self.members.user()
+    }
+
+    fn value(&self) -> Value<'_> {
+        self.members.value()
     }
 }

@@ -3,6 +3,8 @@
 use serde::{Serialize, Serializer};
 
 use crate::audience::{DestinationName, Key};
+use crate::bill::{Bill, Foreseen};
+use crate::firehose::Destination;
 use crate::run::{Counts, Outcome, RunId, RunKind};
 use crate::snapshot::{Approval, Held};
 
@@ -41,6 +43,9 @@ pub struct Report {
     pub missed: Option<u64>,
     #[serde(flatten)]
     pub counts: Counts,
+    /// Of a dry run: both ways to send it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bill: Option<Bill>,
     #[serde(serialize_with = "hundredths")]
     pub seconds: f64,
     /// Why it failed, or why something is not delivered.
@@ -82,10 +87,19 @@ impl Report {
             skipped_rows: 0,
             missed: None,
             counts: Counts::default(),
+            bill: None,
             seconds: 0.0,
             error: None,
             misconfigured: false,
         }
+    }
+
+    /// Says what would be counted, by what each stream would be sent.
+    pub(super) fn foresee(&mut self, destination: &Destination, streams: &[Foreseen]) {
+        for foreseen in streams {
+            self.counts += foreseen.counts(destination.pack);
+        }
+        self.bill = Some(destination.bill(streams));
     }
 
     /// What it is called in messages.

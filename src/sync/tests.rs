@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 use tempfile::TempDir;
 
 use super::*;
-use crate::audience::{Changes, Class, Guard};
+use crate::audience::{AudienceId, Changes, Class, Guard};
 use crate::event::CallType;
 use crate::firehose::Directory;
 use crate::mapping::{Pattern, StreamName};

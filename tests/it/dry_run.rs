@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::{Project, files};
+use crate::support::{CONFIG, Project, files};
 
 const SCHEDULE: &str = r#"
 [[audience]]
@@ -83,7 +83,7 @@ fn a_plan_follows_what_waits_in_the_journal() {
     check(
         &project,
         &[
-            json!(["resume", "planned", 2, 0, 0, 0, 2, 0]),
+            json!(["resume", "planned", 2, 0, 0, 0, 2, 2]),
             json!(["delta", "planned", 3, 1, 0, 0, 1, 1]),
         ],
     );
@@ -92,6 +92,136 @@ fn a_plan_follows_what_waits_in_the_journal() {
     let lines = project.succeed(&["sync", "--json"]).lines();
     let delivered: Vec<_> = lines.iter().map(|line| line["delivered"].clone()).collect();
     assert_eq!(delivered, [2, 1]);
+}
+
+/// Each user with a note, of which some are long, and one is too long for any record.
+const NOTED: &str = r#"
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id, note FROM members"
+traits = ["note"]
+guard = false
+"#;
+
+fn noted(pack: bool) -> Project {
+    let project = Project::new(NOTED);
+    let mapping = "identify = [\"members\", \"others\"]";
+    let config = CONFIG
+        .replace("identify = \"members\"", mapping)
+        .replace("directory", &format!("pack = {pack}\ndirectory"));
+    project.write("audience-sync.toml", &config);
+    project.shop("CREATE TABLE members (user_id TEXT PRIMARY KEY, note TEXT)");
+    let mut shop = project.shop_connection();
+    let shop = shop.transaction().unwrap();
+    for user in 0..2_000 {
+        let bytes = match user {
+            17 => 1_100_000,
+            _ if user < 600 => user % 7 * 2_000,
+            _ => user % 10,
+        };
+        let values = (format!("u{user:04}"), "x".repeat(bytes));
+        let insert = "INSERT INTO members VALUES (?1, ?2)";
+        shop.execute(insert, values).unwrap();
+    }
+    shop.commit().unwrap();
+    project
+}
+
+/// What is counted of each line that a command prints.
+fn counted(line: &Value) -> [&Value; 5] {
+    ["kind", "records", "requests", "bytes", "billed_bytes"].map(|field| &line[field])
+}
+
+fn lines(project: &Project, arguments: &[&str]) -> Vec<Value> {
+    project.run(&[arguments, &["--json"]].concat()).lines()
+}
+
+/// Foresees a sync, makes it, and returns both ways to bill it.
+#[track_caller]
+fn foresee(project: &Project, expected: usize) -> Vec<Value> {
+    let foreseen = lines(project, &["sync", "--dry-run"]);
+    let found = lines(project, &["sync"]);
+    assert_eq!(found.len(), expected, "{found:?}");
+    let both = |lines: &[Value]| {
+        lines
+            .iter()
+            .map(counted)
+            .map(|line| json!(line))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(both(&foreseen), both(&found));
+    assert!(found.iter().all(|line| line.get("bill").is_none()));
+    let bill = |line: &Value| {
+        let bill = &line["bill"];
+        let way = if bill["pack"] == true {
+            "packed"
+        } else {
+            "unpacked"
+        };
+        for field in ["records", "bytes", "billed_bytes"] {
+            assert_eq!(bill[way][field], line[field]);
+        }
+        json!([bill["packed"], bill["unpacked"]])
+    };
+    foreseen.iter().map(bill).collect()
+}
+
+#[test]
+fn what_a_dry_run_counts_is_what_the_sync_then_sends() {
+    let bills = [false, true].map(|pack| {
+        let project = noted(pack);
+        let mut bills = foresee(&project, 1);
+        // Some enter and more leave.
+        project.shop(
+            "DELETE FROM members WHERE user_id < 'u0700';
+             INSERT INTO members SELECT 'v' || user_id, note FROM members",
+        );
+        bills.extend(foresee(&project, 1));
+        bills
+    });
+    // Whichever way is configured, the bill says both.
+    assert_eq!(bills[0], bills[1]);
+    let first = &bills[0][0];
+    assert_eq!(first[1]["records"], 2 * 1_999);
+    let dollars = first[1]["billed_bytes"].as_f64().unwrap() / 1_073_741_824.0 * 0.029;
+    assert!((first[1]["dollars"].as_f64().unwrap() - dollars).abs() < 1e-9);
+    assert!(first[0]["billed_bytes"].as_u64() < first[1]["billed_bytes"].as_u64());
+}
+
+#[test]
+fn a_bill_has_what_waits_for_the_streams_that_lack_it() {
+    let project = noted(true);
+    project.write("delivered/others", "in the way");
+    assert_eq!(project.run(&["sync"]).code, 3);
+    let foreseen = lines(&project, &["sync", "--dry-run"]);
+    fs::remove_file(project.path("delivered/others")).unwrap();
+    let found = lines(&project, &["sync"]);
+    assert_eq!(counted(&foreseen[0]), counted(&found[0]));
+    assert_eq!(found[0]["kind"], "resume");
+    // The other one has it all.
+    assert_eq!(foreseen[0]["bill"]["unpacked"]["records"], 1_999);
+}
+
+#[test]
+fn a_bill_is_shown_with_the_way_that_is_configured_and_for_nothing_there_is_none() {
+    let project = project();
+    let shown = project.succeed(&["sync", "--dry-run"]).stdout;
+    let rows: Vec<Vec<&str>> = shown
+        .lines()
+        .skip_while(|line| !line.contains("AT THE QUOTA"))
+        .skip(1)
+        .take(2)
+        .map(|line| line.split_whitespace().collect())
+        .collect();
+    let billed = ["$0.029", "$0.00000028", "0.0s"];
+    assert_eq!(rows[0][..5], ["main", "false", "(as", "set)", "2"]);
+    assert_eq!(rows[0][rows[0].len() - 3..], billed);
+    assert_eq!(rows[1][..3], ["main", "true", "1"]);
+    assert!(shown.contains("A directory costs nothing"), "{shown}");
+    project.sync();
+    let shown = project.succeed(&["sync", "--dry-run"]).stdout;
+    assert!(!shown.contains("AT THE QUOTA"), "{shown}");
 }
 
 /// Somebody else may be delivering for hours: looking on must not get in their way, nor wait for them.

@@ -20,7 +20,7 @@ use fastrand::Rng;
 use serde_json::Value;
 
 use crate::firehose::{ROLE, mapped};
-use crate::support::endpoint::{Endpoint, Kind, Ledger};
+use crate::support::endpoint::{Call, Endpoint, Kind, Ledger};
 use crate::support::{Project, Running};
 use book::Book;
 use journal::Journal;
@@ -63,6 +63,18 @@ fn variable(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 
+/// Whether a call carries something of several audiences.
+fn is_mixed(call: &Call) -> bool {
+    let text = |record| str::from_utf8(record).unwrap();
+    let name = |record| text(record).split("computation_key").nth(1).unwrap();
+    let mut keys = call.records.iter().map(|record| {
+        let (key, _) = name(record).split_once(',').unwrap();
+        key
+    });
+    let first = keys.next();
+    keys.any(|key| Some(key) != first)
+}
+
 /// Tells how to repeat a test that fails.
 struct Seed(u64);
 
@@ -87,6 +99,8 @@ struct Tally {
     /// Rounds that ended by themselves, by exit code.
     ended: BTreeMap<i32, usize>,
     repeats: usize,
+    /// Calls that carried something of several audiences.
+    mixed: usize,
     played: BTreeMap<Kind, usize>,
 }
 
@@ -96,6 +110,7 @@ impl Tally {
         self.kills += other.kills;
         self.kills_in_delivery += other.kills_in_delivery;
         self.repeats += other.repeats;
+        self.mixed += other.mixed;
         for (code, count) in other.ended {
             *self.ended.entry(code).or_default() += count;
         }
@@ -112,6 +127,7 @@ impl Tally {
         }
         assert!(self.kills_in_delivery > self.kills / 4, "{self:?}");
         assert!(self.repeats > self.kills, "{self:?}");
+        assert!(self.mixed > self.kills, "{self:?}");
         assert!(self.ended.values().sum::<usize>() > 0, "{self:?}");
     }
 }
@@ -232,6 +248,7 @@ impl World {
         let delivers = left.iter().any(|entry| entry.waits_for.contains(&true));
         let is_delivering = killed && delivers && arrived.sent() > 0;
         self.tally.kills_in_delivery += usize::from(is_delivering);
+        self.tally.mixed += arrived.calls.iter().filter(|call| is_mixed(call)).count();
         for (kind, count) in arrived.played {
             *self.tally.played.entry(kind).or_default() += count;
         }

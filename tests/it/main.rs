@@ -19,6 +19,7 @@ mod init;
 mod keys;
 mod ledger;
 mod lock;
+mod many;
 mod moto;
 mod rebuild;
 mod replay;

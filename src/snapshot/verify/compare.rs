@@ -332,7 +332,7 @@ impl Findings<'_> {
         }
         let number = self.subjects[subject].number;
         let member = view
-            .prepare_cached("SELECT value FROM member WHERE audience = ?1 AND user = ?2")?
+            .prepare_cached("SELECT value FROM membership WHERE audience = ?1 AND user = ?2")?
             .query_row(params![number, user], |row| row.get::<_, SqlValue>(0));
         let agrees = match member.optional()? {
             Some(value) => told.is_member && is_same(&value, &told.value),

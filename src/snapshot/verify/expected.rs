@@ -232,7 +232,7 @@ impl Verify<'_> {
     /// are the message ids.
     fn expect_members(&self) -> Result<(), SnapshotError> {
         let mut select = self.view.prepare(
-            "SELECT user, value, since FROM member
+            "SELECT user, value, since FROM membership
              WHERE NOT EXISTS (SELECT 1 FROM chunk WHERE chunk.run = since) ORDER BY since",
         )?;
         let mut rows = select.query([])?;

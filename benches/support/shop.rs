@@ -1,0 +1,213 @@
+//! The audiences that the benchmarks keep: made data in a folder, a source over it, and our own syncs of it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use audience_sync::audience::{
+    Action, Audience, AudienceId, Change, Class, DestinationName, Key, Member, SourceName, User,
+    UserKind, Value,
+};
+use audience_sync::event::Computation;
+use audience_sync::firehose::Destination;
+use audience_sync::mapping::{Mapping, Match, Pattern, StreamName};
+use audience_sync::progress::Progress;
+use audience_sync::run::{RunId, Timestamp};
+use audience_sync::snapshot::{Handle, Snapshot};
+use audience_sync::source::{Source, Sqlite};
+use audience_sync::stop::Stop;
+use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
+use rusqlite::Connection;
+
+/// So many audiences over the same users.
+#[derive(Debug, Clone)]
+pub(crate) struct Shop {
+    pub folder: PathBuf,
+    users: u64,
+    /// How many members each audience has.
+    sizes: Vec<u64>,
+}
+
+impl Shop {
+    /// Everybody is in the only audience, or five have every other user and all further ones from 100 to 1,000.
+    pub(crate) fn new(folder: &Path, users: u64, audiences: usize) -> Self {
+        let size = |number: usize| match number {
+            _ if audiences == 1 => users,
+            0..5 => users / 2,
+            number => 100 + number as u64 * 37 % 901,
+        };
+        Self {
+            folder: folder.to_owned(),
+            users,
+            sizes: (0..audiences).map(size).collect(),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    pub(crate) fn members(&self) -> u64 {
+        self.sizes.iter().sum()
+    }
+
+    /// Of those who enter or leave by [`change`](Self::change).
+    pub(crate) fn changes(&self) -> u64 {
+        self.sizes.iter().map(|size| size / 100 * 2).sum()
+    }
+
+    pub(crate) fn connection(&self) -> anyhow::Result<Connection> {
+        Ok(Connection::open(self.path("shop.sqlite"))?)
+    }
+
+    /// Makes the members.
+    pub(crate) fn make(&self) -> anyhow::Result<()> {
+        self.write(|connection| {
+            connection.execute_batch(
+                "CREATE TABLE audience_member (audience INTEGER, user_id TEXT, PRIMARY KEY (audience, user_id)) WITHOUT ROWID;
+                 CREATE TABLE visit (at INTEGER)",
+            )?;
+            self.for_each_audience(connection, "INSERT INTO audience_member SELECT ?1, {} FROM n", 1, 0, 0)
+        })
+    }
+
+    /// One in a hundred leaves each audience, and as many enter, spread evenly. Other ones in every round.
+    pub(crate) fn change(&self, round: u64) -> anyhow::Result<()> {
+        let leave =
+            "DELETE FROM audience_member WHERE audience = ?1 AND user_id IN (SELECT {} FROM n)";
+        let enter = "INSERT INTO audience_member SELECT ?1, {} FROM n";
+        self.write(|connection| {
+            self.for_each_audience(connection, leave, 100, round, 0)?;
+            self.for_each_audience(connection, enter, 100, round, 50)
+        })
+    }
+
+    fn write(&self, write: impl FnOnce(&Connection) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let connection = self.connection()?;
+        connection.execute_batch("PRAGMA journal_mode = off; PRAGMA synchronous = off")?;
+        write(&connection).context("the data cannot be made")?;
+        drop(connection);
+        // What is still to be written would be written while something else is measured.
+        Ok(std::fs::File::open(self.path("shop.sqlite"))?.sync_all()?)
+    }
+
+    /// With `{}` for the id of every `step`th member, from the `from`th on, or of a user `beside` that one who is none.
+    fn for_each_audience(
+        &self,
+        connection: &Connection,
+        sql: &str,
+        step: u64,
+        from: u64,
+        beside: u64,
+    ) -> anyhow::Result<()> {
+        let users = self.users;
+        for (number, size) in (0_u32..).zip(&self.sizes) {
+            let id = format!(
+                "printf('user-%019d', (i * {users} / {size} + {number}) % {users} * 100 + {beside})"
+            );
+            let count = size / step;
+            let sql = sql.replace("{}", &id);
+            let numbers = format!(
+                "WITH RECURSIVE n (i) AS (SELECT {from} UNION ALL SELECT i + {step} FROM n LIMIT {count})"
+            );
+            connection.execute(&format!("{numbers} {sql}"), [number])?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn source(&self) -> Source {
+        Source::Sqlite(Sqlite {
+            name: SourceName::new("shop"),
+            path: self.path("shop.sqlite"),
+        })
+    }
+
+    pub(crate) fn audiences(&self) -> impl Iterator<Item = Audience> {
+        (0..self.sizes.len()).map(|number| Audience {
+            id: AudienceId::new(format!("audience_{number:03}")),
+            key: Key::new(format!("audience_{number:03}")),
+            key_is_explicit: false,
+            name: format!("Audience {number:03}"),
+            class: Class::Audience,
+            source: SourceName::new("shop"),
+            query: format!("SELECT user_id FROM audience_member WHERE audience = {number}"),
+            destinations: vec![DestinationName::new("main")],
+            guard: None,
+            traits: Vec::new(),
+            changes: None,
+        })
+    }
+
+    /// Of a run of the first audience, the same every time.
+    pub(crate) fn computation(&self) -> Computation {
+        let audience = self.audiences().next().expect("there is an audience");
+        Computation {
+            audience: audience.id,
+            key: audience.key,
+            class: audience.class,
+            destination: DestinationName::new("main"),
+            run: RunId::parse("0195f3c2-0000-7000-8000-000000000000").expect("a run id"),
+            started_at: Timestamp::from_millis(1_795_428_000_000),
+            space_id: None,
+        }
+    }
+
+    /// What our `sync` does with all audiences, and a snapshot in the folder.
+    pub(crate) async fn sync(
+        &self,
+        destination: Destination,
+        request: Request,
+    ) -> anyhow::Result<()> {
+        let mapping = Mapping {
+            rows: vec![(Pattern::Any, streams())],
+            matching: Match::First,
+        };
+        let outlet = Outlet::new(destination, mapping);
+        let project = Project {
+            sources: BTreeMap::from([(SourceName::new("shop"), self.source())]),
+            destinations: BTreeMap::from([(DestinationName::new("main"), outlet)]),
+            space_id: None,
+            history: Duration::MAX,
+        };
+        let audiences: Vec<Keyed> = self
+            .audiences()
+            .map(|audience| Keyed {
+                key: audience.key.clone(),
+                audience,
+            })
+            .collect();
+        let snapshot = Handle::new(Snapshot::open(&self.path("snapshot.sqlite"))?);
+        let runner = Runner {
+            project: &project,
+            snapshot: &snapshot,
+            stop: Stop::new(),
+            progress: Progress::default(),
+        };
+        let reports = runner.run_all(&audiences, true, request).await?;
+        runner.prune().await?;
+        match reports.into_iter().find_map(|report| report.error) {
+            Some(error) => bail!("{error}"),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn streams() -> Vec<StreamName> {
+    vec![StreamName::parse("members").expect("a stream name")]
+}
+
+pub(crate) fn entering(id: &str) -> Change<'_> {
+    let user = User {
+        kind: UserKind::UserId,
+        id,
+    };
+    let member = Member {
+        user,
+        anonymous_id: None,
+        value: Value::True,
+        traits: "",
+    };
+    let action = Action::Enter;
+    Change { action, member }
+}
