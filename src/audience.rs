@@ -6,6 +6,7 @@
 pub mod keys;
 
 use std::fmt;
+use std::time::Duration;
 
 use heck::ToSnakeCase;
 use serde::Serialize;
@@ -105,6 +106,16 @@ pub struct Audience {
     pub guard: Option<Guard>,
     /// Further columns of the query, sent beside the value.
     pub traits: Vec<String>,
+    /// A way to hear of changes without reading everyone.
+    pub changes: Option<Changes>,
+}
+
+/// What a source says of those who have entered or left since a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    pub query: String,
+    /// How long it is trusted until everyone is read again.
+    pub reconcile: Duration,
 }
 
 impl Audience {

@@ -88,7 +88,13 @@ impl Config {
             .map_or(Ok(DEFAULT_HISTORY), |item| read_duration(&item, "90d"))?;
         let deliver_for = table
             .get("deliver_for")
-            .map(|item| read_deliver_for(&item))
+            .map(|item| {
+                read_some_time(
+                    &item,
+                    "1h",
+                    "leave it out to deliver for as long as it takes",
+                )
+            })
             .transpose()?;
         let sources = named(&table, "source")?
             .into_iter()
@@ -144,12 +150,12 @@ fn read_duration(item: &Item<'_>, example: &str) -> Result<Duration, ConfigError
     })
 }
 
-fn read_deliver_for(item: &Item<'_>) -> Result<Duration, ConfigError> {
-    let time = read_duration(item, "1h")?;
+fn read_some_time(item: &Item<'_>, example: &str, way_out: &str) -> Result<Duration, ConfigError> {
+    let time = read_duration(item, example)?;
     if time.is_zero() {
         return Err(item
             .error("must be longer than no time at all")
-            .hint("leave it out to deliver for as long as it takes"));
+            .hint(way_out));
     }
     Ok(time)
 }

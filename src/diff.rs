@@ -3,7 +3,7 @@
 //! One pass over two cursors in the same order, whatever their size. Pure, so that "why was this person sent
 //! twice?" can be answered by a test instead of a log.
 
-use crate::audience::{Action, Change, Member, User, Value};
+use crate::audience::{Action, Change, Member, MemberBuf, User, Value, ValueBuf};
 
 /// Members in strictly ascending order of [`User`](crate::audience::User), one at a time.
 pub trait Members {
@@ -63,6 +63,56 @@ pub struct Tally {
     pub removed: u64,
     /// Sent again unchanged: by a resync, or since some stream may not have it.
     pub repeated: u64,
+}
+
+/// What a change query says, in place of a value, of a user who is no member.
+pub const GONE: ValueBuf = ValueBuf::Integer(0);
+
+/// Decides from what a source says of those who may have entered or left: each of them is looked up. Of everyone else
+/// the snapshot says what is so.
+///
+/// `find` tells the member that a user is in the snapshot, where everything is settled and there are `delivered` members.
+pub fn follow<S, E>(
+    source: &mut S,
+    delivered: u64,
+    mut find: impl FnMut(User<'_>) -> Result<Option<MemberBuf>, E>,
+    mut each: impl FnMut(Change<'_>) -> Result<(), E>,
+) -> Result<Tally, E>
+where
+    S: Members,
+    E: From<S::Error>,
+{
+    let mut tally = Tally {
+        delivered,
+        ..Tally::default()
+    };
+    while source.advance()? {
+        let now = source.current();
+        match (is_gone(&now), find(now.user)?) {
+            (false, None) => {
+                tally.added += 1;
+                each(Change {
+                    action: Action::Enter,
+                    member: now,
+                })?;
+            }
+            (true, Some(before)) => {
+                tally.removed += 1;
+                each(Change {
+                    action: Action::Leave,
+                    member: before.as_member(),
+                })?;
+            }
+            _ => {}
+        }
+    }
+    tally.members = (delivered + tally.added).saturating_sub(tally.removed);
+    Ok(tally)
+}
+
+/// Whether a change query says that somebody is no member.
+pub fn is_gone(now: &Member<'_>) -> bool {
+    now.value == GONE.as_value()
 }
 
 /// Compares the source with the snapshot and hands on each change, in the order of users.
@@ -381,6 +431,77 @@ mod laws {
                 }
             );
             prop_assert_eq!(decided, expected);
+        }
+    }
+
+    /// Users with values, or with none for who is no member.
+    struct Told(Vec<((UserKind, String), bool)>, usize);
+
+    impl Members for Told {
+        type Error = Infallible;
+
+        fn advance(&mut self) -> Result<bool, Infallible> {
+            self.1 += 1;
+            Ok(self.1 <= self.0.len())
+        }
+
+        fn current(&self) -> Member<'_> {
+            let (of, is_member) = &self.0[self.1 - 1];
+            Member {
+                user: user(of),
+                anonymous_id: None,
+                value: match is_member {
+                    true => Value::True,
+                    false => GONE.as_value(),
+                },
+                traits: "",
+            }
+        }
+    }
+
+    fn member(of: &(UserKind, String)) -> MemberBuf {
+        MemberBuf {
+            kind: of.0,
+            id: of.1.clone(),
+            ..MemberBuf::default()
+        }
+    }
+
+    proptest! {
+        #![proptest_config(cases(256))]
+
+        /// Of each user whether they are in the source, in the snapshot, and told of without need.
+        #[test]
+        fn what_a_change_query_tells_leads_to_the_same_plan(
+            users in users(any::<(bool, bool, bool)>()),
+        ) {
+            let among = |is_so: fn(&(bool, bool, bool)) -> bool| {
+                let found = users.iter().filter(move |(_, of)| is_so(of));
+                found.map(|(of, (now, ..))| (of.clone(), *now)).collect::<Vec<_>>()
+            };
+            let now = || Told(among(|(now, ..)| *now), 0);
+            let before = among(|(_, before, _)| *before);
+            let told = || Told(among(|(now, before, anyway)| now != before || *anyway), 0);
+
+            let mut merged = Vec::new();
+            let snapshot = before.iter().map(|(of, _)| (of.clone(), true)).collect();
+            let by_merge = merge(&mut now(), &mut Told(snapshot, 0), Scope::Changes, |change| {
+                merged.push((change.action, change.member.user.kind, change.member.user.id.to_owned()));
+                Ok::<(), Infallible>(())
+            });
+            let mut followed = Vec::new();
+            let find = |user: User<'_>| {
+                let found = before.iter().find(|(of, _)| of.0 == user.kind && of.1 == user.id);
+                Ok(found.map(|(of, _)| member(of)))
+            };
+            let by_changes = follow(&mut told(), before.len() as u64, find, |change| {
+                let is_member = change.member.value == Value::True;
+                assert!(is_member, "{change:?}");
+                followed.push((change.action, change.member.user.kind, change.member.user.id.to_owned()));
+                Ok::<(), Infallible>(())
+            });
+            prop_assert_eq!(followed, merged);
+            prop_assert_eq!(by_changes, by_merge);
         }
     }
 }

@@ -66,9 +66,13 @@ pub fn private() -> fs::OpenOptions {
 /// The size of a file of SQLite's that ends inside a page, as none does: SQLite reads on with zeros.
 /// <https://sqlite.org/fileformat.html#pages>
 pub fn cut_off(path: &Path) -> Option<u64> {
+    cut_off_at(&mut File::open(path).ok()?)
+}
+
+/// The same of an open file, at its beginning.
+pub fn cut_off_at(file: &mut File) -> Option<u64> {
     const SMALLEST_PAGE: u64 = 512;
 
-    let mut file = File::open(path).ok()?;
     let bytes = file.metadata().ok()?.len();
     if bytes < SMALLEST_PAGE {
         return Some(bytes);

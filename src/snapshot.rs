@@ -8,6 +8,7 @@
 
 pub mod chunk;
 mod dead;
+mod grounds;
 mod handle;
 mod held;
 mod history;
@@ -21,6 +22,7 @@ mod rehearsal;
 mod schema;
 mod scratch;
 mod together;
+mod told;
 mod unsettled;
 mod verify;
 mod writer;
@@ -40,6 +42,7 @@ use crate::disk;
 use crate::run::Timestamp;
 
 pub use dead::{DeadLetter, LetterContent};
+pub use grounds::{Grounds, LastPlan};
 pub use handle::Handle;
 pub use held::{Approval, Held, HeldUser};
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
@@ -49,6 +52,7 @@ pub use members::Delivered;
 pub use plan::{Journal, Plan, Planning};
 pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
 pub use rehearsal::Weigh;
+pub use told::Told;
 pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 
 /// Why the snapshot could not be read or written.

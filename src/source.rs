@@ -9,18 +9,45 @@ mod sqlite;
 
 use std::path::PathBuf;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
+use crate::run::Timestamp;
 
 pub use ahead::MembersAhead;
 pub use interrupt::Interrupt;
-pub use sqlite::{Sqlite, SqliteMembers, check_syntax};
+pub use sqlite::{Sqlite, SqliteMembers, check_syntax, check_syntax_of_changes};
+
+/// What a source is asked about an audience.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// Who is a member.
+    Members,
+    /// Who may have entered or left since, and whether each of them is a member now: [`GONE`](crate::diff::GONE) in place
+    /// of a value says no.
+    Changes { since: Timestamp },
+}
+
+impl Question {
+    /// How its query is called.
+    pub(crate) const fn query(self) -> &'static str {
+        match self {
+            Self::Members => "query",
+            Self::Changes { .. } => "change query",
+        }
+    }
+}
+
+/// Where a change query takes the time that it is asked about: in UTC, as SQLite's `CURRENT_TIMESTAMP` writes it.
+pub const SINCE: &str = ":since";
 
 /// Why a source gave no members.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The query can never work as it is written: a mistake in the configuration.
-    #[error("the query of {audience:?} cannot run on source `{source_name}`: {reason}")]
+    #[error("the {} of {audience:?} cannot run on source `{source_name}`: {reason}", question.query())]
     Query {
+        question: Question,
         audience: String,
         source_name: SourceName,
         reason: String,
@@ -54,13 +81,20 @@ pub enum SourceError {
         cause: rusqlite::Error,
     },
     /// A column holds what can never be an id or a value.
-    #[error("the query of {audience:?} gives {found} in column `{column}`, which takes {expected}")]
+    #[error("the {} of {audience:?} gives {found} in column `{column}`, which takes {expected}", question.query())]
     WrongType {
+        question: Question,
         audience: String,
         column: String,
         found: &'static str,
         expected: &'static str,
     },
+    /// Nobody can tell which of two rows is the later one.
+    #[error(
+        "the change query of {audience:?} says of one user both that they are a member and that they are not\n\n\
+         hint: let it give one row a user: what they are now"
+    )]
+    Contradiction { audience: String },
     /// The order that was asked for is not the one that came: the database is damaged, or sorts in its own way.
     #[error("source `{source_name}` gave members out of order")]
     OutOfOrder { source_name: SourceName },
@@ -70,6 +104,14 @@ impl SourceError {
     /// Whether the configuration is wrong, and not the source.
     pub const fn is_configuration(&self) -> bool {
         matches!(self, Self::Query { .. })
+    }
+
+    /// Whether it is the change query that is wrong.
+    pub const fn is_about_changes(&self) -> bool {
+        let Self::Query { question, .. } = self else {
+            return false;
+        };
+        matches!(question, Question::Changes { .. })
     }
 }
 
@@ -110,6 +152,32 @@ impl Skipped {
     }
 }
 
+/// What a source was when it was read. The same again means that nothing has changed, and no other says anything.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fingerprint(String);
+
+impl Fingerprint {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    pub fn into_text(self) -> String {
+        self.0
+    }
+}
+
+/// A digest of parts, none of which can be taken for the end of the one before.
+fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        let part = part.as_ref();
+        digest.update((part.len() as u64).to_be_bytes());
+        digest.update(part);
+    }
+    let bytes = digest.finalize();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A source as the configuration names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
@@ -124,6 +192,20 @@ impl Source {
         }
     }
 
+    /// What decides the members of an audience beside what the source holds: how it is asked, and by whom.
+    pub fn definition(&self, audience: &Audience) -> String {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.definition(audience),
+        }
+    }
+
+    /// What the source is now; `None` where that is in doubt.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.fingerprint(),
+        }
+    }
+
     /// Opens the source and hands its members to `use_members`, in order. An interrupted one fails as an unreadable one
     /// does.
     pub fn read<T, E: From<SourceError>>(
@@ -132,24 +214,36 @@ impl Source {
         interrupt: &Interrupt,
         use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
     ) -> Result<T, E> {
-        use_members(&mut self.start(audience, interrupt))
+        use_members(&mut self.start(audience, &[Question::Members], interrupt))
     }
 
-    /// The same, for whoever uses them later: the query runs already, and a few of its members are read.
-    pub fn start(&self, audience: &Audience, interrupt: &Interrupt) -> MembersAhead {
-        ahead::start(self, audience, interrupt)
-    }
-
-    /// The same, on this thread.
-    fn read_here<T, E: From<SourceError>>(
+    /// The same, for whoever uses them later: the query runs already, and a few of its members are read. Several questions
+    /// are asked of one moment, one after another: what is given comes to an end as often as there are questions.
+    pub fn start(
         &self,
         audience: &Audience,
+        questions: &[Question],
         interrupt: &Interrupt,
-        use_members: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
-        match self {
-            Self::Sqlite(sqlite) => sqlite.read(audience, interrupt, use_members),
+    ) -> MembersAhead {
+        ahead::start(self, audience, questions, interrupt)
+    }
+
+    /// The same, on this thread: each question's members by themselves, for as long as `use_members` wants more.
+    fn ask_here(
+        &self,
+        audience: &Audience,
+        questions: &[Question],
+        interrupt: &Interrupt,
+        mut use_members: impl FnMut(&mut SqliteMembers<'_>) -> Result<bool, SourceError>,
+    ) -> Result<(), SourceError> {
+        let Self::Sqlite(sqlite) = self;
+        let reader = sqlite.begin(interrupt)?;
+        for question in questions {
+            if !reader.ask(audience, *question, &mut use_members)? {
+                break;
+            }
         }
+        Ok(())
     }
 }
 

@@ -3,7 +3,10 @@
 
 mod abreast;
 mod planning;
+mod reading;
 mod report;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -21,7 +24,8 @@ use crate::snapshot::{Handle, JournaledRun, Planning, Snapshot, SnapshotError};
 use crate::source::Source;
 use crate::stop::Stop;
 use abreast::abreast;
-use planning::{PlanError, Reading, Starts};
+use planning::{PlanError, Starts};
+use reading::Reading;
 pub use report::Report;
 
 /// What runs work with: made once from the configuration.
@@ -267,12 +271,17 @@ impl Runner<'_> {
         let mut planned = Vec::new();
         let mut together_since: Option<Instant> = None;
         while !self.stop.is_requested() {
-            let Some(next) = ahead.pop_front().or_else(|| to_run.next()) else {
-                break;
+            let next = match ahead.pop_front() {
+                Some(next) => next,
+                None => match to_run.next() {
+                    Some(next) => self.find_way(next).await?,
+                    None => break,
+                },
             };
             while ahead.len() < SOURCES_AHEAD
-                && let Some(mut later) = to_run.next()
+                && let Some(later) = to_run.next()
             {
+                let mut later = self.find_way(later).await?;
                 later.reading.begin();
                 ahead.push_back(later);
             }
@@ -329,6 +338,7 @@ impl Runner<'_> {
                 report.hold = plan.held;
                 report.approved = plan.approval;
                 report.skipped_rows = plan.skipped_rows;
+                report.missed = plan.missed;
                 report.undelivered = plan.run.waiting;
                 match plan.foreseen {
                     Some(foreseen) => {

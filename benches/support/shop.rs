@@ -135,6 +135,7 @@ impl Shop {
             destinations: vec![DestinationName::new("main")],
             guard: None,
             traits: Vec::new(),
+            changes: None,
         })
     }
 

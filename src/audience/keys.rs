@@ -150,6 +150,7 @@ mod tests {
             destinations: vec![DestinationName::new("main")],
             guard: None,
             traits: Vec::new(),
+            changes: None,
         }
     }
 
@@ -284,6 +285,7 @@ mod laws {
                 destinations: vec![DestinationName::new("main")],
                 guard: None,
                 traits: Vec::new(),
+                changes: None,
             }
         });
         vec(audience, 0..4)

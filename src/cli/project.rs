@@ -13,11 +13,11 @@ use crate::audience::{Audience, DestinationName};
 use crate::bill::PRICE_PER_GB;
 use crate::config::{
     Aws as AwsConfiguration, Config, ConfigError, Configured, Destination as Configuration,
-    DestinationKind,
+    DestinationKind, Location,
 };
 use crate::firehose::{Aws, AwsSettings, Destination, Directory, Pulse, Quota, Role};
 use crate::snapshot::{Busy, RunLock, Snapshot};
-use crate::source::{SourceError, check_syntax};
+use crate::source::{SourceError, check_syntax, check_syntax_of_changes};
 use crate::sync::{Keyed, Outlet, Project};
 
 /// Loads the configuration that the command line names.
@@ -25,20 +25,35 @@ pub(super) fn load(args: &Args) -> anyhow::Result<Config> {
     let config = Config::load(&args.config)?;
     for configured in config.audiences() {
         if let Some(reason) = check_syntax(&configured.audience.query) {
-            return Err(query_error(configured, &reason).into());
+            let hint = "a query is one SELECT with a column `user_id` or `anonymous_id`";
+            let at = Some(configured.query_at.clone());
+            return Err(query_error(configured, at, "query", &reason, hint).into());
+        }
+        let changes = configured.audience.changes.as_ref();
+        if let Some(reason) = changes.and_then(|changes| check_syntax_of_changes(&changes.query)) {
+            let hint = "a change query is one SELECT with `:since`, and the columns of the query and `is_member`";
+            let at = configured.changes_at.clone();
+            return Err(query_error(configured, at, "change query", &reason, hint).into());
         }
     }
     Ok(config)
 }
 
-fn query_error(configured: &Configured, reason: &str) -> ConfigError {
+fn query_error(
+    configured: &Configured,
+    at: Option<Location>,
+    query: &str,
+    reason: &str,
+    hint: &str,
+) -> ConfigError {
+    let (reason, own_hint) = split_hint(reason);
     ConfigError {
         message: format!(
-            "the query of {:?} is not one that SQLite understands: {reason}",
+            "the {query} of {:?} is not one that SQLite understands: {reason}",
             configured.audience.name
         ),
-        at: Some(configured.query_at.clone()),
-        hint: Some("a query is one SELECT with a column `user_id` or `anonymous_id`".to_owned()),
+        at,
+        hint: Some(own_hint.unwrap_or_else(|| hint.to_owned())),
     }
 }
 
@@ -265,7 +280,10 @@ pub(super) fn check_query(
                     .to_owned(),
             )
         });
-        let at = configured.map(|configured| configured.query_at.clone());
+        let at = configured.and_then(|configured| match error.is_about_changes() {
+            true => configured.changes_at.clone(),
+            false => Some(configured.query_at.clone()),
+        });
         QueryFault::Misconfigured(ConfigError { message, at, hint })
     })
 }

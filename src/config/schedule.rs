@@ -2,16 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use chrono_tz::{TZ_VARIANTS, Tz};
 
-use super::Source;
 use super::cron::{self, Cron};
 use super::destination::Destination;
 use super::document::{Document, Item, Table, shown};
 use super::error::{ConfigError, Location};
-use crate::audience::{Audience, AudienceId, Class, DestinationName, Guard, Key, SourceName};
+use super::{Source, read_some_time};
+use crate::audience::{
+    Audience, AudienceId, Changes, Class, DestinationName, Guard, Key, SourceName,
+};
+use crate::source::SINCE;
 
 /// One file of the schedules directory.
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ pub struct Configured {
     pub schedule: String,
     /// The `query` key.
     pub query_at: Location,
+    /// The `changes` key, where there is one.
+    pub changes_at: Option<Location>,
     /// The `name` key.
     pub at: Location,
 }
@@ -153,6 +159,8 @@ impl Configured {
             "destinations",
             "guard",
             "traits",
+            "changes",
+            "reconcile",
         ])?;
         let name_item = table.require("name")?;
         let name = name_item.some_text()?;
@@ -189,12 +197,14 @@ impl Configured {
             traits: table
                 .get("traits")
                 .map_or(Ok(Vec::new()), |item| read_traits(&item, &key))?,
+            changes: read_changes(table, class)?,
             key,
         };
         Ok(Self {
             audience,
             schedule: schedule.to_owned(),
             query_at: query.location(),
+            changes_at: table.get("changes").map(|item| item.location()),
             at: name_item.location(),
         })
     }
@@ -306,6 +316,40 @@ fn read_guard(item: &Item<'_>) -> Result<Option<Guard>, ConfigError> {
         guard.allow_empty = item.boolean()?;
     }
     Ok(Some(guard))
+}
+
+const RECONCILE: Duration = Duration::from_secs(24 * 60 * 60);
+
+fn read_changes(table: &Table<'_>, class: Class) -> Result<Option<Changes>, ConfigError> {
+    let reconcile = table.get("reconcile");
+    let Some(item) = table.get("changes") else {
+        let alone = reconcile.map(|item| {
+            item.error("says how long `changes` is trusted, and there is none")
+                .hint("leave it out: without `changes` everyone is read each time")
+        });
+        return alone.map_or(Ok(None), Err);
+    };
+    let query = item.some_text()?;
+    if class == Class::Trait {
+        return Err(item
+            .error("is for audiences: the values of a computed trait are read each time")
+            .hint("leave it out"));
+    }
+    if !query.contains(SINCE) {
+        return Err(item
+            .error(format!("has no `{SINCE}`"))
+            .hint(format!("write `... WHERE changed_at > {SINCE}`, which is the time in UTC as CURRENT_TIMESTAMP writes it")));
+    }
+    Ok(Some(Changes {
+        query: query.to_owned(),
+        reconcile: reconcile.map_or(Ok(RECONCILE), |item| {
+            read_some_time(
+                &item,
+                "24h",
+                "leave `changes` out to read everyone each time",
+            )
+        })?,
+    }))
 }
 
 fn read_traits(item: &Item<'_>, key: &Key) -> Result<Vec<String>, ConfigError> {

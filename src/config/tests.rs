@@ -858,9 +858,48 @@ fn audiences_are_checked() {
         "`traits` in [[audience]] lists `vip`, which is the key and sent anyway\n  --> schedules/daily.toml:5:11",
     );
     check_audience(
+        "reconcile = \"1h\"",
+        "`reconcile` in [[audience]] says how long `changes` is trusted, and there is none\n  --> schedules/daily.toml:5:13\n\nhint: leave it out: without `changes` everyone is read each time",
+    );
+    check_audience(
+        "changes = \"SELECT id, is_member FROM users\"",
+        "`changes` in [[audience]] has no `:since`\n  --> schedules/daily.toml:5:11\n\nhint: write `... WHERE changed_at > :since`, which is the time in UTC as CURRENT_TIMESTAMP writes it",
+    );
+    check_audience(
+        "changes = \" \"",
+        "`changes` in [[audience]] must not be empty\n  --> schedules/daily.toml:5:11",
+    );
+    check_audience(
+        "changes = \"SELECT :since\"\nreconcile = \"0s\"",
+        "`reconcile` in [[audience]] must be longer than no time at all\n  --> schedules/daily.toml:6:13\n\nhint: leave `changes` out to read everyone each time",
+    );
+    check_audience(
+        "changes = \"SELECT :since\"\nreconcile = \"daily\"",
+        "`reconcile` in [[audience]] is not a length of time: `daily`\n  --> schedules/daily.toml:6:13\n\nhint: write it like \"24h\" or \"12h\"",
+    );
+    check_audience(
         "traits = [\"user_id\"]",
         "`traits` in [[audience]] lists `user_id`, which means something else in a result\n  --> schedules/daily.toml:5:11",
     );
+}
+
+#[test]
+fn a_change_query_is_trusted_for_a_day_unless_it_says_how_long() {
+    let changes = |text: &str| {
+        let schedule = format!("{SCHEDULE}changes = \"SELECT :since\"\n{text}");
+        let config = Project::new(MAIN, &schedule).load().unwrap();
+        let audience = &config.audiences().next().unwrap().audience;
+        audience.changes.clone().unwrap()
+    };
+    assert_eq!(changes("").query, "SELECT :since");
+    assert_eq!(changes("").reconcile, Duration::from_secs(24 * 3_600));
+    assert_eq!(
+        changes("reconcile = \"90m\"").reconcile,
+        Duration::from_secs(90 * 60)
+    );
+    let computed_trait =
+        SCHEDULE.replace("audience", "computed_trait") + "changes = \"SELECT :since\"\n";
+    Project::new(MAIN, &computed_trait).check("`changes` in [[computed_trait]] is for audiences: the values of a computed trait are read each time\n  --> schedules/daily.toml:6:11\n\nhint: leave it out");
 }
 
 #[test]

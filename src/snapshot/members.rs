@@ -13,6 +13,8 @@ use crate::diff::{Members, Standing};
 /// The members of one audience at one destination, in the order of users. What the view `membership` gives, without
 /// looking up every member among those who have moved.
 pub struct Delivered<'s> {
+    connection: &'s Connection,
+    audience: Option<i64>,
     members: Side<'s>,
     moved: Option<Side<'s>>,
     current: Current,
@@ -46,6 +48,7 @@ struct Columns {
 
 /// The statements that read the members of an audience.
 pub(super) struct SelectMembers<'c> {
+    connection: &'c Connection,
     members: CachedStatement<'c>,
     moved: Option<CachedStatement<'c>>,
     columns: Columns,
@@ -76,6 +79,7 @@ impl<'c> SelectMembers<'c> {
             )
         });
         Ok(Self {
+            connection,
             members: connection.prepare_cached(members)?,
             moved: moved.transpose()?,
             columns: Columns { value, standing },
@@ -88,6 +92,7 @@ impl<'c> SelectMembers<'c> {
         query: &str,
     ) -> Result<Self, SnapshotError> {
         Ok(Self {
+            connection,
             members: connection.prepare_cached(query)?,
             moved: None,
             columns: Columns {
@@ -114,6 +119,8 @@ impl<'c> SelectMembers<'c> {
             None => None,
         };
         Ok(Delivered {
+            connection: self.connection,
+            audience,
             members,
             moved,
             current: Current::Member,
@@ -185,6 +192,32 @@ impl<'s> Side<'s> {
 }
 
 impl Delivered<'_> {
+    /// How many there are.
+    pub fn count(&self) -> Result<u64, SnapshotError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT members FROM audience WHERE number = ?1")?;
+        let count = statement.query_row([self.audience], |row| row.get::<_, i64>(0));
+        Ok(count.optional()?.unwrap_or_default() as u64)
+    }
+
+    /// The member that a user is, wherever the cursor is.
+    pub fn find(&self, user: User<'_>) -> Result<Option<MemberBuf>, SnapshotError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT anonymous_id, value FROM membership WHERE audience = ?1 AND user = ?2",
+        )?;
+        let found = statement.query_row(params![self.audience, SqlUser(user)], |row| {
+            Ok(MemberBuf {
+                kind: user.kind,
+                id: user.id.to_owned(),
+                anonymous_id: row.get(0)?,
+                value: row.get::<_, SqlValueBuf>(1)?.0,
+                traits: String::new(),
+            })
+        });
+        Ok(found.optional()?)
+    }
+
     fn side(&self) -> &Side<'_> {
         match (&self.moved, self.current) {
             (Some(moved), Current::Moved | Current::Both) => moved,

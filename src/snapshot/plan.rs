@@ -3,6 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::dead::supersede_dead;
+use super::grounds::Grounds;
 use super::held::{Approval, Held, LastHeld, Leavers};
 use super::journal::{json, run};
 use super::members::{Delivered, SelectMembers};
@@ -39,6 +40,8 @@ pub struct Plan {
     /// Of removals that are in it although an earlier run held some.
     pub approval: Option<Approval>,
     pub skipped_rows: u64,
+    /// Changes that a change query had not told of, where everyone was read to see that.
+    pub missed: Option<u64>,
     /// What it would be for one stream: only a rehearsal renders its lines.
     pub foreseen: Option<Foreseen>,
 }
@@ -128,6 +131,8 @@ fn plan<E: From<SnapshotError>>(
             ],
         )
         .map_err(SnapshotError::from)?;
+    let started_at = planning.computation.started_at;
+    Grounds::note(decided.grounds.as_ref(), transaction, audience, started_at)?;
     Ok(decided.into_plan(run(transaction, number)?))
 }
 
@@ -139,6 +144,7 @@ pub(super) struct Decided {
     approval: Option<Approval>,
     /// Of all who leave.
     digest: Option<Vec<u8>>,
+    grounds: Option<Grounds>,
     foreseen: Option<Foreseen>,
 }
 
@@ -166,6 +172,7 @@ impl Decided {
             held: self.held,
             approval: self.approval,
             skipped_rows: self.skipped_rows,
+            missed: self.grounds.as_ref().and_then(Grounds::missed),
             foreseen: self.foreseen,
         }
     }
@@ -192,6 +199,7 @@ pub(super) fn decide<E: From<SnapshotError>>(
             of: tally.delivered,
             sample: sample.unwrap_or_default(),
         }),
+        grounds: journal.grounds.take(),
         approval: last_held.filter(|_| tally.removed > 0).and_then(compare),
         foreseen: journal.close(is_held)?,
         digest,
@@ -282,6 +290,7 @@ pub struct Journal<'c> {
     identify: Identify,
     /// Only where the guard may hold them, or somebody approves.
     leavers: Option<Leavers>,
+    grounds: Option<Grounds>,
     to: Destined<'c>,
 }
 
@@ -327,8 +336,14 @@ impl<'c> Journal<'c> {
         Self {
             identify: Identify::new(&planning.computation),
             leavers: is_asked_about.then(Leavers::default),
+            grounds: None,
             to,
         }
+    }
+
+    /// Says what the plan rests on, once all of the source was read.
+    pub fn rest_on(&mut self, grounds: Grounds) {
+        self.grounds = Some(grounds);
     }
 
     pub fn push(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {

@@ -152,6 +152,9 @@ const MIGRATIONS: &[&str] = &[
 
     -- The first of the runs whose changes to one user go in one record; NULL where each has its own.
     ALTER TABLE run ADD COLUMN together INTEGER;
+
+    -- How the source was asked by the plan that `planned_from` is of.
+    ALTER TABLE audience ADD COLUMN planned_by TEXT;
     ",
 ];
 

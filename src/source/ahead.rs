@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::{Interrupt, Skipped, Source, SourceError};
+use super::{Fingerprint, Interrupt, Question, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
 use crate::diff::Members;
 
@@ -21,7 +21,7 @@ const BATCHES_AHEAD: usize = 8;
 /// What the reading thread says.
 enum Said {
     Batch(Batch),
-    End(Skipped),
+    End(Skipped, Option<Fingerprint>),
     Failed(SourceError),
 }
 
@@ -34,6 +34,10 @@ pub struct MembersAhead {
     next: usize,
     /// Rows that were left out. Complete at the end.
     pub skipped: Skipped,
+    /// What the source was. Known at the end, where it can be known at all.
+    pub read_from: Option<Fingerprint>,
+    /// Questions that have yet to be answered to their end.
+    open: usize,
     reader: Reader,
 }
 
@@ -45,22 +49,28 @@ struct Reader {
 }
 
 /// Begins to read a source.
-pub(super) fn start(source: &Source, audience: &Audience, interrupt: &Interrupt) -> MembersAhead {
+pub(super) fn start(
+    source: &Source,
+    audience: &Audience,
+    questions: &[Question],
+    interrupt: &Interrupt,
+) -> MembersAhead {
     let (say, said) = sync_channel(BATCHES_AHEAD);
     let (source, audience, heard) = (source.clone(), audience.clone(), interrupt.clone());
+    let (open, questions) = (questions.len(), questions.to_vec());
     let thread = thread::spawn(move || {
-        let end = match read_all(&source, &audience, &heard, &say) {
-            Ok(skipped) => Said::End(skipped),
-            Err(error) => Said::Failed(error),
-        };
-        // Nobody listens any more when the merge has failed.
-        drop(say.send(end));
+        if let Err(error) = read_all(&source, &audience, &questions, &heard, &say) {
+            // Nobody listens any more when the merge has failed.
+            drop(say.send(Said::Failed(error)));
+        }
     });
     MembersAhead {
         said,
         batch: Batch::default(),
         next: 0,
         skipped: Skipped::default(),
+        read_from: None,
+        open,
         reader: Reader {
             thread: Some(thread),
             interrupt: interrupt.clone(),
@@ -85,14 +95,15 @@ impl Drop for Reader {
     }
 }
 
-/// Reads all members, or as many as somebody listens to.
+/// Reads all members, or as many as somebody listens to, and says so at the end of each question.
 fn read_all(
     source: &Source,
     audience: &Audience,
+    questions: &[Question],
     interrupt: &Interrupt,
     say: &SyncSender<Said>,
-) -> Result<Skipped, SourceError> {
-    source.read_here(audience, interrupt, |members| {
+) -> Result<(), SourceError> {
+    source.ask_here(audience, questions, interrupt, |members| {
         let mut batch = Batch::default();
         while members.advance()? {
             batch.push(&members.current());
@@ -102,12 +113,13 @@ fn read_all(
                     .send(Said::Batch(std::mem::replace(&mut batch, next)))
                     .is_err()
                 {
-                    return Ok(members.skipped);
+                    return Ok(false);
                 }
             }
         }
         drop(say.send(Said::Batch(batch)));
-        Ok(members.skipped)
+        let end = Said::End(members.skipped, members.read_from());
+        Ok(say.send(end).is_ok())
     })
 }
 
@@ -125,9 +137,11 @@ impl Members for MembersAhead {
                     self.batch = batch;
                     self.next = 0;
                 }
-                Said::End(skipped) => {
-                    self.reader.has_ended = true;
+                Said::End(skipped, read_from) => {
+                    self.open -= 1;
+                    self.reader.has_ended = self.open == 0;
                     self.skipped = skipped;
+                    self.read_from = read_from;
                     return Ok(false);
                 }
                 Said::Failed(error) => {

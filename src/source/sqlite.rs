@@ -4,10 +4,13 @@
 //! bytes. Text sorts so by itself; integers become decimal text and are then sorted as that, which costs a sort.
 
 mod access;
+mod handles;
 #[cfg(test)]
 mod laws;
 mod layout;
+mod pure;
 mod rows;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -16,15 +19,22 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
-use super::{Interrupt, SourceError};
+use super::{Fingerprint, Interrupt, Question, SINCE, SourceError, digest};
 use crate::audience::{Audience, SourceName};
-use crate::disk::cut_off;
+use crate::disk::cut_off_at;
+use crate::run::Timestamp;
 use access::ONLY_READS;
+use handles::{Connected, Handle};
 use layout::{BINARY, Layout};
+use pure::Uses;
 pub use rows::SqliteMembers;
+use state::State;
 
 /// How long another process may keep the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5_000 });
+
+/// How rows become members. Another number makes every source be read again.
+const READS_ROWS_AS: &[u8] = b"1";
 
 /// A SQLite file, only ever read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,11 +45,25 @@ pub struct Sqlite {
 
 /// Sees what can be seen of a query without its database: the reason why it can never be one.
 pub fn check_syntax(query: &str) -> Option<String> {
+    syntax(query, Question::Members)
+}
+
+/// The same of a change query.
+pub fn check_syntax_of_changes(query: &str) -> Option<String> {
+    syntax(query, ANY_CHANGES)
+}
+
+/// Compiles as the changes since any other time do.
+const ANY_CHANGES: Question = Question::Changes {
+    since: Timestamp::from_millis(0),
+};
+
+fn syntax(query: &str, question: Question) -> Option<String> {
     let mut connection = Connection::open_in_memory().ok()?;
     access::only_read(&mut connection).ok()?;
     let prepared = connection.prepare(query);
     match prepared {
-        Ok(statement) => not_a_query(&statement).map(str::to_owned),
+        Ok(statement) => not_a_query(&statement, question).map(str::to_owned),
         Err(error) if is_refused(&error) => Some(ONLY_READS.to_owned()),
         Err(error) => Some(message(&error)).filter(|reason| is_syntax(reason)),
     }
@@ -61,16 +85,31 @@ fn is_refused(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::AuthorizationForStatementDenied)
 }
 
-fn not_a_query(statement: &Statement<'_>) -> Option<&'static str> {
+fn not_a_query(statement: &Statement<'_>, question: Question) -> Option<&'static str> {
+    let parameters = statement.parameter_count();
     if statement.column_count() == 0 {
         Some("it is not a SELECT")
     } else if !statement.readonly() {
         Some("it writes to the database")
-    } else if statement.parameter_count() > 0 {
-        Some("it has a parameter, and nothing to put in its place")
     } else {
-        None
+        match question {
+            Question::Members if parameters > 0 => {
+                Some("it has a parameter, and nothing to put in its place")
+            }
+            Question::Changes { .. } if statement.parameter_name(1) != Some(SINCE) => {
+                Some("it has no parameter `:since`, the time that it is asked about")
+            }
+            Question::Changes { .. } if parameters > 1 => {
+                Some("it has another parameter than `:since`, and nothing to put in its place")
+            }
+            _ => None,
+        }
     }
+}
+
+/// A time as SQLite's `CURRENT_TIMESTAMP` writes it.
+fn in_sql(since: Timestamp) -> String {
+    since.to_datetime().format("%Y-%m-%d %H:%M:%S").to_string()
 }
 
 /// SQLite's words for an error, without rusqlite's around them.
@@ -83,36 +122,41 @@ fn message(error: &rusqlite::Error) -> String {
     }
 }
 
-impl Sqlite {
-    pub(super) fn check(&self, audience: &Audience) -> Result<(), SourceError> {
-        let connection = self.open()?;
-        let layout = self.layout(&connection, audience)?;
-        self.prepare(&connection, audience, &layout)?;
-        Ok(())
-    }
+/// A connection to a source.
+struct Opened {
+    connection: Connection,
+    uses: Uses,
+    /// Dropped after the connection, as it stands below it.
+    _connected: Connected,
+}
 
-    pub(super) fn read<T, E: From<SourceError>>(
+/// One transaction on a source.
+pub(super) struct Reader<'s> {
+    sqlite: &'s Sqlite,
+    opened: Opened,
+    /// What the file was before it.
+    before: Option<State>,
+}
+
+impl Reader<'_> {
+    pub(super) fn ask<T, E: From<SourceError>>(
         &self,
         audience: &Audience,
-        interrupt: &Interrupt,
+        question: Question,
         read: impl FnOnce(&mut SqliteMembers<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let connection = self.open()?;
-        interrupt.watch(&connection);
-        // One transaction for all that is read: the query may have to be asked twice.
-        connection
-            .execute_batch("BEGIN")
-            .map_err(|error| self.unreadable(error))?;
-        let mut layout = self.layout(&connection, audience)?;
+        let (sqlite, opened) = (self.sqlite, &self.opened);
+        let mut layout = sqlite.layout(opened, audience, question)?;
+        // The query may have to be asked twice.
         if !layout.as_text {
-            let mut statement = self.prepare(&connection, audience, &layout)?;
+            let mut statement = sqlite.prepare(opened, audience, &layout)?;
             let mut members = self.members(&mut statement, audience, &layout)?;
             if !members.has_numbers {
                 return read(&mut members);
             }
         }
         layout.as_text = true;
-        let mut statement = self.prepare(&connection, audience, &layout)?;
+        let mut statement = sqlite.prepare(opened, audience, &layout)?;
         read(&mut self.members(&mut statement, audience, &layout)?)
     }
 
@@ -125,13 +169,67 @@ impl Sqlite {
     ) -> Result<SqliteMembers<'s>, SourceError> {
         let rows = statement
             .query([])
-            .map_err(|error| self.unreadable(error))?;
-        let mut members = SqliteMembers::new(self, audience, layout, rows);
+            .map_err(|error| self.sqlite.unreadable(error))?;
+        let before = self.before.as_ref().filter(|_| layout.is_pure);
+        let mut members = SqliteMembers::new(self.sqlite, audience, layout, rows, before);
         members.start()?;
         Ok(members)
     }
+}
 
-    fn open(&self) -> Result<Connection, SourceError> {
+impl Sqlite {
+    pub(super) fn check(&self, audience: &Audience) -> Result<(), SourceError> {
+        let opened = self.open()?;
+        let changes = audience.changes.iter().map(|_| ANY_CHANGES);
+        for question in [Question::Members].into_iter().chain(changes) {
+            let layout = self.layout(&opened, audience, question)?;
+            self.prepare(&opened, audience, &layout)?;
+        }
+        Ok(())
+    }
+
+    /// What the file is now; `None` where that is in doubt.
+    pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
+        State::of(&self.path).map(|state| state.fingerprint())
+    }
+
+    pub(super) fn definition(&self, audience: &Audience) -> String {
+        let path = std::path::absolute(&self.path);
+        let path = path.as_deref().unwrap_or(&self.path).as_os_str();
+        let texts = [
+            READS_ROWS_AS,
+            rusqlite::version().as_bytes(),
+            self.name.as_str().as_bytes(),
+            path.as_encoded_bytes(),
+            audience.class.as_str().as_bytes(),
+            audience.query.as_bytes(),
+        ];
+        let changes = audience
+            .changes
+            .iter()
+            .map(|changes| changes.query.as_bytes());
+        let traits = audience.traits.iter().map(String::as_bytes);
+        digest(texts.into_iter().chain(changes).chain(traits))
+    }
+
+    /// Begins to read: all that is asked is of one moment.
+    pub(super) fn begin(&self, interrupt: &Interrupt) -> Result<Reader<'_>, SourceError> {
+        // What was before anything is read: somebody may write at any moment.
+        let before = State::of(&self.path);
+        let opened = self.open()?;
+        interrupt.watch(&opened.connection);
+        opened
+            .connection
+            .execute_batch("BEGIN")
+            .map_err(|error| self.unreadable(error))?;
+        Ok(Reader {
+            sqlite: self,
+            opened,
+            before,
+        })
+    }
+
+    fn open(&self) -> Result<Opened, SourceError> {
         if !self.path.is_file() {
             return Err(SourceError::Missing {
                 source_name: self.name.clone(),
@@ -139,7 +237,11 @@ impl Sqlite {
             });
         }
         let (source_name, path) = (self.name.clone(), self.path.clone());
-        match cut_off(&path) {
+        let connected = Connected::new();
+        let cut_off = Handle::open(&path)
+            .ok()
+            .and_then(|mut file| cut_off_at(&mut file));
+        match cut_off {
             None => {}
             Some(0) => return Err(SourceError::Empty { source_name, path }),
             Some(bytes) => {
@@ -153,12 +255,16 @@ impl Sqlite {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(&self.path, flags)
             .map_err(|error| self.unreadable(error))?;
-        connection
+        let uses = connection
             .busy_timeout(BUSY_TIMEOUT)
             .and_then(|()| connection.pragma_update(None, "query_only", true))
             .and_then(|()| access::only_read(&mut connection))
             .map_err(|error| self.unreadable(error))?;
-        Ok(connection)
+        Ok(Opened {
+            connection,
+            uses,
+            _connected: connected,
+        })
     }
 
     fn unreadable(&self, cause: rusqlite::Error) -> SourceError {
@@ -169,8 +275,14 @@ impl Sqlite {
         }
     }
 
-    fn query_error(&self, audience: &Audience, reason: impl Into<String>) -> SourceError {
+    fn query_error(
+        &self,
+        audience: &Audience,
+        question: Question,
+        reason: impl Into<String>,
+    ) -> SourceError {
         SourceError::Query {
+            question,
             audience: audience.name.clone(),
             source_name: self.name.clone(),
             reason: reason.into(),
@@ -178,23 +290,31 @@ impl Sqlite {
     }
 
     /// A statement that does not compile is a mistake in the query, unless the file is the trouble.
-    fn prepare_error(&self, audience: &Audience, error: rusqlite::Error) -> SourceError {
+    fn prepare_error(
+        &self,
+        audience: &Audience,
+        question: Question,
+        error: rusqlite::Error,
+    ) -> SourceError {
         match error.sqlite_error_code() {
-            _ if is_refused(&error) => self.query_error(audience, ONLY_READS),
-            Some(ErrorCode::Unknown) | None => self.query_error(audience, message(&error)),
+            _ if is_refused(&error) => self.query_error(audience, question, ONLY_READS),
+            Some(ErrorCode::Unknown) | None => {
+                self.query_error(audience, question, message(&error))
+            }
             Some(_) => self.unreadable(error),
         }
     }
 
     fn prepare<'c>(
         &self,
-        connection: &'c Connection,
+        opened: &'c Opened,
         audience: &Audience,
         layout: &Layout,
     ) -> Result<Statement<'c>, SourceError> {
+        let connection = &opened.connection;
         let sorted = connection
             .prepare(&layout.sorted())
-            .map_err(|error| self.prepare_error(audience, error))?;
+            .map_err(|error| self.prepare_error(audience, layout.question, error))?;
         if layout.as_text || !self.compares_bytes(connection, layout) {
             return Ok(sorted);
         }
@@ -208,16 +328,37 @@ impl Sqlite {
         layout.collation == BINARY && texts == Ok(3_i64)
     }
 
-    fn layout(&self, connection: &Connection, audience: &Audience) -> Result<Layout, SourceError> {
-        let statement = connection
-            .prepare(&audience.query)
-            .map_err(|error| self.prepare_error(audience, error))?;
-        if let Some(reason) = not_a_query(&statement) {
-            return Err(self.query_error(audience, reason));
+    fn layout(
+        &self,
+        opened: &Opened,
+        audience: &Audience,
+        question: Question,
+    ) -> Result<Layout, SourceError> {
+        let Opened {
+            connection, uses, ..
+        } = opened;
+        let query = match (question, &audience.changes) {
+            (Question::Changes { .. }, Some(changes)) => &changes.query,
+            _ => &audience.query,
+        };
+        uses.begin();
+        let mut statement = connection
+            .prepare(query)
+            .map_err(|error| self.prepare_error(audience, question, error))?;
+        let is_pure = uses
+            .only_the_file(connection)
+            .map_err(|error| self.unreadable(error))?;
+        if let Some(reason) = not_a_query(&statement, question) {
+            return Err(self.query_error(audience, question, reason));
+        }
+        if let Question::Changes { since } = question {
+            statement
+                .raw_bind_parameter(1, in_sql(since))
+                .map_err(|error| self.unreadable(error))?;
         }
         let names: Vec<String> = statement.column_names().map(str::to_owned).collect();
-        let layout =
-            Layout::of(&names, audience).map_err(|reason| self.query_error(audience, reason))?;
+        let layout = Layout::of(&names, audience, question)
+            .map_err(|reason| self.query_error(audience, question, reason))?;
         let id = layout.id_columns()[0];
         // Only a guess, and only about speed: a column may hold what its declaration does not say.
         let declared = statement
@@ -226,16 +367,16 @@ impl Sqlite {
             .and_then(|column| column.decl_type().map(str::to_ascii_lowercase))
             .unwrap_or_default();
         let as_text = layout.both_ids() || declared.contains("int");
-        // SQLite's own words for the statement end where it does: no comment follows its semicolon.
-        let query = statement
-            .expanded_sql()
-            .unwrap_or_else(|| audience.query.clone());
+        // SQLite's own words for the statement end where it does, with the time in its place: no comment follows its
+        // semicolon.
+        let query = statement.expanded_sql().unwrap_or_else(|| query.clone());
         let query = query.trim_end_matches(';').to_owned();
         let collation = self.collation(connection)?;
         Ok(Layout {
             query,
             as_text,
             collation,
+            is_pure,
             ..layout
         })
     }

@@ -4,16 +4,15 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Keyed, Outlet, Request, Runner};
+use super::reading::{Reading, Way};
+use super::{Intended, Keyed, Outlet, Request, Runner};
+use crate::audience::DestinationName;
 use crate::audience::keys::Known;
-use crate::audience::{Audience, DestinationName, Member, User, Value};
-use crate::diff::{self, Members, Scope};
+use crate::diff::Scope;
 use crate::event::{CallType, Computation};
-use crate::progress::Progress;
 use crate::run::{RunId, Timestamp};
 use crate::snapshot::{Delivered, Journal, Plan, Planning, Snapshot, SnapshotError};
-use crate::source::{Interrupt, MembersAhead, Source, SourceError};
-use crate::stop::Stop;
+use crate::source::{Interrupt, SourceError};
 
 /// Why a run decided nothing.
 #[derive(Debug, thiserror::Error)]
@@ -25,9 +24,6 @@ pub(super) enum PlanError {
     #[error("asked to stop")]
     Stopped,
 }
-
-/// How many members are read between two looks at the clock and the signals.
-const LOOK_EVERY: u64 = 4_096;
 
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
@@ -97,8 +93,19 @@ impl Runner<'_> {
             },
             progress: self.progress.clone(),
             stop: self.stop.clone(),
+            way: Way::Everyone(None),
             ahead: None,
         }
+    }
+
+    /// Finds the way of a run, which no other run changes.
+    pub(super) async fn find_way(&self, mut run: Intended) -> Result<Intended, SnapshotError> {
+        self.snapshot
+            .with(move |snapshot| {
+                run.reading.way = run.reading.shortest_way(snapshot, &run.planning)?;
+                Ok(run)
+            })
+            .await
     }
 
     pub(super) async fn plan(
@@ -113,7 +120,7 @@ impl Runner<'_> {
         let destination = Arc::clone(&to.destination);
         let planned = self.snapshot.with(move |snapshot| {
             let merge = |delivered: &mut Delivered<'_>, journal: &mut Journal<'_>| {
-                reading.merge(delivered, journal)
+                reading.go(delivered, journal)
             };
             if request.dry_run {
                 snapshot.rehearse(&planning, &|lines| destination.weigh(lines), merge)
@@ -143,106 +150,5 @@ impl Runner<'_> {
                 Err(_) => continue,
             }
         }
-    }
-}
-
-/// Reads a source into a plan, on the snapshot's thread.
-pub(super) struct Reading {
-    source: Source,
-    audience: Audience,
-    scope: Scope,
-    progress: Progress,
-    stop: Stop,
-    interrupt: Interrupt,
-    /// What is read already, before it is its turn.
-    ahead: Option<MembersAhead>,
-}
-
-impl Reading {
-    /// Begins before it is its turn.
-    pub(super) fn begin(&mut self) {
-        self.ahead = Some(self.source.start(&self.audience, &self.interrupt));
-    }
-
-    fn merge(
-        mut self,
-        delivered: &mut Delivered<'_>,
-        journal: &mut Journal<'_>,
-    ) -> Result<(diff::Tally, u64), PlanError> {
-        match self.ahead.take() {
-            Some(mut members) => self.merge_read(&mut members, delivered, journal),
-            None => self
-                .source
-                .read(&self.audience, &self.interrupt, |members| {
-                    self.merge_read(members, delivered, journal)
-                }),
-        }
-    }
-
-    fn merge_read(
-        &self,
-        members: &mut MembersAhead,
-        delivered: &mut Delivered<'_>,
-        journal: &mut Journal<'_>,
-    ) -> Result<(diff::Tally, u64), PlanError> {
-        let mut watched = Watched {
-            members,
-            read: 0,
-            reading: self,
-        };
-        let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
-            journal.push(&change).map_err(PlanError::from)
-        })?;
-        let skipped = members.skipped;
-        if skipped.total() > 0 {
-            tracing::warn!(
-                "{:?}: skipped {} rows: {}",
-                self.audience.name,
-                skipped.total(),
-                skipped.explain()
-            );
-        }
-        if skipped.traits > 0 {
-            tracing::warn!(
-                "{:?}: {} extra traits are infinite or not UTF-8, and go as null",
-                self.audience.name,
-                skipped.traits
-            );
-        }
-        Ok((tally, skipped.total()))
-    }
-}
-
-/// Members that are counted as they pass, and that stop when asked to.
-struct Watched<'r, M> {
-    members: &'r mut M,
-    read: u64,
-    reading: &'r Reading,
-}
-
-impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
-    type Error = PlanError;
-
-    fn advance(&mut self) -> Result<bool, PlanError> {
-        self.read += 1;
-        if self.read.is_multiple_of(LOOK_EVERY) {
-            self.reading.progress.read(self.read);
-            if self.reading.stop.is_requested() {
-                return Err(PlanError::Stopped);
-            }
-        }
-        Ok(self.members.advance()?)
-    }
-
-    fn current(&self) -> Member<'_> {
-        self.members.current()
-    }
-
-    fn user(&self) -> User<'_> {
-        self.members.user()
-    }
-
-    fn value(&self) -> Value<'_> {
-        self.members.value()
     }
 }

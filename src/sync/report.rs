@@ -38,6 +38,9 @@ pub struct Report {
     #[serde(skip)]
     pub dead: u64,
     pub skipped_rows: u64,
+    /// Changes that the change query had not told of, where everyone was read to see that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missed: Option<u64>,
     #[serde(flatten)]
     pub counts: Counts,
     /// Of a dry run: both ways to send it.
@@ -82,6 +85,7 @@ impl Report {
             undelivered: 0,
             dead: 0,
             skipped_rows: 0,
+            missed: None,
             counts: Counts::default(),
             bill: None,
             seconds: 0.0,

@@ -1,6 +1,7 @@
 //! The binary as people and programs use it: a directory, a command line, what it prints, and what arrives.
 
 mod access;
+mod changes;
 mod check;
 mod clock;
 mod command_line;
@@ -30,5 +31,6 @@ mod snapshot;
 mod support;
 mod sync;
 mod torn;
+mod unchanged;
 mod unusable;
 mod verify;

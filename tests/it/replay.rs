@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use audience_sync::audience::{Audience, AudienceId, Class, DestinationName, Key, SourceName};
+use audience_sync::audience::{
+    Audience, AudienceId, Changes, Class, DestinationName, Key, SourceName,
+};
 use audience_sync::event::CallType;
 use audience_sync::firehose::{Destination, Directory};
 use audience_sync::mapping::{Mapping, Pattern, StreamName};
@@ -88,6 +90,7 @@ fn audience(key: &str, class: Class, query: &str) -> Keyed {
         destinations: vec![DestinationName::new("main")],
         guard: None,
         traits: Vec::new(),
+        changes: None,
     };
     Keyed {
         key: audience.key.clone(),
@@ -217,6 +220,52 @@ async fn real_orders_leave_the_truth_downstream_after_every_day() {
         total += changes;
     }
     assert_eq!((orders.len(), total), (6_919, 21_322));
+}
+
+/// Who ordered today, and whose orders have become too old: the query tells what each day changes.
+const CHANGES: &str = "SELECT DISTINCT user_id, EXISTS (SELECT 1 FROM orders AS other WHERE other.user_id = orders.user_id
+        AND other.on_day > date(day, '-30 days') AND other.on_day <= day) AS is_member
+    FROM orders JOIN today ON on_day IN (day, date(day, '-30 days')) WHERE :since IS NOT NULL";
+
+#[tokio::test]
+async fn real_orders_told_by_their_changes_leave_the_truth_downstream_after_every_day() {
+    let folder = tempfile::tempdir().unwrap();
+    let (orders, delivered) = (orders(), folder.path().join("delivered"));
+    let mut shop = rusqlite::Connection::open(folder.path().join("shop.sqlite")).unwrap();
+    fill(&mut shop, &orders);
+    let project = project(folder.path());
+    let mut keyed = audience("members", Class::Audience, MEMBERS);
+    keyed.audience.changes = Some(Changes {
+        query: CHANGES.to_owned(),
+        reconcile: std::time::Duration::MAX,
+    });
+    let snapshot = Handle::new(Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap());
+    let runner = Runner {
+        project: &project,
+        snapshot: &snapshot,
+        stop: Stop::new(),
+        progress: Progress::default(),
+    };
+    let (mut truth, mut downstream) = (Truth::new(), Downstream::default());
+    let (first, last) = ("1997-01-01".parse().unwrap(), "1997-12-31".parse().unwrap());
+    for day in NaiveDate::iter_days(&first).take_while(|day| *day <= last) {
+        shop.execute("UPDATE today SET day = ?1", [day.to_string()])
+            .unwrap();
+        move_on(&mut truth, &orders, day);
+        truth.retain(|(_, key), _| *key == "members");
+        let reports = runner.run(&keyed, Request::default()).await.unwrap();
+        let members = truth.values().filter(|value| **value == json!(true));
+        assert_eq!(reports[0].members, members.count() as u64, "{day}");
+        downstream.take(&delivered);
+        downstream.is(&truth, day);
+    }
+    let last = rusqlite::Connection::open(folder.path().join("snapshot.sqlite")).unwrap();
+    let everyone_was_read_once =
+        "SELECT reconciled_at = (SELECT min(started_at) FROM run) FROM audience";
+    assert_eq!(
+        last.query_row(everyone_was_read_once, [], |row| row.get(0)),
+        Ok(true)
+    );
 }
 
 fn fill(shop: &mut rusqlite::Connection, orders: &[Order<'_>]) {

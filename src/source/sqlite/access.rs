@@ -7,21 +7,27 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
+use super::pure::Uses;
+
 /// What a query that is refused hears: SQLite only says "not authorized".
 pub(super) const ONLY_READS: &str = "it does more than read: a query may not create anything, attach a database, \
                                      change a setting or load an extension";
 
-/// Lets every later statement only read.
-pub(super) fn only_read(connection: &mut Connection) -> rusqlite::Result<()> {
+/// Lets every later statement only read, and says what it uses.
+pub(super) fn only_read(connection: &mut Connection) -> rusqlite::Result<Uses> {
     // Nor may the schema of a file that somebody else has made call what a query could not.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
-    connection.authorizer(Some(|context: AuthContext<'_>| {
+    let uses = Uses::default();
+    let noted = uses.clone();
+    connection.authorizer(Some(move |context: AuthContext<'_>| {
+        noted.note(&context);
         if reads(&context.action) {
             Authorization::Allow
         } else {
             Authorization::Deny
         }
-    }))
+    }))?;
+    Ok(uses)
 }
 
 fn reads(action: &AuthAction<'_>) -> bool {

@@ -51,6 +51,7 @@ fn audience(query: &str) -> Audience {
         destinations: vec![DestinationName::new("main")],
         guard: None,
         traits: Vec::new(),
+        changes: None,
     }
 }
 
@@ -82,7 +83,7 @@ proptest! {
             "SELECT u FROM users"
         };
         let source = Sqlite { name: SourceName::new("shop"), path };
-        let found = source.read(&audience(query), &Interrupt::default(), |members| {
+        let found = source.begin(&Interrupt::default()).unwrap().ask(&audience(query), Question::Members, |members| {
             let mut found: Vec<(UserKind, String)> = Vec::new();
             while members.advance()? {
                 let user = members.current().user;

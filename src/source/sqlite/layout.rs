@@ -1,6 +1,7 @@
 //! Which column of a query's result is what, and the SQL that sorts it.
 
 use crate::audience::{Audience, Class};
+use crate::source::Question;
 
 /// What the wrapped query is called.
 const WRAPPED: &str = "\"the query of an audience\"";
@@ -10,20 +11,29 @@ pub(super) const BINARY: &str = "BINARY";
 
 /// Which column of the result is what.
 pub(super) struct Layout {
+    pub(super) question: Question,
     /// One statement, without a semicolon.
     pub(super) query: String,
     pub(super) columns: usize,
     pub(super) user_id: Option<usize>,
     pub(super) anonymous_id: Option<usize>,
     pub(super) value: Option<usize>,
+    /// Of a change query.
+    pub(super) is_member: Option<usize>,
     pub(super) traits: Vec<(String, usize)>,
     /// Sort ids by their decimal text instead of as they are.
     pub(super) as_text: bool,
     pub(super) collation: &'static str,
+    /// The same file gives the same rows.
+    pub(super) is_pure: bool,
 }
 
 impl Layout {
-    pub(super) fn of(names: &[String], audience: &Audience) -> Result<Self, String> {
+    pub(super) fn of(
+        names: &[String],
+        audience: &Audience,
+        question: Question,
+    ) -> Result<Self, String> {
         let find = |wanted: &str| {
             let mut places =
                 (0..names.len()).filter(|place| names[*place].eq_ignore_ascii_case(wanted));
@@ -49,6 +59,12 @@ impl Layout {
             );
         }
         let value = value.filter(|_| audience.class == Class::Trait);
+        let is_member = match question {
+            Question::Members => None,
+            Question::Changes { .. } => Some(find("is_member")?.ok_or(
+                "it has no column `is_member`\n\nhint: write `... AS is_member`, 1 for a member and 0 for who is none",
+            )?),
+        };
         let mut traits = Vec::new();
         for name in &audience.traits {
             let place = find(name)?
@@ -58,14 +74,17 @@ impl Layout {
         // Extra traits go out in the order of the query's columns.
         traits.sort_by_key(|(_, place)| *place);
         Ok(Self {
+            question,
             query: String::new(),
             columns: names.len(),
             user_id,
             anonymous_id,
             value,
+            is_member,
             traits,
             as_text: false,
             collation: BINARY,
+            is_pure: false,
         })
     }
 
@@ -84,12 +103,14 @@ impl Layout {
         format!("WITH {WRAPPED} ({}) AS (\n{query}\n)", names.join(", "))
     }
 
-    /// The query with its columns in our order: ids first, then the value, then the traits.
+    /// The query with its columns in our order: ids first, then the value or what is in its place, then the
+    /// traits.
     fn wrap(&self, query: &str) -> String {
         let wanted = self
             .id_columns()
             .into_iter()
             .chain(self.value)
+            .chain(self.is_member)
             .chain(self.traits.iter().map(|(_, place)| *place));
         let wanted: Vec<String> = wanted.map(|place| format!("c{place}")).collect();
         let (named, wanted) = (self.named(query), wanted.join(", "));

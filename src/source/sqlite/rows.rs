@@ -5,14 +5,16 @@ use rusqlite::{Row, Rows};
 
 use super::Sqlite;
 use super::layout::Layout;
+use super::state::State;
 use crate::audience::{Audience, MAX_ID_BYTES, Member, MemberBuf, UserKind, ValueBuf};
-use crate::diff::Members;
-use crate::source::{Skipped, SourceError, is_greater};
+use crate::diff::{GONE, Members};
+use crate::source::{Fingerprint, Question, Skipped, SourceError, is_greater};
 
 /// The members of one audience, each once.
 pub struct SqliteMembers<'s> {
     source: &'s Sqlite,
     audience: &'s Audience,
+    question: Question,
     columns: Columns<'s>,
     rows: Rows<'s>,
     current: MemberBuf,
@@ -21,6 +23,8 @@ pub struct SqliteMembers<'s> {
     has_next: bool,
     /// Some ids are integers. They sort before text, so the first member tells.
     pub(super) has_numbers: bool,
+    /// What the file was before it was read, where the same file gives the same members.
+    before: Option<&'s State>,
     pub skipped: Skipped,
 }
 
@@ -29,19 +33,21 @@ struct Columns<'s> {
     user_id: Option<usize>,
     anonymous_id: Option<usize>,
     value: Option<usize>,
+    is_member: Option<usize>,
     traits: Vec<(usize, &'s str)>,
 }
 
 impl<'s> Columns<'s> {
-    /// Ids come first, then the value, then the traits.
+    /// Ids come first, then the value or what is in its place, then the traits.
     fn of(layout: &'s Layout) -> Self {
         let ids = layout.id_columns().len();
-        let first_trait = ids + usize::from(layout.value.is_some());
+        let first_trait = ids + layout.value.iter().chain(&layout.is_member).count();
         let names = layout.traits.iter().map(|(name, _)| name.as_str());
         Self {
             user_id: layout.user_id.map(|_| 0),
             anonymous_id: layout.anonymous_id.map(|_| ids - 1),
             value: layout.value.map(|_| ids),
+            is_member: layout.is_member.map(|_| ids),
             traits: (first_trait..).zip(names).collect(),
         }
     }
@@ -68,16 +74,19 @@ impl<'s> SqliteMembers<'s> {
         audience: &'s Audience,
         layout: &'s Layout,
         rows: Rows<'s>,
+        before: Option<&'s State>,
     ) -> Self {
         Self {
             source,
             audience,
+            question: layout.question,
             columns: Columns::of(layout),
             rows,
             current: MemberBuf::default(),
             next: MemberBuf::default(),
             has_next: false,
             has_numbers: false,
+            before,
             skipped: Skipped::default(),
         }
     }
@@ -86,6 +95,13 @@ impl<'s> SqliteMembers<'s> {
     pub(super) fn start(&mut self) -> Result<(), SourceError> {
         self.has_next = self.read_next()?;
         Ok(())
+    }
+
+    /// What the file is of which all members are read by now. `None` where somebody may have written meanwhile.
+    pub(in crate::source) fn read_from(&self) -> Option<Fingerprint> {
+        let before = self.before?;
+        let is_same = State::of(&self.source.path).as_ref() == Some(before);
+        is_same.then(|| before.fingerprint())
     }
 
     /// Reads on to the next row that is a member; `false` at the end.
@@ -98,6 +114,7 @@ impl<'s> SqliteMembers<'s> {
             let mut reader = RowReader {
                 columns: &self.columns,
                 audience: self.audience,
+                question: self.question,
                 skipped: &mut self.skipped,
                 has_numbers: &mut self.has_numbers,
                 row,
@@ -125,6 +142,12 @@ impl Members for SqliteMembers<'_> {
                     source_name: self.source.name.clone(),
                 });
             }
+            // Of an audience a value is no more than whether somebody is a member.
+            if self.columns.is_member.is_some() && self.next.value != self.current.value {
+                return Err(SourceError::Contradiction {
+                    audience: self.audience.name.clone(),
+                });
+            }
             if is_greater(&self.next, &self.current) {
                 std::mem::swap(&mut self.current, &mut self.next);
             }
@@ -141,6 +164,7 @@ impl Members for SqliteMembers<'_> {
 struct RowReader<'r, 's> {
     columns: &'r Columns<'r>,
     audience: &'r Audience,
+    question: Question,
     skipped: &'r mut Skipped,
     has_numbers: &'r mut bool,
     row: &'r Row<'s>,
@@ -151,6 +175,7 @@ impl RowReader<'_, '_> {
     fn read(&mut self, member: &mut MemberBuf) -> Result<bool, SourceError> {
         let is_member = self.read_ids(member)? && self.read_value(member)?;
         if is_member {
+            self.read_membership(member)?;
             self.read_traits(member)?;
         }
         Ok(is_member)
@@ -258,6 +283,19 @@ impl RowReader<'_, '_> {
         Ok(true)
     }
 
+    /// What a change query says of the user.
+    fn read_membership(&self, member: &mut MemberBuf) -> Result<(), SourceError> {
+        let Some(column) = self.columns.is_member else {
+            return Ok(());
+        };
+        member.value = match self.row.get_ref_unwrap(column) {
+            ValueRef::Integer(1) => ValueBuf::True,
+            ValueRef::Integer(0) | ValueRef::Null => GONE,
+            other => return Err(self.wrong_type("is_member", other.data_type(), "1 or 0")),
+        };
+        Ok(())
+    }
+
     /// The extra traits as JSON members, each with a comma before it. One that cannot be written is null: it must not
     /// make a member look gone.
     fn read_traits(&mut self, member: &mut MemberBuf) -> Result<(), SourceError> {
@@ -288,9 +326,11 @@ impl RowReader<'_, '_> {
         let found = match found {
             Type::Blob => "a BLOB",
             Type::Real => "a real number",
-            Type::Null | Type::Integer | Type::Text => "another type",
+            Type::Integer => "another number",
+            Type::Null | Type::Text => "another type",
         };
         SourceError::WrongType {
+            question: self.question,
             audience: self.audience.name.clone(),
             column: column.to_owned(),
             found,

@@ -5,8 +5,8 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::audience::{AudienceId, Class, DestinationName, Key, Member, UserKind, Value};
-use crate::diff::Members as _;
+use crate::audience::{AudienceId, Changes, Class, DestinationName, Key, Member, UserKind, Value};
+use crate::diff::{Members as _, is_gone};
 
 /// A query with a column `value` is a computed trait; its column `email` or `age` is an extra trait.
 fn audience(query: &str) -> Audience {
@@ -30,6 +30,7 @@ fn audience(query: &str) -> Audience {
         guard: None,
         // Not the order of the columns.
         traits: traits.rev().map(str::to_owned).collect(),
+        changes: None,
     }
 }
 
@@ -66,8 +67,10 @@ impl Shop {
 
     /// The members as one line, such as `a b=5 ~anonymous c~anonymous,"age":3 (1 with an empty id)`.
     fn read(&self, query: &str) -> Result<String, SourceError> {
-        self.source()
-            .read(&audience(query), &Interrupt::default(), |members| {
+        self.source().begin(&Interrupt::default())?.ask(
+            &audience(query),
+            Question::Members,
+            |members| {
                 let mut line = Vec::new();
                 while members.advance()? {
                     line.push(text(&members.current()));
@@ -76,7 +79,8 @@ impl Shop {
                     line.push(format!("({})", members.skipped.explain()));
                 }
                 Ok(line.join(" "))
-            })
+            },
+        )
     }
 
     #[track_caller]
@@ -196,10 +200,13 @@ fn an_order_that_an_index_has_is_taken_from_it() {
     let sorts = |query: &str| {
         let (source, audience) = (shop.source(), audience(query));
         let connection = source.open().unwrap();
-        let layout = source.layout(&connection, &audience).unwrap();
+        let layout = source
+            .layout(&connection, &audience, Question::Members)
+            .unwrap();
         let statement = source.prepare(&connection, &audience, &layout).unwrap();
         let sql = statement.expanded_sql().unwrap();
         let mut explain = connection
+            .connection
             .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
             .unwrap();
         let steps = explain
@@ -658,4 +665,212 @@ fn a_query_may_do_nothing_but_read() {
             "{query}"
         );
     }
+}
+
+fn read_from(shop: &Shop, query: &str, meanwhile: impl FnOnce()) -> Option<Fingerprint> {
+    let mut meanwhile = Some(meanwhile);
+    let read = shop.source().begin(&Interrupt::default()).unwrap().ask(
+        &audience(query),
+        Question::Members,
+        |members| {
+            while members.advance()? {
+                meanwhile
+                    .take()
+                    .into_iter()
+                    .for_each(|meanwhile| meanwhile());
+            }
+            Ok::<_, SourceError>(members.read_from())
+        },
+    );
+    read.unwrap()
+}
+
+fn grow_old(shop: &Shop) {
+    while shop.source().fingerprint().is_none() {
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_fingerprint_is_of_what_was_read_and_of_nothing_later() {
+    let query = "SELECT id FROM users";
+    let shop = Shop::new(
+        "CREATE TABLE users (id TEXT); INSERT INTO users VALUES ('a'); PRAGMA journal_mode = wal",
+    );
+    assert_eq!(read_from(&shop, query, || {}), None);
+    grow_old(&shop);
+    let read = read_from(&shop, query, || {});
+    assert!(read.is_some());
+    assert_eq!(read, shop.source().fingerprint());
+    let connection = shop.connection();
+    let write = || {
+        connection
+            .execute_batch("INSERT INTO users VALUES ('b')")
+            .unwrap();
+        // Long enough ago, had it been before.
+        grow_old(&shop);
+    };
+    assert_eq!(read_from(&shop, query, write), None);
+    assert!(read_from(&shop, query, || {}).is_some());
+    // Integers are asked for twice.
+    connection
+        .execute_batch("INSERT INTO users VALUES (1); CREATE TABLE numbers AS SELECT 1 AS id")
+        .unwrap();
+    grow_old(&shop);
+    assert!(read_from(&shop, "SELECT id FROM numbers", || {}).is_some());
+    assert_eq!(
+        read_from(
+            &shop,
+            "SELECT id FROM users WHERE random() IS NOT NULL",
+            || {}
+        ),
+        None
+    );
+}
+
+const SINCE_TEN: Question = Question::Changes {
+    since: Timestamp::from_millis(36_000_999),
+};
+
+/// What a change query says, such as `a -b`. One that ends with `age` in a comment has that extra trait.
+fn changes(shop: &Shop, query: &str) -> Result<String, SourceError> {
+    let mut audience = audience("SELECT id AS user_id, age FROM users");
+    audience.traits.retain(|_| query.ends_with("-- age"));
+    audience.changes = Some(Changes {
+        query: query.to_owned(),
+        reconcile: Duration::MAX,
+    });
+    let source = shop.source();
+    source.check(&audience)?;
+    let reader = source.begin(&Interrupt::default())?;
+    reader.ask(&audience, SINCE_TEN, |members| {
+        let mut line = Vec::new();
+        while members.advance()? {
+            let member = members.current();
+            let sign = if is_gone(&member) { "-" } else { "" };
+            line.push(format!("{sign}{}{}", member.user.id, member.traits));
+        }
+        if members.skipped.total() > 0 {
+            line.push(format!("({})", members.skipped.explain()));
+        }
+        Ok(line.join(" "))
+    })
+}
+
+const STAMPED: &str = "CREATE TABLE users (id, is_member, at TEXT, age);
+    INSERT INTO users VALUES ('b', 1, '1970-01-01 10:00:01', 3), ('a', 0, '1970-01-01 10:00:01', 4),
+        ('c', NULL, '1970-01-01 11:00:00', 5), (NULL, 1, '1970-01-02 00:00:00', 5), ('d', 1, '1970-01-01 10:00:00', 6)";
+
+#[test]
+fn a_change_query_says_who_is_a_member_now() {
+    let shop = Shop::new(STAMPED);
+    let check = |query: &str, expected: &str| {
+        assert_eq!(changes(&shop, query).expect(query), expected, "{query}");
+    };
+    check(
+        "SELECT id AS user_id, is_member FROM users WHERE at > :since",
+        "-a b -c (1 with a NULL id)",
+    );
+    check(
+        "SELECT is_member, id user_id, age FROM users WHERE at > :since AND :since < at; -- age",
+        "-a,\"age\":4 b,\"age\":3 -c,\"age\":5 (1 with a NULL id)",
+    );
+    check(
+        "SELECT id AS anonymous_id, (age > 3) AS IS_MEMBER FROM users WHERE unixepoch(at) = unixepoch(:since) + 1",
+        "a -b",
+    );
+    check(
+        "SELECT :since AS user_id, 1 AS is_member",
+        "1970-01-01 10:00:00",
+    );
+    // Integers are sorted as their text, and whoever is told of twice counts once.
+    check(
+        "SELECT value AS user_id, value <> 9 AS is_member FROM json_each('[9, 10, 9]') WHERE :since > ''",
+        "10 -9",
+    );
+}
+
+#[test]
+fn a_change_query_that_can_never_be_one_is_a_mistake_in_the_configuration() {
+    let shop = Shop::new(STAMPED);
+    let check = |query: &str, reason: &str| {
+        let error = changes(&shop, query).expect_err(query);
+        assert!(
+            error.is_configuration() && error.is_about_changes(),
+            "{error}"
+        );
+        let start = "the change query of \"Members\" cannot run on source `shop`: ";
+        assert_eq!(error.to_string().strip_prefix(start), Some(reason));
+    };
+    check(
+        "SELECT id AS user_id, is_member FROM users -- :since",
+        "it has no parameter `:since`, the time that it is asked about",
+    );
+    check(
+        "SELECT id AS user_id, is_member FROM users WHERE at > @since",
+        "it has no parameter `:since`, the time that it is asked about",
+    );
+    check(
+        "SELECT id AS user_id, is_member FROM users WHERE at > :since AND at < ?",
+        "it has another parameter than `:since`, and nothing to put in its place",
+    );
+    check(
+        "SELECT id AS user_id FROM users WHERE at > :since",
+        "it has no column `is_member`\n\nhint: write `... AS is_member`, 1 for a member and 0 for who is none",
+    );
+    check(
+        "SELECT id, is_member FROM users WHERE at > :since",
+        "it has no column `user_id` or `anonymous_id`, only `id`, `is_member`\n\nhint: write `... AS user_id`",
+    );
+    check(
+        "SELECT id AS user_id, is_member FROM others WHERE at > :since",
+        "no such table: others",
+    );
+    check(
+        "DELETE FROM users WHERE at > :since RETURNING id AS user_id, 1 AS is_member",
+        "it writes to the database",
+    );
+    let error = changes(
+        &shop,
+        "SELECT id AS user_id, is_member FROM users WHERE at > :since -- age",
+    )
+    .unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("it has no column `age`, which `traits` names"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_a_change_query_says_must_be_clear() {
+    let shop = Shop::new(STAMPED);
+    let check = |query: &str, words: &str| {
+        let error = changes(&shop, query).expect_err(query);
+        assert!(
+            !error.is_configuration() && error.to_string().contains(words),
+            "{error}"
+        );
+    };
+    for (flag, found) in [
+        ("'1'", "another type"),
+        ("1.0", "a real number"),
+        ("2", "another number"),
+        ("x'01'", "a BLOB"),
+    ] {
+        let query =
+            format!("SELECT id AS user_id, {flag} AS is_member FROM users WHERE at > :since");
+        check(
+            &query,
+            &format!(
+                "the change query of \"Members\" gives {found} in column `is_member`, which takes 1 or 0"
+            ),
+        );
+    }
+    check(
+        "SELECT 'a' AS user_id, value AS is_member FROM json_each('[1, 1, 0]') WHERE :since > ''",
+        "says of one user both that they are a member and that they are not",
+    );
+    assert_eq!(changes(&shop, "SELECT 'a' AS user_id, value AS is_member FROM json_each('[0, null, 0]') WHERE :since > ''").unwrap(), "-a");
 }

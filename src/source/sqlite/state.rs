@@ -1,0 +1,451 @@
+//! What can be seen of a SQLite file without reading it, by which it says that it has not changed.
+//!
+//! The change counter in its header is not enough: in WAL mode a transaction that leaves the first page alone does not
+//! raise it, and no checkpoint makes up for that. So the times of the file and of its log are part of it. They move in
+//! ticks: of what changed a moment ago, a second change may leave no trace. It is in doubt, as a file is to git:
+//! <https://git-scm.com/docs/racy-git>. Whoever is in doubt reads.
+
+use std::ffi::OsString;
+use std::fs::Metadata;
+use std::io::{ErrorKind, Read as _};
+use std::iter;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::handles::Handle;
+use crate::disk;
+use crate::source::{Fingerprint, digest};
+
+/// How long a change is young. The coarsest file systems count in two seconds.
+const YOUNG: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 2_000 });
+
+/// The header has the change counter and what it was valid for: <https://sqlite.org/fileformat.html#the_database_header>.
+const HEADER: u64 = 100;
+
+/// That of a log has the salts, which change when it is begun anew: <https://sqlite.org/fileformat.html#walformat>.
+const LOG_HEADER: u64 = 32;
+
+/// A file as it is at one moment, and the log beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct State {
+    file: Seen,
+    /// `None` where there is none, or one with nothing in it, as whoever only reads leaves it.
+    log: Option<Seen>,
+}
+
+impl State {
+    /// `None` where it is in doubt.
+    pub(super) fn of(path: &Path) -> Option<Self> {
+        Self::at(path, SystemTime::now())
+    }
+
+    fn at(path: &Path, now: SystemTime) -> Option<Self> {
+        // What SQLite keeps beside a file is beside the one that a link leads to.
+        let path = disk::target(path);
+        // Somebody writes, or died while writing.
+        if !is_missing(&beside(&path, "-journal")) {
+            return None;
+        }
+        let log = beside(&path, "-wal");
+        let has_log = match log.metadata() {
+            Ok(log) => log.len() > 0,
+            Err(_) => !is_missing(&log),
+        };
+        let state = Self {
+            file: Seen::of(&path, HEADER)?,
+            log: match has_log {
+                true => Some(Seen {
+                    // SQLite gives a log to the owner of the file whenever root opens it.
+                    changed: None,
+                    ..Seen::of(&log, LOG_HEADER)?
+                }),
+                false => None,
+            },
+        };
+        state.is_old(now).then_some(state)
+    }
+
+    /// Whether nothing has changed a moment ago, nor in a time to come: a clock may have been set back.
+    fn is_old(&self, now: SystemTime) -> bool {
+        let Some(before) = now.checked_sub(YOUNG) else {
+            return false;
+        };
+        let mut seen = iter::once(&self.file).chain(&self.log);
+        seen.all(|seen| seen.modified <= before && seen.changed.is_none_or(|at| at <= before))
+    }
+
+    /// All of it in one word.
+    pub(super) fn fingerprint(&self) -> Fingerprint {
+        let seen = iter::once(&self.file).chain(&self.log);
+        Fingerprint(digest(seen.flat_map(Seen::parts)))
+    }
+}
+
+fn is_missing(path: &Path) -> bool {
+    matches!(path.symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound)
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    name.into()
+}
+
+/// What the system and the header say of one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    /// Device, inode and size.
+    identity: [u64; 3],
+    /// When it was written to,
+    modified: SystemTime,
+    /// and when anything of it was changed, be it the time before: this one nobody can set.
+    changed: Option<SystemTime>,
+    header: Vec<u8>,
+}
+
+impl Seen {
+    fn of(path: &Path, header_bytes: u64) -> Option<Self> {
+        let mut file = Handle::open(path).ok()?;
+        // Of the open file: where it lies on another machine, its times are asked for now.
+        let metadata = file.metadata().ok()?;
+        let mut header = Vec::new();
+        let mut start = file.by_ref().take(header_bytes);
+        start.read_to_end(&mut header).ok()?;
+        Some(Self {
+            identity: identity(&metadata)?,
+            modified: metadata.modified().ok()?,
+            changed: Some(changed(&metadata)?),
+            header,
+        })
+    }
+
+    fn parts(&self) -> [String; 2] {
+        let Self {
+            identity: [device, inode, bytes],
+            modified,
+            changed,
+            header,
+        } = self;
+        [
+            format!(
+                "{device} {inode} {bytes} {} {}",
+                nanos(Some(*modified)),
+                nanos(*changed)
+            ),
+            format!("{header:x?}"),
+        ]
+    }
+}
+
+/// Nanoseconds since 1970; 0 for no time and for all before.
+fn nanos(at: Option<SystemTime>) -> u128 {
+    let since = at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    since.map_or(0, |since| since.as_nanos())
+}
+
+#[cfg(unix)]
+fn identity(metadata: &Metadata) -> Option<[u64; 3]> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    Some([metadata.dev(), metadata.ino(), metadata.len()])
+}
+
+#[cfg(unix)]
+fn changed(metadata: &Metadata) -> Option<SystemTime> {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let seconds = u64::try_from(metadata.ctime()).ok()?;
+    let nanos = u32::try_from(metadata.ctime_nsec()).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
+}
+
+/// Elsewhere nothing tells a file from one that was put in its place, with the same time.
+#[cfg(not(unix))]
+fn identity(_: &Metadata) -> Option<[u64; 3]> {
+    None
+}
+
+#[cfg(not(unix))]
+fn changed(_: &Metadata) -> Option<SystemTime> {
+    None
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs::{self, File, FileTimes};
+    use std::os::unix::fs::{FileExt as _, symlink};
+
+    use rusqlite::Connection;
+    use tempfile::TempDir;
+
+    use super::*;
+
+    struct Shop(TempDir);
+
+    impl Shop {
+        fn new(journal_mode: &str) -> Self {
+            let shop = Self(tempfile::tempdir().unwrap());
+            let connection = shop.connection();
+            connection
+                .pragma_update(None, "journal_mode", journal_mode)
+                .unwrap();
+            connection
+                .execute_batch(
+                    "CREATE TABLE users (id TEXT); INSERT INTO users VALUES ('a'), ('b')",
+                )
+                .unwrap();
+            shop
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn connection(&self) -> Connection {
+            Connection::open(self.path("shop.sqlite")).unwrap()
+        }
+
+        /// As it will be when nothing is young any more.
+        fn state(&self) -> Option<State> {
+            State::at(&self.path("shop.sqlite"), later())
+        }
+
+        /// Does something and sees by what it is told.
+        #[track_caller]
+        fn tells(&self, deed: impl FnOnce(&Self), expected: &[&str]) {
+            let before = self.state().unwrap();
+            // Within a tick, times would tell nothing.
+            std::thread::sleep(Duration::from_millis(20));
+            deed(self);
+            let after = self.state().unwrap();
+            let file = differing(&before.file, &after.file).into_iter();
+            let mut found: Vec<String> = file.map(str::to_owned).collect();
+            match (&before.log, &after.log) {
+                (Some(before), Some(after)) => {
+                    let log = differing(before, after).into_iter();
+                    found.extend(log.map(|what| format!("log's {what}")));
+                }
+                (None, None) => {}
+                _ => found.push("log".to_owned()),
+            }
+            assert_eq!(found, expected);
+            let is_same = before.fingerprint() == after.fingerprint();
+            assert_eq!(is_same, expected.is_empty());
+        }
+
+        fn set_modified(&self, at: SystemTime) {
+            let file = File::options()
+                .write(true)
+                .open(self.path("shop.sqlite"))
+                .unwrap();
+            file.set_times(FileTimes::new().set_modified(at)).unwrap();
+        }
+
+        fn modified(&self) -> SystemTime {
+            self.path("shop.sqlite")
+                .metadata()
+                .unwrap()
+                .modified()
+                .unwrap()
+        }
+    }
+
+    fn differing(before: &Seen, after: &Seen) -> Vec<&'static str> {
+        let parts = [
+            ("identity", before.identity == after.identity),
+            ("modified", before.modified == after.modified),
+            ("changed", before.changed == after.changed),
+            ("header", before.header == after.header),
+        ];
+        let differing = parts.into_iter().filter(|(_, is_same)| !is_same);
+        differing.map(|(what, _)| what).collect()
+    }
+
+    fn later() -> SystemTime {
+        SystemTime::now() + Duration::from_secs(3_600)
+    }
+
+    #[test]
+    fn what_nobody_touches_is_the_same() {
+        for journal_mode in ["delete", "wal"] {
+            let shop = Shop::new(journal_mode);
+            let before = shop.state().unwrap();
+            let read = |connection: &Connection| {
+                connection.query_row("SELECT count(*) FROM users", [], |row| row.get::<_, i64>(0))
+            };
+            let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY;
+            let reader = Connection::open_with_flags(shop.path("shop.sqlite"), flags).unwrap();
+            assert_eq!(read(&reader), Ok(2));
+            assert_eq!(shop.state().unwrap(), before);
+            drop(reader);
+            assert_eq!(shop.state().unwrap(), before);
+            assert_eq!(shop.state().unwrap().fingerprint(), before.fingerprint());
+            // What whoever only reads leaves behind.
+            assert_eq!(shop.path("shop.sqlite-wal").exists(), journal_mode == "wal");
+        }
+    }
+
+    #[test]
+    fn a_change_is_told_by_the_file() {
+        let shop = Shop::new("delete");
+        shop.tells(|_| {}, &[]);
+        let update = |shop: &Shop| {
+            let connection = shop.connection();
+            connection
+                .execute_batch("UPDATE users SET id = 'c'")
+                .unwrap();
+        };
+        shop.tells(update, &["modified", "changed", "header"]);
+        // By no SQLite at all.
+        let write = |shop: &Shop| {
+            let file = File::options()
+                .write(true)
+                .open(shop.path("shop.sqlite"))
+                .unwrap();
+            file.write_all_at(b"x", file.metadata().unwrap().len() - 1)
+                .unwrap();
+        };
+        shop.tells(write, &["modified", "changed"]);
+        let write_and_hide = |shop: &Shop| {
+            let modified = shop.modified();
+            write(shop);
+            shop.set_modified(modified);
+        };
+        shop.tells(write_and_hide, &["changed"]);
+        let put_in_its_place = |shop: &Shop| {
+            let modified = shop.modified();
+            fs::copy(shop.path("shop.sqlite"), shop.path("copy")).unwrap();
+            fs::rename(shop.path("copy"), shop.path("shop.sqlite")).unwrap();
+            shop.set_modified(modified);
+        };
+        shop.tells(put_in_its_place, &["identity", "changed"]);
+    }
+
+    #[test]
+    fn a_change_is_told_by_the_log() {
+        let shop = Shop::new("wal");
+        let connection = shop.connection();
+        let run = |sql: &'static str| {
+            let connection = &connection;
+            move |_: &Shop| connection.execute_batch(sql).unwrap()
+        };
+        shop.tells(run("UPDATE users SET id = 'c'"), &["log"]);
+        shop.tells(
+            run("UPDATE users SET id = 'd'"),
+            &["log's identity", "log's modified"],
+        );
+        // Over what was there, to no more than its size.
+        run("PRAGMA wal_checkpoint(RESTART)")(&shop);
+        shop.tells(
+            run("UPDATE users SET id = 'e'"),
+            &["log's modified", "log's header"],
+        );
+        run("PRAGMA wal_checkpoint(TRUNCATE)")(&shop);
+        // The first page is left alone, so that no counter in the header says so, and then the log is gone.
+        shop.tells(
+            run("UPDATE users SET id = 'f'; PRAGMA wal_checkpoint(TRUNCATE)"),
+            &["modified", "changed"],
+        );
+    }
+
+    #[test]
+    fn a_fingerprint_holds_every_part() {
+        let shop = Shop::new("wal");
+        let connection = shop.connection();
+        connection
+            .execute_batch("UPDATE users SET id = 'c'")
+            .unwrap();
+        let state = shop.state().unwrap();
+        let changes: [fn(&mut State); 10] = [
+            |state| state.file.identity[0] += 1,
+            |state| state.file.identity[1] += 1,
+            |state| state.file.identity[2] += 1,
+            |state| state.file.modified += Duration::from_nanos(1),
+            |state| state.file.changed = Some(state.file.modified),
+            |state| state.file.header[27] ^= 1,
+            |state| state.log = None,
+            |state| std::mem::swap(&mut state.file, state.log.as_mut().unwrap()),
+            |state| state.log.as_mut().unwrap().modified += Duration::from_nanos(1),
+            |state| state.log.as_mut().unwrap().header[16] ^= 1,
+        ];
+        for (position, change) in changes.into_iter().enumerate() {
+            let mut other = state.clone();
+            other.file.changed = Some(SystemTime::UNIX_EPOCH);
+            let before = other.fingerprint();
+            change(&mut other);
+            assert_ne!(other.fingerprint(), before, "{position}");
+        }
+    }
+
+    #[test]
+    fn what_changed_a_moment_ago_is_in_doubt() {
+        let shop = Shop::new("wal");
+        let connection = shop.connection();
+        let path = shop.path("shop.sqlite");
+        let at = |now| State::at(&path, now);
+        connection
+            .execute_batch("UPDATE users SET id = 'c'")
+            .unwrap();
+        assert!(at(SystemTime::now()).is_none());
+        assert!(at(SystemTime::now() + YOUNG * 2).is_some());
+        // A clock that was set back.
+        assert!(at(SystemTime::now() - Duration::from_secs(10)).is_none());
+        // The file is old, and the log is young.
+        let young = path.metadata().unwrap().modified().unwrap() + YOUNG * 2;
+        connection
+            .execute_batch("UPDATE users SET id = 'd'")
+            .unwrap();
+        let log = File::options()
+            .write(true)
+            .open(shop.path("shop.sqlite-wal"))
+            .unwrap();
+        log.set_times(FileTimes::new().set_modified(young)).unwrap();
+        assert!(at(young + YOUNG / 2).is_none());
+        assert!(at(later()).is_some());
+        // An old time may have been given to it just now.
+        let file = File::options().write(true).open(&path).unwrap();
+        let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        file.set_times(FileTimes::new().set_modified(old)).unwrap();
+        log.set_times(FileTimes::new().set_modified(old)).unwrap();
+        assert!(at(SystemTime::now()).is_none());
+    }
+
+    #[test]
+    fn a_journal_beside_it_is_in_doubt() {
+        let shop = Shop::new("delete");
+        let connection = shop.connection();
+        connection
+            .execute_batch("BEGIN; UPDATE users SET id = 'c'")
+            .unwrap();
+        assert!(shop.path("shop.sqlite-journal").exists());
+        assert_eq!(shop.state(), None);
+        connection.execute_batch("ROLLBACK").unwrap();
+        assert!(shop.state().is_some());
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_in_doubt() {
+        let shop = Shop::new("delete");
+        assert!(State::at(&shop.path("other.sqlite"), later()).is_none());
+        assert!(State::at(&shop.path(""), later()).is_none());
+        symlink("shop.sqlite-wal", shop.path("shop.sqlite-wal")).unwrap();
+        assert_eq!(shop.state(), None);
+    }
+
+    #[test]
+    fn a_link_means_what_it_leads_to() {
+        let shop = Shop::new("wal");
+        fs::create_dir(shop.path("links")).unwrap();
+        let link = shop.path("links/link");
+        symlink("../shop.sqlite", &link).unwrap();
+        let connection = shop.connection();
+        let before = State::at(&link, later()).unwrap();
+        assert_eq!(Some(&before), shop.state().as_ref());
+        connection
+            .execute_batch("UPDATE users SET id = 'c'")
+            .unwrap();
+        let after = State::at(&link, later()).unwrap();
+        assert!(after.log.is_some());
+        assert_ne!(after, before);
+    }
+}

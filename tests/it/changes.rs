@@ -1,0 +1,171 @@
+//! An audience that says what has changed: a sync costs that, and reading everyone now and then repairs what it forgot.
+
+use serde_json::json;
+
+use crate::support::{Project, Ran, truth};
+
+const CHANGES: &str = r#"
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id FROM members WHERE is_member"
+changes = "SELECT user_id, is_member FROM members WHERE changed_at > :since"
+"#;
+
+const MEMBERS: &str = "
+    CREATE TABLE members (user_id TEXT PRIMARY KEY, is_member INTEGER, changed_at TEXT DEFAULT current_timestamp);
+    CREATE INDEX by_change ON members (changed_at);
+    WITH RECURSIVE n (i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 499)
+    INSERT INTO members (user_id, is_member) SELECT 'user ' || i, 1 FROM n;";
+
+fn project(schedule: &str) -> Project {
+    let project = Project::new(schedule);
+    project.shop(MEMBERS);
+    project
+}
+
+fn counts(ran: &Ran) -> serde_json::Value {
+    let line = &ran.lines()[0];
+    json!([
+        line["kind"],
+        line["members"],
+        line["added"],
+        line["removed"],
+        line["missed"]
+    ])
+}
+
+#[track_caller]
+fn truth_is_downstream(project: &Project) {
+    let downstream: Vec<_> = truth(&project.delivered())
+        .into_iter()
+        .filter(|(_, value)| *value == json!(true))
+        .map(|((user, _), _)| user)
+        .collect();
+    let shop = project.shop_connection();
+    let mut members = shop
+        .prepare("SELECT user_id FROM members WHERE is_member ORDER BY 1")
+        .unwrap();
+    let members: Vec<String> = members
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .map(Result::unwrap)
+        .collect();
+    assert_eq!(downstream, members);
+}
+
+#[test]
+fn what_changes_is_followed_and_what_was_not_told_is_found_when_everyone_is_read() {
+    let project = project(&format!("{CHANGES}reconcile = \"6h\"\n"));
+    let json = ["sync", "--json"];
+    assert_eq!(
+        counts(&project.succeed(&json)),
+        json!(["first", 400, 400, 0, null])
+    );
+    project.shop(
+        "INSERT INTO members (user_id, is_member) VALUES ('new', 1);
+         UPDATE members SET is_member = 0, changed_at = current_timestamp WHERE user_id = 'user 200'",
+    );
+    assert_eq!(
+        counts(&project.succeed(&json)),
+        json!(["delta", 400, 1, 1, null])
+    );
+    truth_is_downstream(&project);
+
+    // No trace is left of a row that is gone.
+    project.shop("DELETE FROM members WHERE user_id = 'user 300'");
+    assert_eq!(
+        counts(&project.succeed(&json)),
+        json!(["delta", 400, 0, 0, null])
+    );
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    snapshot
+        .execute_batch("UPDATE audience SET reconciled_at = reconciled_at - 6 * 3600000")
+        .unwrap();
+    let ran = project.succeed(&json);
+    assert_eq!(counts(&ran), json!(["delta", 399, 0, 1, 1]));
+    assert!(
+        ran.stderr.contains(
+            "\"Members\": the change query did not tell of 1 changes; reading everyone found them. hint: "
+        ),
+        "{ran:?}"
+    );
+    truth_is_downstream(&project);
+    assert_eq!(
+        counts(&project.succeed(&json)),
+        json!(["delta", 399, 0, 0, null])
+    );
+}
+
+#[test]
+fn the_guard_holds_what_a_change_query_removes() {
+    let project = project(CHANGES);
+    project.succeed(&["sync"]);
+    project.shop("UPDATE members SET is_member = 0, changed_at = current_timestamp WHERE user_id < 'user 300'");
+    let ran = project.run(&["sync", "--json"]);
+    assert_eq!(
+        (ran.code, &ran.lines()[0]["held_percent"]),
+        (4, &json!(50.0)),
+        "{ran:?}"
+    );
+    project.succeed(&["sync", "--approve"]);
+    truth_is_downstream(&project);
+}
+
+#[test]
+fn a_change_query_that_cannot_run_is_a_mistake_in_the_configuration() {
+    let check = |from: &str, to: &str, expected: &str| {
+        let project = project(&CHANGES.replace(from, to));
+        for command in [&["check"][..], &["sync"]] {
+            let ran = project.run(command);
+            assert_eq!(ran.code, 2, "{ran:?}");
+            assert!(ran.stderr.contains(expected), "{ran:?}");
+            assert!(ran.stderr.contains("schedules/main.toml:6:1"), "{ran:?}");
+            assert!(!project.path("snapshot.sqlite").exists());
+        }
+    };
+    check(
+        "user_id, is_member",
+        "user_id, is_membr",
+        "the change query of \"Members\" cannot run on source `shop`: no such column: is_membr",
+    );
+    check(
+        "changed_at > :since",
+        "changed_at > ?1 -- :since",
+        "it has no parameter `:since`, the time that it is asked about",
+    );
+    check(
+        "SELECT user_id, is_member",
+        "SELCT user_id, is_member",
+        "the change query of \"Members\" is not one that SQLite understands: near \"SELCT\": syntax error",
+    );
+    check(
+        "user_id, is_member",
+        "user_id",
+        "hint: write `... AS is_member`, 1 for a member and 0 for who is none",
+    );
+}
+
+#[test]
+fn a_change_query_that_fails_decides_nothing() {
+    let project = project(CHANGES);
+    project.succeed(&["sync"]);
+    project.shop("UPDATE members SET is_member = 'yes', changed_at = current_timestamp WHERE user_id = 'user 200'");
+    project.shop("UPDATE members SET is_member = 0, changed_at = current_timestamp WHERE user_id = 'user 201'");
+    let ran = project.run(&["sync", "--json"]);
+    assert_eq!(
+        (ran.code, &ran.lines()[0]["outcome"]),
+        (1, &json!("failed"))
+    );
+    assert!(
+        ran.stderr
+            .contains("gives another type in column `is_member`, which takes 1 or 0"),
+        "{ran:?}"
+    );
+    assert_eq!(project.delivered().len(), 400);
+    // `yes` is no number either, and the query takes it for no.
+    assert_eq!(
+        counts(&project.succeed(&["sync", "--json"])),
+        json!(["delta", 398, 0, 2, null])
+    );
+}

@@ -1,0 +1,116 @@
+//! A source that has not changed is not read, and whatever changes is found.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::json;
+
+use crate::support::{Project, Ran, truth, within};
+
+const MEMBERS: &str = r#"
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id FROM members"
+guard = false
+
+[[audience]]
+name = "Recent"
+source = "shop"
+query = "SELECT user_id FROM members WHERE date('now') > '1997-01-01'"
+guard = false
+"#;
+
+const UNREAD: &str = "the source has not changed";
+
+/// Waits until nothing that is kept of the source is young.
+fn grow_old(project: &Project) {
+    use std::os::unix::fs::MetadataExt as _;
+
+    let is_old = |name: &str| {
+        let Ok(file) = project.path(name).metadata() else {
+            return true;
+        };
+        let changed = Duration::new(file.ctime() as u64, file.ctime_nsec() as u32);
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.unwrap() > changed + Duration::from_millis(2_100)
+    };
+    within(Duration::from_secs(20), "the source is old", || {
+        is_old("shop.sqlite") && is_old("shop.sqlite-wal")
+    });
+}
+
+fn outcomes(ran: &Ran) -> Vec<serde_json::Value> {
+    let lines = ran.lines();
+    let said = lines.iter().map(|line| {
+        json!([
+            line["outcome"],
+            line["members"],
+            line["added"],
+            line["removed"]
+        ])
+    });
+    said.collect()
+}
+
+#[track_caller]
+fn check(journal_mode: &str) {
+    let project = Project::new(MEMBERS);
+    let shop = project.shop_connection();
+    shop.pragma_update(None, "journal_mode", journal_mode)
+        .unwrap();
+    shop.execute_batch(
+        "CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a'), ('b')",
+    )
+    .unwrap();
+    grow_old(&project);
+    project.succeed(&["sync"]);
+    for command in [
+        &["sync", "--json", "-v"][..],
+        &["sync", "--json", "-v", "--dry-run"],
+    ] {
+        let before = project.contents();
+        let ran = project.succeed(command);
+        let outcome = match command.len() {
+            3 => "unchanged",
+            _ => "planned",
+        };
+        assert_eq!(
+            outcomes(&ran),
+            [json!([outcome, 2, 0, 0]), json!([outcome, 2, 0, 0])]
+        );
+        // One of the two reads the clock.
+        assert_eq!(ran.stderr.matches(UNREAD).count(), 1, "{ran:?}");
+        assert_eq!(before == project.contents(), outcome == "planned");
+    }
+    // In its place, and right after it was found unchanged.
+    shop.execute_batch("UPDATE members SET user_id = 'c' WHERE user_id = 'a'")
+        .unwrap();
+    let changed = json!(["delivered", 2, 1, 1]);
+    let ran = project.succeed(&["sync", "--json", "-v"]);
+    assert_eq!(outcomes(&ran), [changed.clone(), changed.clone()]);
+    assert!(!ran.stderr.contains(UNREAD));
+    // What was read is young: it is read again, now and when it is old.
+    shop.execute_batch("UPDATE members SET user_id = 'd' WHERE user_id = 'c'")
+        .unwrap();
+    let ran = project.succeed(&["sync", "--json"]);
+    assert_eq!(outcomes(&ran), [changed.clone(), changed]);
+    grow_old(&project);
+    assert!(!project.succeed(&["sync", "-v"]).stderr.contains(UNREAD));
+    assert!(project.succeed(&["sync", "-v"]).stderr.contains(UNREAD));
+    let truth: Vec<_> = truth(&project.delivered())
+        .into_iter()
+        .filter(|((_, key), value)| key == "members" && *value == json!(true))
+        .map(|((user, _), _)| user)
+        .collect();
+    assert_eq!(truth, ["b", "d"]);
+}
+
+#[test]
+fn an_unchanged_file_is_not_read_and_every_change_of_it_is_found() {
+    check("delete");
+}
+
+#[test]
+fn an_unchanged_log_is_not_read_and_every_change_in_it_is_found() {
+    check("wal");
+}
