@@ -611,6 +611,7 @@ fn age(project: &Project) {
     for (table, column) in [
         ("audience", "members"),
         ("audience", "planned_from"),
+        ("audience", "planned_by"),
         ("audience", "planned_at"),
         ("audience", "reconciled_at"),
         ("run", "together"),
