@@ -28,6 +28,11 @@
 //! not wait for each other. So many small audiences cost what their records cost, and not a round trip and a wait for
 //! the disk each. What stands still, such as a stream that is missing, stands still once for all of them.
 //!
+//! A plan takes the shortest way that leads to the same changes: a source that says it has not changed is not read, a
+//! change query is followed where there is one, and whatever is in doubt is read and merged. Few changes among many
+//! members do not rewrite the members: who has moved waits beside them until it is worth it, and the view `membership`
+//! is both.
+//!
 //! Why the journal comes first, and not only a snapshot moved on afterwards: a run sends `true` for a user and dies
 //! before it remembers that. Then the user leaves. The next run sees the user neither in the source nor in the
 //! snapshot, decides nothing, and downstream says `true` for ever. From the journal it repeats the `true`, and then
