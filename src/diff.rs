@@ -5,7 +5,7 @@
 
 use crate::audience::{Action, Change, Member, MemberBuf, User, Value, ValueBuf};
 
-/// Members in strictly ascending order of [`User`](crate::audience::User), one at a time.
+/// Members in strictly ascending order of [`User`], one at a time.
 pub trait Members {
     type Error;
 

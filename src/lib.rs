@@ -28,10 +28,12 @@
 //! not wait for each other. So many small audiences cost what their records cost, and not a round trip and a wait for
 //! the disk each. What stands still, such as a stream that is missing, stands still once for all of them.
 //!
-//! A plan takes the shortest way that leads to the same changes: a source that says it has not changed is not read, a
-//! change query is followed where there is one, and whatever is in doubt is read and merged. Few changes among many
-//! members do not rewrite the members: who has moved waits beside them until it is worth it, and the view `membership`
-//! is both.
+//! Few changes among many members do not rewrite the members: who has moved waits beside them until it is worth it, and
+//! the view `membership` is both.
+//!
+//! There are two shorter ways to the same plan, taken where the last one left nothing open. Where the source is what it was
+//! when everyone was read, so are its members. Where an audience has a change query, whoever it tells of is looked up by
+//! [`diff::follow`], and now and then everyone is read to see what it did not tell. Whatever is in doubt is read.
 //!
 //! Why the journal comes first, and not only a snapshot moved on afterwards: a run sends `true` for a user and dies
 //! before it remembers that. Then the user leaves. The next run sees the user neither in the source nor in the
@@ -84,6 +86,8 @@
 //! - Order is verified, never trusted. Users compare as bytes, in SQLite and here.
 //! - The same change is the same bytes for ever: what a record says is frozen with its run, and the encoding of a chunk
 //!   has a number. Tests freeze both.
+//! - What a source was is remembered of nothing but what was read: it was old before, and the same afterwards.
+//! - No handle on a source is closed while a connection may be open: POSIX would take SQLite's locks away.
 //! - Memory does not grow with an audience.
 //! - A record holds lines of one run only: its bytes and its bill are that run's.
 //! - Retries have one owner, [`firehose::Destination::deliver`].

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use audience_sync::audience::keys;
 use audience_sync::config::Config;
-use audience_sync::source::check_syntax;
+use audience_sync::source::{check_syntax, check_syntax_of_changes};
 use chrono::DateTime;
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
@@ -60,6 +60,9 @@ fn use_it(config: &Config) {
     }
     for audience in audiences {
         check_syntax(&audience.query);
+        if let Some(changes) = &audience.changes {
+            check_syntax_of_changes(&changes.query);
+        }
     }
     for schedule in &config.schedules {
         let Some(cron) = &schedule.cron else { continue };

@@ -315,7 +315,8 @@ impl Sqlite {
         let sorted = connection
             .prepare(&layout.sorted())
             .map_err(|error| self.prepare_error(audience, layout.question, error))?;
-        if layout.as_text || !self.compares_bytes(connection, layout) {
+        let is_found_in_order = !layout.as_text && layout.question == Question::Members;
+        if !is_found_in_order || !self.compares_bytes(connection, layout) {
             return Ok(sorted);
         }
         // This is no SQL where the query ends with an ORDER BY or LIMIT of its own.

@@ -169,3 +169,35 @@ fn a_change_query_that_fails_decides_nothing() {
         json!(["delta", 398, 0, 2, null])
     );
 }
+
+/// Those of the later ones are asked before it is their turn.
+#[test]
+fn several_audiences_follow_their_changes_together() {
+    let names = ["First", "Second", "Third", "Fourth"];
+    let schedule: String = names.map(|name| CHANGES.replace("Members", name)).concat();
+    let project = project(&schedule);
+    let json = ["sync", "--json"];
+    project.succeed(&json);
+    let missed = |missed: Option<u64>| {
+        let ran = project.succeed(&json);
+        let found: Vec<_> = ran
+            .lines()
+            .iter()
+            .map(|line| {
+                (
+                    line["removed"].clone(),
+                    line.get("missed").and_then(|missed| missed.as_u64()),
+                )
+            })
+            .collect();
+        assert_eq!(found, vec![(json!(1), missed); 4]);
+    };
+    project.shop("UPDATE members SET is_member = 0, changed_at = current_timestamp WHERE user_id = 'user 200'");
+    missed(None);
+    project.shop("DELETE FROM members WHERE user_id = 'user 300'");
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    snapshot
+        .execute_batch("UPDATE audience SET reconciled_at = 0")
+        .unwrap();
+    missed(Some(1));
+}

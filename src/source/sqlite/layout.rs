@@ -99,8 +99,14 @@ impl Layout {
     /// The query as a table with columns `c0`, `c1` and so on, by a name that no table of theirs has.
     fn named(&self, query: &str) -> String {
         let names: Vec<String> = (0..self.columns).map(|place| format!("c{place}")).collect();
+        // Few change of many: an index that finds them is worth more than one that has them in order.
+        let materialized = match self.question {
+            Question::Members => "",
+            Question::Changes { .. } => "MATERIALIZED ",
+        };
         // A line of its own: the query may end with a comment.
-        format!("WITH {WRAPPED} ({}) AS (\n{query}\n)", names.join(", "))
+        let names = names.join(", ");
+        format!("WITH {WRAPPED} ({names}) AS {materialized}(\n{query}\n)")
     }
 
     /// The query with its columns in our order: ids first, then the value or what is in its place, then the

@@ -188,6 +188,39 @@ fn integers_become_text_and_sort_as_it() {
     );
 }
 
+/// How SQLite reads what an audience asks.
+fn steps(shop: &Shop, audience: &Audience, question: Question) -> String {
+    let source = shop.source();
+    let opened = source.open().unwrap();
+    let layout = source.layout(&opened, audience, question).unwrap();
+    let statement = source.prepare(&opened, audience, &layout).unwrap();
+    let explain = format!("EXPLAIN QUERY PLAN {}", statement.expanded_sql().unwrap());
+    let mut explain = opened.connection.prepare(&explain).unwrap();
+    let steps = explain
+        .query_map([], |row| row.get::<_, String>(3))
+        .unwrap();
+    steps.map(Result::unwrap).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn changes_are_found_by_the_index_that_has_them_and_then_sorted() {
+    let shop = Shop::new(
+        "CREATE TABLE users (user_id TEXT PRIMARY KEY, is_member, changed_at TEXT) WITHOUT ROWID;
+         CREATE INDEX by_change ON users (changed_at)",
+    );
+    let mut audience = audience("SELECT user_id FROM users WHERE is_member");
+    audience.changes = Some(Changes {
+        query: "SELECT user_id, is_member FROM users WHERE changed_at > :since".to_owned(),
+        reconcile: Duration::MAX,
+    });
+    let steps = steps(&shop, &audience, SINCE_TEN);
+    assert!(
+        steps.contains("SEARCH users USING INDEX by_change (changed_at>?)"),
+        "{steps}"
+    );
+    assert!(steps.contains("USE TEMP B-TREE FOR ORDER BY"), "{steps}");
+}
+
 /// What comes in order from an index is not sorted again: with ten million members that is most of the time.
 #[test]
 fn an_order_that_an_index_has_is_taken_from_it() {
@@ -198,23 +231,8 @@ fn an_order_that_an_index_has_is_taken_from_it() {
          CREATE TABLE folded (user_id TEXT COLLATE NOCASE PRIMARY KEY);",
     );
     let sorts = |query: &str| {
-        let (source, audience) = (shop.source(), audience(query));
-        let connection = source.open().unwrap();
-        let layout = source
-            .layout(&connection, &audience, Question::Members)
-            .unwrap();
-        let statement = source.prepare(&connection, &audience, &layout).unwrap();
-        let sql = statement.expanded_sql().unwrap();
-        let mut explain = connection
-            .connection
-            .prepare(&format!("EXPLAIN QUERY PLAN {sql}"))
-            .unwrap();
-        let steps = explain
-            .query_map([], |row| row.get::<_, String>(3))
-            .unwrap();
-        steps
-            .map(Result::unwrap)
-            .any(|step| step.contains("USE TEMP B-TREE FOR ORDER BY"))
+        let steps = steps(&shop, &audience(query), Question::Members);
+        steps.contains("USE TEMP B-TREE FOR ORDER BY")
     };
     for query in [
         "SELECT user_id FROM members",
