@@ -6,6 +6,7 @@
 //! A run is planned in one transaction: either the whole plan is on disk or none of it. A chunk leaves the journal
 //! and its changes reach the members in one transaction too, so the snapshot never says more than Firehose did.
 
+mod apply;
 pub mod chunk;
 mod dead;
 mod grounds;
@@ -326,6 +327,8 @@ fn set_up(connection: &Connection) -> Result<(), SnapshotError> {
     connection.pragma_update(None, "cache_size", -16_384)?;
     connection.pragma_update(None, "wal_autocheckpoint", 8_192)?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    // Otherwise a statement is prepared anew for each value that is bound to a LIMIT or a range.
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(32);
     Ok(())
 }

@@ -61,13 +61,7 @@ impl Destination {
         pulse: &Pulse,
         stop: &Stop,
     ) -> Delivery {
-        let batches = calls(&records).map(|call| Batch {
-            records: records[call].to_vec(),
-            is_tried: false,
-            is_doubtful: false,
-        });
-        let mut batches: Vec<Batch> = batches.collect();
-        batches.reverse();
+        let count = records.len();
         let sending = Sending {
             destination: self,
             stream,
@@ -75,16 +69,28 @@ impl Destination {
             meters,
             pulse,
             stop,
-            batches,
+            batches: batches(records),
             refused_for: None,
             strange: BTreeMap::new(),
             delivery: Delivery {
-                delivered: Vec::with_capacity(records.len()),
+                delivered: Vec::with_capacity(count),
                 ..Delivery::default()
             },
         };
         sending.finish().await
     }
+}
+
+/// One for each call, the first one last.
+fn batches(mut records: Vec<Record>) -> Vec<Batch> {
+    let mut starts: Vec<usize> = calls(&records).map(|call| call.start).collect();
+    starts.reverse();
+    let batch = |start: usize| Batch {
+        records: records.split_off(start),
+        is_tried: false,
+        is_doubtful: false,
+    };
+    starts.into_iter().map(batch).collect()
 }
 
 /// Records for one call.
@@ -200,14 +206,7 @@ impl Sending<'_> {
         }
         self.pulse.beat();
         self.refused_for = None;
-        let mut is_delivered = vec![false; records.len()];
-        for index in &receipt.delivered {
-            is_delivered[*index] = true;
-        }
-        let mut is_delivered = is_delivered.into_iter();
-        let (done, rest): (Vec<_>, Vec<_>) = records
-            .into_iter()
-            .partition(|_| is_delivered.next().unwrap_or_default());
+        let (done, rest) = parted(records, &receipt.delivered);
         done.iter().for_each(|record| self.meters.delivered(record));
         let bytes = done.iter().map(|record| record.data.len()).sum();
         self.delivery.delivered.extend(done);
@@ -318,6 +317,22 @@ impl Sending<'_> {
             hint: Some("see that the stream takes direct puts; `-v` shows its words".to_owned()),
         }))
     }
+}
+
+/// The records at some positions, and the others.
+fn parted(records: Vec<Record>, positions: &[usize]) -> (Vec<Record>, Vec<Record>) {
+    // So it is of nearly every call.
+    if positions.len() == records.len() {
+        return (records, Vec::new());
+    }
+    let mut is_among = vec![false; records.len()];
+    for position in positions {
+        is_among[*position] = true;
+    }
+    let mut is_among = is_among.into_iter();
+    records
+        .into_iter()
+        .partition(|_| is_among.next().unwrap_or_default())
 }
 
 /// What a call tells about how much the stream takes.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use rusqlite::{Connection, Row, params};
 
-use super::members::Apply;
+use super::apply::Apply;
 use super::unsettled::Unsettled;
 use super::writer::{ChunkKind, ChunkWriter};
 use super::{Snapshot, SnapshotError, chunk, class};

@@ -1,13 +1,12 @@
-//! The members that Firehose has accepted: read in order for a merge, changed as chunks are delivered.
+//! The members that Firehose has accepted, read in order for a merge.
 
 use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Rows, ToSql, params};
 
 use super::SnapshotError;
-use super::journal::JournaledRun;
 use super::moved::has_moved;
-use crate::audience::{Action, Change, Class, Member, MemberBuf, User, UserKind, Value, ValueBuf};
+use crate::audience::{Class, Member, MemberBuf, User, UserKind, Value, ValueBuf};
 use crate::diff::{Members, Standing};
 
 /// The members of one audience at one destination, in the order of users. What the view `membership` gives, without
@@ -298,106 +297,6 @@ impl Members for Delivered<'_> {
     }
 }
 
-/// Changes members as Firehose accepts what was decided about them.
-pub(super) struct Apply<'c> {
-    connection: &'c Connection,
-    audience: i64,
-    run: i64,
-    is_in_place: bool,
-    put: CachedStatement<'c>,
-    remove: CachedStatement<'c>,
-    /// Somebody may leave who is no member.
-    has_strangers: bool,
-    more: i64,
-}
-
-/// A change of every eighth member touches all of their pages anyway. Fewer wait beside them until they are as many.
-const LARGE: u64 = 8;
-
-impl<'c> Apply<'c> {
-    pub(super) fn new(
-        connection: &'c Connection,
-        audience: i64,
-        run: &JournaledRun,
-    ) -> Result<Self, SnapshotError> {
-        let is_large = run.planned * LARGE > run.members;
-        let is_in_place = is_large && !has_moved(connection, Some(audience))?;
-        // Who is a member already stays known by the identifiers that they entered with: those leave with them.
-        let (put, remove) = if is_in_place {
-            (
-                "INSERT INTO member (audience, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT (audience, user) DO UPDATE SET value = excluded.value, since = excluded.since",
-                "DELETE FROM member WHERE audience = ?1 AND user = ?2",
-            )
-        } else {
-            (
-                "INSERT INTO moved (audience, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)
-                 ON CONFLICT (audience, user) DO UPDATE SET anonymous_id = excluded.anonymous_id, value = excluded.value,
-                     since = excluded.since",
-                "INSERT INTO moved (audience, user) VALUES (?1, ?2)
-                 ON CONFLICT (audience, user) DO UPDATE SET anonymous_id = NULL, value = NULL, since = NULL",
-            )
-        };
-        Ok(Self {
-            connection,
-            audience,
-            run: run.number,
-            is_in_place,
-            put: connection.prepare_cached(put)?,
-            remove: connection.prepare_cached(remove)?,
-            has_strangers: has_unsettled(connection, Some(audience))?,
-            more: 0,
-        })
-    }
-
-    pub(super) fn apply(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {
-        let member = &change.member;
-        match change.action {
-            Action::Enter => {
-                self.more += 1;
-                self.put(member, member.anonymous_id)
-            }
-            Action::Change if self.is_in_place => self.put(member, member.anonymous_id),
-            Action::Change => {
-                let entered_with = anonymous_id_of(self.connection, self.audience, member.user)?;
-                self.put(member, entered_with.as_deref())
-            }
-            // They are members with this value already, since an earlier run.
-            Action::Repeat => Ok(()),
-            Action::Leave => self.remove(member.user),
-        }
-    }
-
-    fn put(
-        &mut self,
-        member: &Member<'_>,
-        anonymous_id: Option<&str>,
-    ) -> Result<(), SnapshotError> {
-        let (user, value) = (SqlUser(member.user), SqlValue(member.value));
-        self.put
-            .execute(params![self.audience, user, anonymous_id, value, self.run])?;
-        Ok(())
-    }
-
-    fn remove(&mut self, user: User<'_>) -> Result<(), SnapshotError> {
-        if !self.has_strangers || is_member(self.connection, self.audience, user)? {
-            self.more -= 1;
-        }
-        self.remove.execute(params![self.audience, SqlUser(user)])?;
-        Ok(())
-    }
-
-    /// Writes down how many members there are now.
-    pub(super) fn finish(self) -> Result<(), SnapshotError> {
-        if self.more != 0 {
-            self.connection
-                .prepare_cached("UPDATE audience SET members = members + ?2 WHERE number = ?1")?
-                .execute([self.audience, self.more])?;
-        }
-        Ok(())
-    }
-}
-
 /// Whether somebody is a member of an audience now.
 pub(super) fn is_member(
     connection: &Connection,
@@ -409,19 +308,6 @@ pub(super) fn is_member(
             "SELECT EXISTS (SELECT 1 FROM membership WHERE audience = ?1 AND user = ?2)",
         )?
         .query_row(params![audience, SqlUser(user)], |row| row.get(0))?)
-}
-
-/// The anonymous id that a member entered with.
-fn anonymous_id_of(
-    connection: &Connection,
-    audience: i64,
-    user: User<'_>,
-) -> Result<Option<String>, SnapshotError> {
-    let found = connection
-        .prepare_cached("SELECT anonymous_id FROM membership WHERE audience = ?1 AND user = ?2")?
-        .query_row(params![audience, SqlUser(user)], |row| row.get(0))
-        .optional()?;
-    Ok(found.flatten())
 }
 
 /// A user as a column: TEXT for a user id, a BLOB for an anonymous id. SQLite sorts them as [`User`] does.
