@@ -31,6 +31,7 @@ mod writer;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -129,6 +130,8 @@ pub struct Snapshot {
     connection: Connection,
     /// What is written now is undone as a whole when any of it fails.
     is_all_or_nothing: bool,
+    /// The audiences of runs of which something was settled since it was opened.
+    settled: BTreeSet<i64>,
 }
 
 impl From<Connection> for Snapshot {
@@ -136,6 +139,7 @@ impl From<Connection> for Snapshot {
         Self {
             connection,
             is_all_or_nothing: false,
+            settled: BTreeSet::new(),
         }
     }
 }

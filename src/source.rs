@@ -206,6 +206,13 @@ impl Source {
         }
     }
 
+    /// Whether nobody can write to it while it is read.
+    pub fn keeps_writers_waiting(&self) -> bool {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.keeps_writers_waiting(),
+        }
+    }
+
     /// Opens the source and hands its members to `use_members`, in order. An interrupted one fails as an unreadable one
     /// does.
     pub fn read<T, E: From<SourceError>>(

@@ -196,10 +196,11 @@ impl Runner<'_> {
     pub async fn prune(&self) -> Result<(), SnapshotError> {
         let kept = i64::try_from(self.project.history.as_millis()).unwrap_or(i64::MAX);
         let before = Timestamp::from_millis(Timestamp::now().millis().saturating_sub(kept));
+        let stop = self.stop.clone();
         self.snapshot
             .with(move |snapshot| {
                 snapshot.prune(before)?;
-                snapshot.bring_members_up_to_date()
+                snapshot.bring_members_up_to_date(|| !stop.is_requested())
             })
             .await
     }
@@ -424,6 +425,14 @@ impl Runner<'_> {
                 meter: Arc::default(),
             })
             .collect();
+        let (runs, stop) = (outgoing.clone(), self.stop.clone());
+        self.snapshot
+            .with(move |snapshot| {
+                let goes_on = || !stop.is_requested();
+                let mut runs = runs.iter().map(|outgoing| &outgoing.run);
+                runs.try_for_each(|run| snapshot.make_ready_for(run, goes_on))
+            })
+            .await?;
         let sent = deliver(
             self.snapshot,
             outgoing.clone(),

@@ -6,8 +6,8 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
 use super::SnapshotError;
 use super::journal::JournaledRun;
-use super::members::{SqlUser, SqlValue, has_unsettled, is_member};
-use super::moved::has_moved;
+use super::members::{SqlUser, SqlValue, is_member};
+use super::moved::{has_moved, is_large};
 use crate::audience::{Action, Change, User, Value};
 
 /// Changes the members of one audience by what a run decided; `'e` is as long as its changes are kept.
@@ -32,9 +32,6 @@ struct Put<'e> {
     value: Value<'e>,
 }
 
-/// A change of every eighth member touches all of their pages anyway. Fewer wait beside them until they are as many.
-const LARGE: u64 = 8;
-
 /// So many are put by one statement, which finds the place of each from that of the one before: half the work.
 const ROWS: usize = 50;
 
@@ -43,9 +40,9 @@ impl<'c, 'e> Apply<'c, 'e> {
         connection: &'c Connection,
         audience: i64,
         run: &JournaledRun,
+        has_strangers: bool,
     ) -> Result<Self, SnapshotError> {
-        let is_large = run.planned * LARGE > run.members;
-        let is_in_place = is_large && !has_moved(connection, Some(audience))?;
+        let is_in_place = is_large(run) && !has_moved(connection, Some(audience))?;
         let remove = match is_in_place {
             true => "DELETE FROM member WHERE audience = ?1 AND user = ?2",
             false => {
@@ -62,7 +59,7 @@ impl<'c, 'e> Apply<'c, 'e> {
             put_rows: connection.prepare_cached(&put(is_in_place, ROWS))?,
             remove: connection.prepare_cached(remove)?,
             waiting: Vec::with_capacity(ROWS),
-            has_strangers: has_unsettled(connection, Some(audience))?,
+            has_strangers,
             more: 0,
         })
     }

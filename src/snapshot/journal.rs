@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, Row, params};
 
 use super::apply::Apply;
+use super::members::has_unsettled;
 use super::unsettled::Unsettled;
 use super::writer::{ChunkKind, ChunkWriter};
 use super::{Snapshot, SnapshotError, chunk, class};
@@ -217,6 +218,7 @@ impl Snapshot {
             .execute(params![run.number, now])?;
         let chunks = take(&transaction, run, after, credit)?;
         transaction.commit()?;
+        self.settled.extend(run.audience);
         Ok(chunks)
     }
 
@@ -431,7 +433,10 @@ fn remember(
     let is_new = |entry: usize| after[entry] && !before[entry];
 
     if let Some(audience) = run.audience {
-        let mut apply = Apply::new(connection, audience, run)?;
+        // Of an entry that was dead before, nobody knows any more whether its user was unsettled.
+        let has_strangers =
+            has_unsettled(connection, Some(audience))? || !chunk.accepted.is_empty();
+        let mut apply = Apply::new(connection, audience, run, has_strangers)?;
         let mut unsettled = Unsettled::of(connection, audience)?;
         for (entry, change) in chunk::changes(&chunk.entries).enumerate() {
             let change = change.map_err(|_| SnapshotError::UnreadableChunk {

@@ -197,7 +197,7 @@ impl Delivered<'_> {
             .connection
             .prepare_cached("SELECT members FROM audience WHERE number = ?1")?;
         let count = statement.query_row([self.audience], |row| row.get::<_, i64>(0));
-        Ok(count.optional()?.unwrap_or_default() as u64)
+        Ok(count.optional()?.unwrap_or_default().max(0) as u64)
     }
 
     /// The member that a user is, wherever the cursor is.

@@ -132,7 +132,12 @@ fn merge<'a>(
     }
 }
 
-fn plan(snapshot: &mut Snapshot, millis: i64, streams: &[&str], members: &[(&str, i64)]) -> Plan {
+pub(super) fn plan(
+    snapshot: &mut Snapshot,
+    millis: i64,
+    streams: &[&str],
+    members: &[(&str, i64)],
+) -> Plan {
     snapshot
         .plan(&planning(millis, streams), merge(members, false))
         .unwrap()
@@ -149,6 +154,22 @@ fn settle(snapshot: &mut Snapshot, run: &JournaledRun, accepted: &[&[bool]], dea
     assert_eq!(chunks.len(), 1);
     let settled = settled(chunks.into_iter().next().unwrap(), accepted, dead);
     snapshot.settle(run, &[settled], -1, Credit::NONE).unwrap();
+}
+
+/// Every stream accepts everything.
+pub(super) fn settle_all(snapshot: &mut Snapshot, run: &JournaledRun) {
+    let all = Credit {
+        chunks: 99,
+        bytes: usize::MAX,
+    };
+    let accept = |chunk: Chunk| Settled {
+        accepted: vec![vec![true; chunk.count]; run.streams.len()],
+        chunk,
+        dead: Vec::new(),
+    };
+    let chunks = snapshot.settle(run, &[], -1, all).unwrap();
+    let settled: Vec<Settled> = chunks.into_iter().map(accept).collect();
+    snapshot.settle(run, &settled, -1, Credit::NONE).unwrap();
 }
 
 fn settled(chunk: Chunk, accepted: &[&[bool]], dead: &[usize]) -> Settled {

@@ -28,7 +28,7 @@ use handles::{Connected, Handle};
 use layout::{BINARY, Layout};
 use pure::Uses;
 pub use rows::SqliteMembers;
-use state::State;
+use state::{State, keeps_writers_waiting};
 
 /// How long another process may keep the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 100 } else { 5_000 });
@@ -191,6 +191,10 @@ impl Sqlite {
     /// What the file is now; `None` where that is in doubt.
     pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
         State::of(&self.path).map(|state| state.fingerprint())
+    }
+
+    pub(super) fn keeps_writers_waiting(&self) -> bool {
+        keeps_writers_waiting(&self.path)
     }
 
     pub(super) fn definition(&self, audience: &Audience) -> String {

@@ -99,9 +99,10 @@ impl Reading {
         })
     }
 
-    /// Begins to read before it is its turn, if there is something to read.
+    /// Begins to read before it is its turn, if there is something to read. One reading after another would leave writers
+    /// no moment in between.
     pub(super) fn begin(&mut self) {
-        if !matches!(self.way, Way::AsBefore(_)) {
+        if !matches!(self.way, Way::AsBefore(_)) && !self.source.keeps_writers_waiting() {
             self.ahead = Some(self.start());
         }
     }

@@ -81,6 +81,16 @@ impl State {
     }
 }
 
+/// Whether whoever writes to a file has to wait for those who read it: so it is unless both versions in its header say
+/// WAL. <https://sqlite.org/fileformat.html#file_format_version_numbers>
+pub(super) fn keeps_writers_waiting(path: &Path) -> bool {
+    const VERSIONS: std::ops::Range<usize> = 18..20;
+
+    let mut header = [0; HEADER as usize];
+    let read = Handle::open(path).and_then(|mut file| file.read_exact(&mut header));
+    read.is_err() || header[VERSIONS] != [2, 2]
+}
+
 fn is_missing(path: &Path) -> bool {
     matches!(path.symlink_metadata(), Err(error) if error.kind() == ErrorKind::NotFound)
 }
