@@ -276,6 +276,27 @@ mod tests {
     }
 
     #[test]
+    fn writers_wait_for_readers_unless_there_is_a_log() {
+        let check = |journal_mode, expected| {
+            let shop = Shop::new(journal_mode);
+            let waits = keeps_writers_waiting(&shop.path("shop.sqlite"));
+            assert_eq!(waits, expected, "{journal_mode}");
+            // As SQLite has it: a commit needs everyone else to be gone.
+            let (reader, writer) = (shop.connection(), shop.connection());
+            let mut statement = reader.prepare("SELECT id FROM users").unwrap();
+            let mut rows = statement.query([]).unwrap();
+            rows.next().unwrap();
+            writer.busy_timeout(Duration::ZERO).unwrap();
+            let written = writer.execute("INSERT INTO users VALUES ('c')", []);
+            assert_eq!(written.is_err(), expected, "{journal_mode}");
+        };
+        check("delete", true);
+        check("truncate", true);
+        check("wal", false);
+        assert!(keeps_writers_waiting(Path::new("no such file")));
+    }
+
+    #[test]
     fn what_nobody_touches_is_the_same() {
         for journal_mode in ["delete", "wal"] {
             let shop = Shop::new(journal_mode);
