@@ -7,6 +7,7 @@
 //! and its changes reach the members in one transaction too, so the snapshot never says more than Firehose did.
 
 pub mod chunk;
+mod coalesced;
 mod dead;
 mod grounds;
 mod handle;
