@@ -7,6 +7,7 @@
 //! Runs take turns, and small chunks of several runs go as one parcel: what many audiences cost is what their records
 //! cost, and not a round trip each.
 
+mod coalesced;
 mod parcel;
 mod turns;
 
@@ -88,12 +89,10 @@ pub async fn deliver(
     progress: &Progress,
 ) -> Result<Vec<Sent>, SnapshotError> {
     let _delivering = route.pulse.start();
-    let began = Instant::now();
     let courier = Arc::new(Courier::new(outgoing, route));
-    let mut turns = Turns::new(courier.runs.iter().map(|run| &run.run));
-    let mut sent = vec![Sent::default(); courier.runs.len()];
-    let mut obituaries: Vec<Obituary> = Vec::new();
-    obituaries.resize_with(sent.len(), Obituary::default);
+    let (alone, together) = coalesced::groups(&courier.runs);
+    let mut turns = Turns::new(alone.into_iter().map(|run| (run, &courier.runs[run].run)));
+    let mut account = Account::new(courier.runs.len(), progress);
     let mut under_way = JoinSet::new();
     let mut freight = Freight::default();
     let mut settled = Vec::new();
@@ -123,24 +122,56 @@ pub async fn deliver(
         while let Some(joined) = back {
             for (run, part) in joined.expect("carrying a parcel does not panic")? {
                 freight.take_off(&part.chunk);
-                let sent = &mut sent[run];
-                let delivered = part.newly_delivered();
-                sent.delivered += delivered;
-                sent.dead += part.dead.len() as u64;
-                sent.took = began.elapsed();
-                part.dead.iter().for_each(|dead| obituaries[run].add(dead));
-                progress.delivered(delivered);
+                account.note(run, &part);
                 settled.push((run, part));
             }
             back = under_way.try_join_next();
         }
     }
+    coalesced::deliver(snapshot, &courier, together, &mut account).await?;
+    let Account {
+        mut sent,
+        obituaries,
+        ..
+    } = account;
     for (run, sent) in sent.iter_mut().enumerate() {
         sent.problem = courier.problem(run, turns.has(run));
         sent.is_over = !courier.takes_more() || !courier.goes_on(run);
         sent.obituary = obituaries[run].words(&courier.runs[run].run);
     }
     Ok(sent)
+}
+
+/// What has become of each run so far.
+struct Account<'p> {
+    sent: Vec<Sent>,
+    obituaries: Vec<Obituary>,
+    began: Instant,
+    progress: &'p Progress,
+}
+
+impl<'p> Account<'p> {
+    fn new(runs: usize, progress: &'p Progress) -> Self {
+        let mut obituaries: Vec<Obituary> = Vec::new();
+        obituaries.resize_with(runs, Obituary::default);
+        Self {
+            sent: vec![Sent::default(); runs],
+            obituaries,
+            began: Instant::now(),
+            progress,
+        }
+    }
+
+    fn note(&mut self, run: usize, settled: &Settled) {
+        let sent = &mut self.sent[run];
+        let delivered = settled.newly_delivered();
+        sent.delivered += delivered;
+        sent.dead += settled.dead.len() as u64;
+        sent.took = self.began.elapsed();
+        let obituary = &mut self.obituaries[run];
+        settled.dead.iter().for_each(|dead| obituary.add(dead));
+        self.progress.delivered(delivered);
+    }
 }
 
 /// What a delivery of what a run has in the journal would count, stream by stream.
@@ -307,32 +338,44 @@ impl Courier {
         turns: &mut Turns,
         room: Freight,
     ) -> Result<Vec<(usize, Chunk)>, SnapshotError> {
-        let mut by_run: BTreeMap<usize, Vec<Settled>> = BTreeMap::new();
-        for (run, settled) in back {
-            by_run.entry(run).or_default().push(settled);
-        }
-        // In order they leave no gaps on the pages of the members.
-        for settled in by_run.values_mut() {
-            settled.sort_unstable_by_key(|settled| settled.chunk.seq);
-        }
         let run = |run: usize| &self.runs[run].run;
-        if by_run.is_empty() {
+        if back.is_empty() {
             return turns.take(snapshot, run, room);
         }
         snapshot.together(|snapshot| {
-            for (of, settled) in by_run {
-                snapshot.settle(run(of), &settled, -1, Credit::NONE)?;
-            }
+            self.remember(snapshot, back)?;
             turns.take(snapshot, run, room)
         })
     }
 
-    /// One parcel to every stream that does not have all of it yet.
+    fn remember(
+        &self,
+        snapshot: &mut Snapshot,
+        back: Vec<(usize, Settled)>,
+    ) -> Result<(), SnapshotError> {
+        let mut by_run: BTreeMap<usize, Vec<Settled>> = BTreeMap::new();
+        for (run, settled) in back {
+            by_run.entry(run).or_default().push(settled);
+        }
+        for (run, mut settled) in by_run {
+            // In order they leave no gaps on the pages of the members.
+            settled.sort_unstable_by_key(|settled| settled.chunk.seq);
+            snapshot.settle(&self.runs[run].run, &settled, -1, Credit::NONE)?;
+        }
+        Ok(())
+    }
+
     async fn carry(
         self: Arc<Self>,
         parcel: Parcel,
     ) -> Result<Vec<(usize, Settled)>, SnapshotError> {
-        let load = Arc::new(Load::render(parcel, &self.runs)?);
+        let load = Load::render(parcel, &self.runs)?;
+        Ok(self.carry_load(load).await)
+    }
+
+    /// One load to every stream that does not have all of it yet.
+    async fn carry_load(self: Arc<Self>, load: Load) -> Vec<(usize, Settled)> {
+        let load = Arc::new(load);
         let brought = self.carry_to_all(&load).await;
         let mut dead = load.too_long();
         dead.extend(self.dead_of(&load, &brought));
@@ -341,7 +384,7 @@ impl Courier {
             .map(|brought| brought.accepted)
             .collect();
         let load = Arc::into_inner(load).expect("no stream has anything of it any more");
-        Ok(load.settle(&accepted, dead))
+        load.settle(&accepted, dead)
     }
 
     /// To all streams at once: one that is slow keeps nothing from the others.

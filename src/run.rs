@@ -74,6 +74,13 @@ impl RunId {
     pub fn parse(text: &str) -> Option<Self> {
         Uuid::parse_str(text).ok().map(Self)
     }
+
+    /// When the run began; `None` for an id that says nothing of it.
+    pub fn started_at(self) -> Option<Timestamp> {
+        let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
+        let millis = i64::try_from(seconds).ok()?.checked_mul(1_000)?;
+        Some(Timestamp(millis + i64::from(nanos / 1_000_000)))
+    }
 }
 
 impl fmt::Display for RunId {
@@ -216,5 +223,15 @@ mod tests {
         let earlier = RunId::at(Timestamp::from_millis(1_795_428_000_000)).to_string();
         let later = RunId::at(Timestamp::from_millis(1_795_428_000_001)).to_string();
         assert!(earlier < later);
+    }
+
+    #[test]
+    fn a_run_id_tells_when_the_run_began() {
+        for millis in [0, 1, 1_795_428_000_129] {
+            let at = Timestamp::from_millis(millis);
+            assert_eq!(RunId::at(at).started_at(), Some(at));
+        }
+        let random = RunId(Uuid::new_v4());
+        assert_eq!(random.started_at(), None);
     }
 }

@@ -8,6 +8,7 @@
 
 mod apply;
 pub mod chunk;
+mod coalesced;
 mod dead;
 mod grounds;
 mod handle;

@@ -8,7 +8,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,8 @@ pub struct Outlet {
     pub destination: Arc<Destination>,
     pub mapping: Mapping,
     pub pulse: Arc<Pulse>,
+    /// Whether all that one command says of a user goes in one record.
+    pub coalesce: bool,
 }
 
 impl Outlet {
@@ -51,6 +53,7 @@ impl Outlet {
             destination: Arc::new(destination),
             mapping,
             pulse: Arc::default(),
+            coalesce: false,
         }
     }
 
@@ -173,12 +176,21 @@ impl Runner<'_> {
             run.is_of(&keyed.audience.id) && run.destination == **destination
         };
         let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
-        left.retain(|run| others || places.iter().any(|place| is_at(run, place)));
+        let is_asked = |run: &JournaledRun| places.iter().any(|place| is_at(run, place));
+        // What shares records is sent again together: then they are the same.
+        let together: BTreeSet<i64> = left
+            .iter()
+            .filter(|run| is_asked(run))
+            .filter_map(|run| run.together)
+            .collect();
+        let goes_along = |run: &JournaledRun| run.together.is_some_and(|it| together.contains(&it));
+        left.retain(|run| others || is_asked(run) || goes_along(run));
         let resumed = self.resume(left, request.dry_run).await?;
         let stuck: Vec<&JournaledRun> = resumed.iter().filter_map(Pending::stuck).collect();
         let mut planned = places.clone();
         planned.retain(|place| !stuck.iter().any(|run| is_at(run, place)));
         let mut planned = self.plan_all(&planned, request).await?;
+        self.coalesce(&mut planned).await?;
         self.deliver(&mut planned).await?;
 
         let both = resumed.into_iter().chain(planned);
@@ -300,6 +312,27 @@ impl Runner<'_> {
             self.snapshot.with(Snapshot::close_together).await?;
         }
         Ok(planned)
+    }
+
+    /// Lets runs to a destination that coalesces share their records. On disk before anything is sent, so that what is
+    /// sent again is the same.
+    async fn coalesce(&self, planned: &mut [Pending]) -> Result<(), SnapshotError> {
+        let mut by_destination: BTreeMap<DestinationName, Vec<&mut JournaledRun>> = BTreeMap::new();
+        for run in planned.iter_mut().filter_map(|it| it.run.as_mut()) {
+            if self.project.destinations[&run.destination].coalesce {
+                let to = run.destination.clone();
+                by_destination.entry(to).or_default().push(run);
+            }
+        }
+        for runs in by_destination.into_values().filter(|runs| runs.len() > 1) {
+            let numbers: Vec<i64> = runs.iter().map(|run| run.number).collect();
+            let together = self
+                .snapshot
+                .with(move |snapshot| snapshot.coalesce(&numbers))
+                .await?;
+            runs.into_iter().for_each(|run| run.together = together);
+        }
+        Ok(())
     }
 
     fn intend(

@@ -17,6 +17,8 @@ pub struct Destination {
     pub mapping: Mapping,
     /// Whether several lines may share a Firehose record.
     pub pack: bool,
+    /// Whether all that one command says of a user goes in one record.
+    pub coalesce: bool,
     pub kind: DestinationKind,
     pub at: Location,
 }
@@ -35,7 +37,7 @@ pub enum DestinationKind {
 impl Destination {
     pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Self, ConfigError> {
         let table = item.table(table_name("destination", name))?;
-        let known: Vec<_> = ["directory", "mapping", "match", "pack"]
+        let known: Vec<_> = ["directory", "mapping", "match", "pack", "coalesce"]
             .into_iter()
             .chain(aws::KEYS)
             .collect();
@@ -57,7 +59,8 @@ impl Destination {
         Ok(Self {
             name: DestinationName::new(name),
             mapping: read_mapping(name, &table)?,
-            pack: table.get("pack").map_or(Ok(false), |item| item.boolean())?,
+            pack: is_set(&table, "pack")?,
+            coalesce: is_set(&table, "coalesce")?,
             kind,
             at: table.location(),
         })
@@ -76,6 +79,10 @@ impl Destination {
         .at(self.at.clone())
         .hint("add a row identify = \"stream\" to the mapping"))
     }
+}
+
+fn is_set(table: &Table<'_>, key: &str) -> Result<bool, ConfigError> {
+    table.get(key).map_or(Ok(false), |item| item.boolean())
 }
 
 fn read_mapping(destination: &str, table: &Table<'_>) -> Result<Mapping, ConfigError> {

@@ -298,7 +298,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.snapshot, project.0.join("snapshot.sqlite"));
     assert_eq!(config.space_id, None);
     let destination = &config.destinations[&DestinationName::new("main")];
-    assert!(!destination.pack);
+    assert!(!destination.pack && !destination.coalesce);
     assert_eq!(destination.mapping.matching, Match::First);
     let DestinationKind::Firehose(aws) = &destination.kind else {
         panic!()
@@ -489,7 +489,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_destination(
         "completely_else = 1",
-        "unknown key `completely_else` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
+        "unknown key `completely_else` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `coalesce`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
     );
     check_destination(
         "quota = { mib = 1 }",
@@ -501,7 +501,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_main(
         "[destination.main]\n\"a\\nb\" = 1",
-        "unknown key `a\\nb` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
+        "unknown key `a\\nb` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `coalesce`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
     );
     check_schedule(
         "crom = \"* * * * *\"",

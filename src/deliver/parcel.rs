@@ -74,30 +74,38 @@ struct Part {
 
 impl Load {
     pub(super) fn render(parcel: Parcel, runs: &[Errand]) -> Result<Self, SnapshotError> {
-        let streams = runs[parcel.chunks[0].0].run.streams.clone();
-        let mut load = Self {
-            streams,
-            meters: Meters::default(),
-            parts: Vec::with_capacity(parcel.chunks.len()),
-            is_out: vec![false; parcel.lines],
-        };
-        let mut from = 0;
+        let mut load = Self::new(runs[parcel.chunks[0].0].run.streams.clone());
         for (run, chunk) in parcel.chunks {
             let lines = render(&runs[run], &chunk)?;
-            let too_long = lines.too_long().map(|(line, _)| line);
-            for line in too_long.chain(chunk.dead.iter().copied()) {
-                load.is_out[from + line] = true;
-            }
-            load.meters.add(chunk.count, &runs[run].meter);
-            from += chunk.count;
-            load.parts.push(Part {
-                run,
-                from: from - chunk.count,
-                chunk,
-                lines,
-            });
+            load.push(run, &runs[run], chunk, lines);
         }
         Ok(load)
+    }
+
+    pub(super) fn new(streams: Vec<StreamName>) -> Self {
+        Self {
+            streams,
+            meters: Meters::default(),
+            parts: Vec::new(),
+            is_out: Vec::new(),
+        }
+    }
+
+    /// Adds the lines of a chunk.
+    pub(super) fn push(&mut self, run: usize, errand: &Errand, chunk: Chunk, lines: Lines) {
+        let from = self.is_out.len();
+        self.is_out.resize(from + chunk.count, false);
+        let too_long = lines.too_long().map(|(line, _)| line);
+        for line in too_long.chain(chunk.dead.iter().copied()) {
+            self.is_out[from + line] = true;
+        }
+        self.meters.add(chunk.count, &errand.meter);
+        self.parts.push(Part {
+            run,
+            from,
+            chunk,
+            lines,
+        });
     }
 
     fn part_of(&self, position: usize) -> &Part {

@@ -57,10 +57,10 @@ struct Waiting {
 }
 
 impl Turns {
-    pub(super) fn new<'r>(runs: impl Iterator<Item = &'r JournaledRun>) -> Self {
+    pub(super) fn new<'r>(runs: impl Iterator<Item = (usize, &'r JournaledRun)>) -> Self {
         let mut lanes: VecDeque<Lane> = VecDeque::new();
         let mut known: BTreeMap<Option<&AudienceId>, usize> = BTreeMap::new();
-        for (position, run) in runs.enumerate() {
+        for (position, run) in runs {
             let computation = run.computation.as_ref();
             let audience = computation.map(|computation| &computation.audience);
             let lane = *known.entry(audience).or_insert_with(|| {

@@ -3,7 +3,10 @@
 //! The same change gives the same bytes on every machine and after every restart. Nothing is read from a clock or
 //! from the configuration here: what a line says was frozen when its run began.
 
+mod coalesced;
+
 use std::io::Write as _;
+use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
@@ -12,6 +15,8 @@ use crate::audience::{
     Action, AudienceId, Change, Class, DestinationName, Key, User, UserKind, Value,
 };
 use crate::run::{RunId, Timestamp};
+
+pub use coalesced::Part;
 
 /// What every line of a run has in common.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,8 +35,10 @@ pub struct Computation {
 pub struct Identify {
     /// `"key":`
     key: Vec<u8>,
-    /// From the end of the traits to the message id.
+    /// From the end of the traits to the message id,
     context: Vec<u8>,
+    /// and where in it the computation is named.
+    computation: Range<usize>,
     /// From the message id to the newline.
     times: Vec<u8>,
     /// Destination, audience and run, hashed once.
@@ -39,6 +46,10 @@ pub struct Identify {
     class: Class,
     started_at: Timestamp,
 }
+
+/// From the end of `personas` to the message id.
+const TAIL: &[u8] =
+    br#"}},"integrations":{"All":false,"Amazon Kinesis Firehose":true},"messageId":""#;
 
 impl Identify {
     pub fn new(computation: &Computation) -> Self {
@@ -52,28 +63,19 @@ impl Identify {
             space_id,
         } = computation;
         let mut context =
-            br#"},"context":{"library":{"name":"audience-sync"},"personas":{"computation_class":"#
-                .to_vec();
+            br#"},"context":{"library":{"name":"audience-sync"},"personas":{"#.to_vec();
+        let from = context.len();
+        context.extend(br#""computation_class":"#);
         json(&mut context, class.as_str());
-        let space = space_id.as_deref();
-        let fields = [
-            ("computation_id", Some(audience.as_str())),
-            ("computation_key", Some(key.as_str())),
-            ("computation_run_id", Some(&*run.to_string())),
-            ("namespace", space),
-            ("space_id", space),
-        ];
-        for (name, value) in fields {
-            if let Some(value) = value {
-                context.push(b',');
-                json(&mut context, name);
-                context.push(b':');
-                json(&mut context, value);
-            }
+        push_field(&mut context, "computation_id", audience.as_str());
+        push_field(&mut context, "computation_key", key.as_str());
+        push_field(&mut context, "computation_run_id", &run.to_string());
+        let computation = from..context.len();
+        if let Some(space) = space_id {
+            push_field(&mut context, "namespace", space);
+            push_field(&mut context, "space_id", space);
         }
-        context.extend(
-            br#"}},"integrations":{"All":false,"Amazon Kinesis Firehose":true},"messageId":""#,
-        );
+        context.extend(TAIL);
         let times = format!(
             "\",\"timestamp\":\"{started_at}\",\"originalTimestamp\":\"{started_at}\",\"receivedAt\":\"{started_at}\",\"sentAt\":null}}\n"
         );
@@ -84,6 +86,7 @@ impl Identify {
         Self {
             key: key_bytes,
             context,
+            computation,
             times: times.into_bytes(),
             digest: digest(&[
                 destination.as_str().as_bytes(),
@@ -98,28 +101,22 @@ impl Identify {
     /// Appends the line for a change, newline included.
     pub fn render(&self, change: &Change<'_>, line: &mut Vec<u8>) {
         let member = &change.member;
-        line.extend(br#"{"type":"identify","#);
-        if member.user.kind == UserKind::UserId {
-            line.extend(br#""userId":"#);
-            json(line, member.user.id);
-            line.push(b',');
-        }
-        if let Some(id) = anonymous_id(change) {
-            line.extend(br#""anonymousId":"#);
-            json(line, id);
-            line.push(b',');
-        }
-        line.extend(br#""traits":{"#);
-        line.extend(&self.key);
-        let value_from = line.len();
-        self.render_value(change, line);
-        let message_id = self.message_id_of(member.user, &line[value_from..]);
+        open(change, line);
+        let message_id = self.render_trait(change, line);
         if change.action != Action::Leave {
             line.extend(member.traits.as_bytes());
         }
         line.extend(&self.context);
         line.extend(message_id.as_str().as_bytes());
         line.extend(&self.times);
+    }
+
+    /// Appends what the run is about, and tells the message id that goes with it.
+    fn render_trait(&self, change: &Change<'_>, line: &mut Vec<u8>) -> MessageId {
+        line.extend(&self.key);
+        let value_from = line.len();
+        self.render_value(change, line);
+        self.message_id_of(change.member.user, &line[value_from..])
     }
 
     /// The id of the record for a change, without the record.
@@ -179,6 +176,29 @@ impl Identify {
             hash[..16].try_into().expect("the first 16 of 32 bytes"),
         )
     }
+}
+
+/// Appends the beginning of a line, as far as into its traits.
+fn open(change: &Change<'_>, line: &mut Vec<u8>) {
+    line.extend(br#"{"type":"identify","#);
+    if change.member.user.kind == UserKind::UserId {
+        line.extend(br#""userId":"#);
+        json(line, change.member.user.id);
+        line.push(b',');
+    }
+    if let Some(id) = anonymous_id(change) {
+        line.extend(br#""anonymousId":"#);
+        json(line, id);
+        line.push(b',');
+    }
+    line.extend(br#""traits":{"#);
+}
+
+fn push_field(out: &mut Vec<u8>, name: &str, value: &str) {
+    out.push(b',');
+    json(out, name);
+    out.push(b':');
+    json(out, value);
 }
 
 fn anonymous_id<'a>(change: &Change<'a>) -> Option<&'a str> {

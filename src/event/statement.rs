@@ -22,6 +22,8 @@ use crate::run::{RunId, Timestamp};
 #[derive(Debug)]
 pub enum Landed<'l> {
     Ours(Statement<'l>),
+    /// One of ours that says several things about one user.
+    Coalesced(Vec<Statement<'l>>),
     /// Any other JSON object, by its `messageId` where it has one.
     Foreign(Option<Cow<'l, str>>),
 }
@@ -62,6 +64,8 @@ pub enum StatementError {
     User,
     #[error("the trait that its `computation_key` names has no value that is ever sent")]
     Value,
+    #[error("its `coalesced` does not list further computations, each with its message id")]
+    Coalesced,
 }
 
 impl<'l> Landed<'l> {
@@ -95,7 +99,7 @@ impl<'l> Landed<'l> {
             (None, Some(anonymous_id)) => (UserKind::AnonymousId, anonymous_id, None),
             (None, None) => return Err(StatementError::User),
         };
-        Ok(Self::Ours(Statement {
+        let first = Statement {
             class,
             run: RunId::parse(&personas.run).ok_or(StatementError::Run)?,
             at: timestamp
@@ -111,7 +115,46 @@ impl<'l> Landed<'l> {
             anonymous_id,
             audience: personas.audience,
             key: personas.key,
-        }))
+        };
+        let Some(coalesced) = personas.coalesced else {
+            return Ok(Self::Ours(first));
+        };
+        let traits = traits.ok_or(StatementError::Value)?;
+        let mut statements = vec![first];
+        for part in parts(coalesced)? {
+            let further = statements[0].beside(part, traits)?;
+            statements.push(further);
+        }
+        Ok(Self::Coalesced(statements))
+    }
+}
+
+fn parts(coalesced: &RawValue) -> Result<Vec<&RawValue>, StatementError> {
+    serde_json::from_str(coalesced.get()).map_err(|_| StatementError::Coalesced)
+}
+
+impl<'l> Statement<'l> {
+    /// What its line says beside it, of the same user. The line has the time of its first statement only, but a run's
+    /// id tells when the run began.
+    fn beside(&self, part: &'l RawValue, traits: &'l RawValue) -> Result<Self, StatementError> {
+        let personas = Personas::read(part).ok_or(StatementError::Coalesced)?;
+        let [message_id] =
+            pick(part.get(), ["messageId"]).map_err(|_| StatementError::Coalesced)?;
+        let message_id = message_id.and_then(text).filter(|id| !id.is_empty());
+        let class = Class::parse(&personas.class).ok_or(StatementError::Class)?;
+        let run = RunId::parse(&personas.run).ok_or(StatementError::Run)?;
+        Ok(Self {
+            class,
+            run,
+            at: run.started_at().ok_or(StatementError::Run)?,
+            message_id: message_id.ok_or(StatementError::MessageId)?,
+            value: value(class, traits, &personas.key).ok_or(StatementError::Value)?,
+            kind: self.kind,
+            id: self.id.clone(),
+            anonymous_id: self.anonymous_id.clone(),
+            audience: personas.audience,
+            key: personas.key,
+        })
     }
 }
 
@@ -174,6 +217,7 @@ struct Personas<'l> {
     audience: Cow<'l, str>,
     key: Cow<'l, str>,
     run: Cow<'l, str>,
+    coalesced: Option<&'l RawValue>,
 }
 
 impl<'l> Personas<'l> {
@@ -182,18 +226,24 @@ impl<'l> Personas<'l> {
         let [library, personas] = pick(context?.get(), ["library", "personas"]).ok()?;
         let [library] = pick(library?.get(), ["name"]).ok()?;
         text(library?).filter(|name| name == "audience-sync")?;
+        Self::read(personas?)
+    }
+
+    fn read(personas: &'l RawValue) -> Option<Self> {
         let fields = [
             "computation_class",
             "computation_id",
             "computation_key",
             "computation_run_id",
+            "coalesced",
         ];
-        let [class, audience, key, run] = pick(personas?.get(), fields).ok()?;
+        let [class, audience, key, run, coalesced] = pick(personas.get(), fields).ok()?;
         Some(Self {
             class: text(class?)?,
             audience: text(audience?)?,
             key: text(key?)?,
             run: text(run?)?,
+            coalesced,
         })
     }
 }
@@ -247,7 +297,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{Identify, Origins};
+    use crate::event::{Identify, Origins, Part};
     use crate::laws::cases;
 
     fn computation(class: Class, destination: &str) -> Computation {
@@ -358,6 +408,101 @@ mod tests {
             let (before, after) = ours.split_at(position.index(ours.len()));
             drop(Landed::parse(&format!("{before}{put}{}", after.get(1..).unwrap_or_default())));
         }
+    }
+
+    /// One line of several computations.
+    fn coalesced(computations: &[&Computation], changes: &[Change<'_>]) -> String {
+        let runs: Vec<_> = computations.iter().map(|it| Identify::new(it)).collect();
+        let parts = runs.iter().zip(changes);
+        let parts: Vec<_> = parts
+            .map(|(run, change)| Part::new(run, *change).unwrap())
+            .collect();
+        let mut line = Vec::new();
+        Part::render(&parts, &mut line);
+        line.pop();
+        String::from_utf8(line).unwrap()
+    }
+
+    /// An audience and a trait of a later run.
+    fn two_computations() -> [Computation; 2] {
+        let first = computation(Class::Audience, "main");
+        let run = RunId::at(Timestamp::from_millis(1_795_428_000_129));
+        let second = Computation {
+            audience: AudienceId::new("spend"),
+            key: Key::new("spend"),
+            class: Class::Trait,
+            started_at: run.started_at().unwrap(),
+            run,
+            ..first.clone()
+        };
+        [first, second]
+    }
+
+    #[test]
+    fn all_that_a_coalesced_record_says_is_read_back() {
+        let [first, second] = two_computations();
+        let mut entering = change(Action::Enter, "u", Value::True);
+        entering.member.anonymous_id = Some("a");
+        let mut changed = change(Action::Change, "u", Value::Real(0.1));
+        changed.member.anonymous_id = Some("a");
+        let line = coalesced(&[&first, &second], &[entering, changed]);
+        let Landed::Coalesced(statements) = Landed::parse(&line).unwrap() else {
+            panic!("{line}");
+        };
+        assert_eq!(statements.len(), 2);
+        let names = [DestinationName::new("main")];
+        for ((statement, computation), change) in statements
+            .iter()
+            .zip([first, second])
+            .zip([entering, changed])
+        {
+            assert!(statement.is_of(&computation));
+            let said = statement.change().member;
+            assert_eq!(said.value, change.member.value);
+            assert_eq!(said.user, change.member.user);
+            assert_eq!(said.anonymous_id, change.member.anonymous_id);
+            let mut origins = Origins::new(names.clone());
+            assert_eq!(origins.find(statement), Some(&names[0]));
+        }
+    }
+
+    #[test]
+    fn a_coalesced_record_that_cannot_be_understood_is_an_error() {
+        let [first, second] = two_computations();
+        let changes = [
+            change(Action::Enter, "u", Value::True),
+            change(Action::Leave, "u", Value::True),
+        ];
+        let line = coalesced(&[&first, &second], &changes);
+        let check = |from: &str, to: &str, expected: &str| {
+            assert!(line.contains(from), "{line}");
+            let error = Landed::parse(&line.replace(from, to)).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        };
+        let list = "its `coalesced` does not list further computations, each with its message id";
+        check(r#""coalesced":["#, r#""coalesced":[1,"#, list);
+        check(r#""coalesced":["#, r#""coalesced":7,"x":["#, list);
+        check(r#""computation_id":"spend","#, "", list);
+        check(
+            r#""computation_class":"trait""#,
+            r#""computation_class":"x""#,
+            "its `computation_class` is neither audience nor trait",
+        );
+        check(
+            &format!(r#""computation_run_id":"{}","messageId":""#, second.run),
+            r#""computation_run_id":"x","messageId":""#,
+            "its `computation_run_id` is not a UUID",
+        );
+        check(
+            &format!(r#"{}","messageId":"personas_"#, second.run),
+            &format!(r#"{}","message":"personas_"#, second.run),
+            "its `messageId` is missing or not a text",
+        );
+        check(
+            r#""spend":null"#,
+            r#""spent":null"#,
+            "the trait that its `computation_key` names has no value that is ever sent",
+        );
     }
 
     /// A record of ours with one part of it replaced.

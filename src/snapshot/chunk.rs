@@ -92,6 +92,25 @@ pub fn changes(entries: &[u8]) -> impl Iterator<Item = Result<Change<'_>, Unread
     std::iter::from_fn(move || reader.next(Reader::change))
 }
 
+/// Where each change of a chunk begins, for [`change_at`].
+pub fn starts(entries: &[u8]) -> Result<Vec<usize>, Unreadable> {
+    let mut reader = Reader::of(entries, CHANGES);
+    let mut starts = Vec::new();
+    loop {
+        let start = entries.len() - reader.rest?.len();
+        match reader.next(Reader::change) {
+            Some(change) => change.map(|_| starts.push(start))?,
+            None => return Ok(starts),
+        }
+    }
+}
+
+/// The change that begins there.
+pub fn change_at(entries: &[u8], start: usize) -> Result<Change<'_>, Unreadable> {
+    let rest = entries.get(start..).ok_or(Unreadable);
+    Reader { rest }.change()
+}
+
 /// The lines of a chunk of calls.
 pub fn calls(entries: &[u8]) -> impl Iterator<Item = Result<&[u8], Unreadable>> {
     let mut reader = Reader::of(entries, CALLS);
@@ -273,6 +292,9 @@ mod tests {
         let entries = encoded(&written);
         let read: Vec<_> = changes(&entries).map(Result::unwrap).collect();
         assert_eq!(read, written);
+        let starts = starts(&entries).unwrap();
+        let read = starts.iter().map(|start| change_at(&entries, *start));
+        assert_eq!(read.collect::<Result<Vec<_>, _>>().unwrap(), written);
 
         let mut entries = Vec::new();
         push_call(&mut entries, b"one\n");

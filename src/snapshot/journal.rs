@@ -36,6 +36,8 @@ pub struct JournaledRun {
     pub after: i64,
     /// An earlier process may have sent some of it, and died before it remembered the answer.
     pub is_resumed: bool,
+    /// The number of runs whose changes to one user share a record: that of the first of them.
+    pub together: Option<i64>,
 }
 
 impl JournaledRun {
@@ -239,7 +241,7 @@ pub(super) fn json(streams: &[StreamName]) -> String {
 const RUN: &str = "
     SELECT run.number, run.id, run.kind, run.destination, run.streams, run.started_at, run.space_id, run.members,
            run.held, run.planned - run.delivered - run.dead, audience.number, audience.id, audience.key, audience.class,
-           run.planned
+           run.planned, run.together
     FROM run LEFT JOIN audience ON audience.number = run.audience";
 
 pub(super) fn run(connection: &Connection, number: i64) -> Result<JournaledRun, SnapshotError> {
@@ -280,6 +282,7 @@ fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
         waiting: row.get::<_, i64>(9)? as u64,
         after: -1,
         is_resumed: false,
+        together: row.get(15)?,
     })
 }
 
@@ -321,23 +324,30 @@ pub(super) fn take(
     )?;
     let mut rows = statement.query(params![run.number, after, credit.chunks as i64])?;
     while let Some(row) = rows.next()? {
-        let seq = row.get(0)?;
-        let count = row.get::<_, i64>(1)? as usize;
-        let accepted = accepted(connection, run, seq, Some(count))?;
-        let entries: Vec<u8> = row.get(2)?;
-        bytes += entries.len();
-        chunks.push(Chunk {
-            seq,
-            count,
-            entries,
-            accepted,
-            dead: dead(connection, run.number, seq, "TRUE")?,
-        });
+        let chunk = waiting_chunk(connection, run, row)?;
+        bytes += chunk.entries.len();
+        chunks.push(chunk);
         if bytes >= credit.bytes {
             break;
         }
     }
     Ok(chunks)
+}
+
+pub(super) fn waiting_chunk(
+    connection: &Connection,
+    run: &JournaledRun,
+    row: &Row<'_>,
+) -> Result<Chunk, SnapshotError> {
+    let seq = row.get(0)?;
+    let count = row.get::<_, i64>(1)? as usize;
+    Ok(Chunk {
+        seq,
+        count,
+        entries: row.get(2)?,
+        accepted: accepted(connection, run, seq, Some(count))?,
+        dead: dead(connection, run.number, seq, "TRUE")?,
+    })
 }
 
 /// For each stream, which entries it accepted before an attempt at the chunk ended. Empty where there was none.

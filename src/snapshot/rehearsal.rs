@@ -133,6 +133,7 @@ fn rehearsed_run(planning: &Planning, audience: Option<i64>, decided: &Decided) 
         waiting: decided.planned(),
         after: -1,
         is_resumed: false,
+        together: None,
     }
 }
 

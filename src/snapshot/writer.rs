@@ -26,7 +26,7 @@ pub(super) enum ChunkKind {
 }
 
 impl ChunkKind {
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Entering => "entering",
             Self::Leaving => "leaving",

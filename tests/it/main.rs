@@ -4,6 +4,7 @@ mod access;
 mod changes;
 mod check;
 mod clock;
+mod coalesce;
 mod command_line;
 mod dead;
 mod demo;

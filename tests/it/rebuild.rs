@@ -97,7 +97,7 @@ fn known(project: &Project) -> Vec<Value> {
     AUDIENCES.iter().flat_map(show).collect()
 }
 
-fn lose(project: &Project) {
+pub(crate) fn lose(project: &Project) {
     for file in files(&project.path("")) {
         if file.to_string_lossy().contains("snapshot.sqlite") {
             fs::remove_file(file).unwrap();

@@ -22,7 +22,7 @@ pub(super) struct Landing<'a> {
     all: Vec<DestinationName>,
 }
 
-/// Where a record was found, and whose it is.
+/// Where a statement was found, and whose it is.
 pub(super) struct Sorted<'f> {
     pub stream: Option<&'f StreamName>,
     pub line: &'f str,
@@ -80,23 +80,33 @@ impl<'a> Landing<'a> {
             if read % SHOW_EVERY == 0 {
                 shown.landed(read);
             }
-            each(self.sort(found, &mut origins))
+            let Found {
+                stream,
+                line,
+                landed,
+            } = found;
+            let mut each = |whose: Whose<'_>| {
+                each(Sorted {
+                    stream,
+                    line,
+                    whose,
+                })
+            };
+            match landed {
+                Landed::Foreign(message_id) => each(Whose::Foreign(message_id)),
+                Landed::Ours(statement) => each(self.sort(statement, &mut origins)),
+                Landed::Coalesced(statements) => statements
+                    .into_iter()
+                    .try_for_each(|statement| each(self.sort(statement, &mut origins))),
+            }
         })
     }
 
-    fn sort<'f>(&self, found: Found<'f>, origins: &'f mut Origins) -> Sorted<'f> {
-        let whose = match found.landed {
-            Landed::Foreign(message_id) => Whose::Foreign(message_id),
-            Landed::Ours(statement) => match origins.find(&statement) {
-                None => Whose::Unknown(statement),
-                Some(name) if self.destinations.contains(name) => Whose::Ours(statement, name),
-                Some(_) => Whose::Elsewhere,
-            },
-        };
-        Sorted {
-            stream: found.stream,
-            line: found.line,
-            whose,
+    fn sort<'f>(&self, statement: Statement<'f>, origins: &'f mut Origins) -> Whose<'f> {
+        match origins.find(&statement) {
+            None => Whose::Unknown(statement),
+            Some(name) if self.destinations.contains(name) => Whose::Ours(statement, name),
+            Some(_) => Whose::Elsewhere,
         }
     }
 

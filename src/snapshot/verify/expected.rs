@@ -22,6 +22,8 @@ struct Common {
     at: i64,
     /// For each stream of the run its number, unless it is not compared.
     streams: Vec<Option<usize>>,
+    /// What it says may be in one line with what others say, and is known by its message ids.
+    is_together: bool,
 }
 
 /// What became of the entries of a chunk.
@@ -95,6 +97,7 @@ impl Verify<'_> {
             subject,
             streams: run.streams.iter().map(number).collect(),
             run: self.find_run(&run.id.to_string())?.number,
+            is_together: run.together.is_some(),
             at: run
                 .computation
                 .as_ref()
@@ -188,16 +191,20 @@ impl Verify<'_> {
         states: &States,
     ) -> Result<(), SnapshotError> {
         let text = std::str::from_utf8(line).unwrap_or_default();
-        let message_id = match Landed::parse(text) {
-            Ok(Landed::Ours(statement)) => Some(statement.message_id),
-            Ok(Landed::Foreign(message_id)) => message_id,
+        let message_ids = match Landed::parse(text) {
+            Ok(Landed::Ours(statement)) => vec![statement.message_id],
+            Ok(Landed::Coalesced(statements)) => {
+                let ids = statements.into_iter().map(|statement| statement.message_id);
+                ids.collect()
+            }
+            Ok(Landed::Foreign(message_id)) => message_id.into_iter().collect(),
             // Nor can it be read where it landed.
-            Err(_) => None,
+            Err(_) => Vec::new(),
         };
-        match message_id {
-            Some(message_id) => self.expect(common, &message_id, line, None, position, states),
-            None => Ok(()),
+        for message_id in message_ids {
+            self.expect(common, &message_id, line, None, position, states)?;
         }
+        Ok(())
     }
 
     /// Expects a line, which ends with a newline, in each stream of its run.
@@ -211,7 +218,8 @@ impl Verify<'_> {
         states: &States,
     ) -> Result<(), SnapshotError> {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
-        let bytes = states.is_whole(position).then(|| self.hash(line));
+        let is_known = states.is_whole(position) && !common.is_together;
+        let bytes = is_known.then(|| self.hash(line));
         for (place, stream) in common.streams.iter().enumerate() {
             let Some(stream) = stream else { continue };
             self.tables.push(&Row {

@@ -24,6 +24,51 @@ struct Line<'l> {
     traits: BTreeMap<&'l str, Value>,
     message_id: &'l str,
     timestamp: &'l str,
+    context: Context<'l>,
+}
+
+#[derive(Deserialize)]
+struct Context<'l> {
+    #[serde(borrow)]
+    personas: Personas<'l>,
+}
+
+#[derive(Deserialize)]
+struct Personas<'l> {
+    computation_key: &'l str,
+    /// What else it says of the user.
+    #[serde(borrow, default)]
+    coalesced: Vec<Further<'l>>,
+}
+
+#[derive(Deserialize)]
+struct Further<'l> {
+    computation_key: &'l str,
+    #[serde(rename = "messageId")]
+    message_id: &'l str,
+}
+
+impl<'l> Line<'l> {
+    /// The message id of each statement, the audience that it is of, and what it says.
+    fn parts(&self) -> Vec<(&'l str, &'static str, &Value)> {
+        let Personas {
+            computation_key,
+            coalesced,
+        } = &self.context.personas;
+        let further = coalesced.iter();
+        let further = further.map(|part| (part.message_id, part.computation_key));
+        let all = [(self.message_id, *computation_key)]
+            .into_iter()
+            .chain(further);
+        let part = |(id, key): (&'l str, &'l str)| {
+            let known = AUDIENCES.iter().map(|audience| audience.key);
+            let known = known.into_iter().find(|known| *known == key).unwrap();
+            (id, known, &self.traits[key])
+        };
+        let parts: Vec<_> = all.map(part).collect();
+        assert_eq!(parts.len(), self.traits.len());
+        parts
+    }
 }
 
 /// What is known of one record at one stream.
@@ -46,7 +91,10 @@ pub(super) struct Book {
     folded: Folded,
     /// Every change that was ever decided.
     decided: HashSet<String>,
+    /// Those that were a dead letter once: others that shared their record may have been decided anew.
+    died: HashSet<String>,
     pub repeats: usize,
+    pub coalesced: usize,
 }
 
 impl Book {
@@ -67,9 +115,9 @@ impl Book {
         let mut told = HashSet::new();
         for ((stream, record), acknowledged) in arrived.accepted.iter().zip(&arrived.acknowledged) {
             let stream = STREAMS.iter().position(|known| known == stream).unwrap();
-            let key = self.enter(stream, record, *acknowledged, source);
+            let keys = self.enter(stream, record, *acknowledged, source);
             if *acknowledged {
-                told.insert(key);
+                told.extend(keys);
             }
         }
         for entry in left.iter().filter(|entry| !entry.is_dead) {
@@ -81,6 +129,8 @@ impl Book {
                 }
             }
         }
+        let dead = left.iter().filter(|entry| entry.is_dead);
+        self.died.extend(dead.map(|entry| entry.id.clone()));
     }
 
     /// One record that was accepted.
@@ -90,12 +140,27 @@ impl Book {
         record: &[u8],
         acknowledged: bool,
         source: &Source,
-    ) -> (usize, String) {
+    ) -> Vec<(usize, String)> {
         let line: Line<'_> = serde_json::from_slice(record).unwrap();
-        let key = (stream, line.message_id.to_owned());
+        self.coalesced += usize::from(line.traits.len() > 1);
+        let part = |part| self.enter_part(stream, &line, part, record, acknowledged, source);
+        line.parts().into_iter().map(part).collect()
+    }
+
+    fn enter_part(
+        &mut self,
+        stream: usize,
+        line: &Line<'_>,
+        (message_id, audience, value): (&str, &'static str, &Value),
+        record: &[u8],
+        acknowledged: bool,
+        source: &Source,
+    ) -> (usize, String) {
+        let key = (stream, message_id.to_owned());
         let digest = digest(record);
         if let Some(accepted) = self.accepted.get_mut(&key) {
-            assert_eq!(accepted.digest, digest, "other bytes: {}", text(record));
+            let is_same = accepted.digest == digest || self.died.contains(message_id);
+            assert!(is_same, "other bytes: {}", text(record));
             assert!(
                 accepted.may_come_again,
                 "sent {} times, and again without need: {}",
@@ -108,10 +173,10 @@ impl Book {
             self.repeats += 1;
             return key;
         }
-        let is_decided = self.decided.contains(line.message_id);
+        let is_decided = self.decided.contains(message_id);
         assert!(is_decided, "not in the journal: {}", text(record));
-        self.check_said(&line, record, source);
-        self.fold(stream, &line);
+        self.check_said(line, audience, value, record, source);
+        self.fold(stream, line, audience, value);
         let accepted = Accepted {
             digest,
             times: 1,
@@ -123,19 +188,24 @@ impl Book {
     }
 
     /// It says what was so when it was decided.
-    fn check_said(&self, line: &Line<'_>, record: &[u8], source: &Source) {
+    fn check_said(
+        &self,
+        line: &Line<'_>,
+        audience: &'static str,
+        value: &Value,
+        record: &[u8],
+        source: &Source,
+    ) {
         let decided_at = DateTime::parse_from_rfc3339(line.timestamp).unwrap();
         let decided_at = decided_at.timestamp_millis();
         let round = self.began.partition_point(|began| *began <= decided_at) - 1;
-        let (key, value) = said(line);
-        let truth = source.said(key, line.user_id, round);
+        let truth = source.said(audience, line.user_id, round);
         assert_eq!(truth, Some(value), "round {round}: {}", text(record));
     }
 
-    fn fold(&mut self, stream: usize, line: &Line<'_>) {
-        let (key, value) = said(line);
-        let place = self.folded.entry((stream, key, line.user_id.to_owned()));
-        let latest = place.or_default();
+    fn fold(&mut self, stream: usize, line: &Line<'_>, audience: &'static str, value: &Value) {
+        let place = (stream, audience, line.user_id.to_owned());
+        let latest = self.folded.entry(place).or_default();
         if *line.timestamp > *latest.0 {
             *latest = (line.timestamp.to_owned(), value.clone());
         }
@@ -166,15 +236,6 @@ impl Book {
             }
         }
     }
-}
-
-/// What a record says, of which audience.
-fn said<'l>(line: &'l Line<'_>) -> (&'static str, &'l Value) {
-    assert_eq!(line.traits.len(), 1);
-    let (key, value) = line.traits.first_key_value().expect("there is one");
-    let known = AUDIENCES.iter().map(|audience| audience.key);
-    let key = known.into_iter().find(|known| known == key).unwrap();
-    (key, value)
 }
 
 fn digest(record: &[u8]) -> u64 {
