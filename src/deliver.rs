@@ -96,9 +96,11 @@ pub async fn deliver(
     let mut under_way = JoinSet::new();
     let mut freight = Freight::default();
     let mut settled = Vec::new();
+    // What is under way then is still remembered.
+    let mut broken = None;
     loop {
         turns.keep(|run| courier.goes_on(run));
-        let room = match courier.takes_more() {
+        let room = match courier.takes_more() && broken.is_none() {
             true => freight.until(UNDER_WAY),
             false => Freight::default(),
         };
@@ -120,13 +122,19 @@ pub async fn deliver(
         };
         let mut back = Some(first);
         while let Some(joined) = back {
-            for (run, part) in joined.expect("carrying a parcel does not panic")? {
-                freight.take_off(&part.chunk);
-                account.note(run, &part);
-                settled.push((run, part));
+            match joined.expect("carrying a parcel does not panic") {
+                Ok(parts) => settled.extend(parts),
+                Err(error) => broken = broken.or(Some(error)),
             }
             back = under_way.try_join_next();
         }
+        for (run, part) in &settled {
+            freight.take_off(&part.chunk);
+            account.note(*run, part);
+        }
+    }
+    if let Some(error) = broken {
+        return Err(error);
     }
     coalesced::deliver(snapshot, &courier, together, &mut account).await?;
     let Account {
@@ -604,5 +612,42 @@ mod tests {
             requests[0] > 9 && requests == [requests[0]; 3],
             "{requests:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn what_is_under_way_when_a_chunk_cannot_be_read_is_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("snapshot.sqlite");
+        let name = DestinationName::new("main");
+        let streams = [StreamName::parse("members").unwrap()];
+        let mut snapshot = Snapshot::open(&path).unwrap();
+        let at = Timestamp::from_millis(1);
+        let mut run = snapshot
+            .open_send(RunId::at(at), at, &name, &streams)
+            .unwrap();
+        let lines = vec![b"call\n".to_vec(); 3 * MAX_CALL_RECORDS];
+        snapshot.journal_calls(&mut run, &lines).unwrap();
+        rusqlite::Connection::open(&path)
+            .unwrap()
+            .execute("UPDATE chunk SET entries = x'09' WHERE seq = 0", [])
+            .unwrap();
+        let handle = Handle::new(snapshot);
+        let directory = Directory::new(folder.path().join("delivered"));
+        let route = Route {
+            destination: Arc::new(Destination::directory(name, false, directory)),
+            pulse: Arc::default(),
+            stop: Stop::new(),
+        };
+        let outgoing = Outgoing {
+            run,
+            meter: Arc::default(),
+        };
+        let sent = deliver(&handle, vec![outgoing], &route, &Progress::default()).await;
+        assert!(
+            matches!(sent, Err(SnapshotError::UnreadableChunk { seq: 0, .. })),
+            "{sent:?}"
+        );
+        let left = handle.with(|snapshot| snapshot.waiting()).await.unwrap();
+        assert_eq!(left[0].waiting, MAX_CALL_RECORDS as u64);
     }
 }

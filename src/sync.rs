@@ -120,6 +120,10 @@ const PLANS_TOGETHER_FOR: Duration = Duration::from_secs(1);
 /// An audience at one of its destinations.
 type Place<'a> = (&'a Keyed, &'a DestinationName);
 
+fn is_at(run: &JournaledRun, (keyed, destination): &Place<'_>) -> bool {
+    run.is_of(&keyed.audience.id) && run.destination == **destination
+}
+
 /// A run that is about to be planned.
 struct Intended {
     planning: Planning,
@@ -133,6 +137,29 @@ struct Pending {
 }
 
 impl Pending {
+    /// Of an earlier run.
+    fn left(run: JournaledRun) -> Self {
+        let computation = run.computation.as_ref();
+        let key = computation.map(|computation| computation.key.clone());
+        let to = run.destination.clone();
+        let mut report = Report::new(key, to, RunKind::Resume, Outcome::Planned);
+        report.run = Some(run.id);
+        report.members = run.members;
+        report.undelivered = run.waiting;
+        Self {
+            run: Some(run),
+            report,
+        }
+    }
+
+    /// What was to be delivered stays in the journal when the snapshot fails.
+    fn fall(&mut self, error: &SnapshotError) {
+        if self.run.is_some() && self.report.outcome == Outcome::Planned {
+            self.report.outcome = Outcome::Undelivered;
+            self.report.error = Some(in_one_line(error));
+        }
+    }
+
     /// The run, where something of it stays in the journal. The dead are in the way of nothing.
     fn stuck(&self) -> Option<&JournaledRun> {
         let Report {
@@ -150,58 +177,77 @@ impl Runner<'_> {
     /// One run of an audience at each of its destinations.
     pub async fn run(&self, keyed: &Keyed, request: Request) -> Result<Vec<Report>, SnapshotError> {
         let keyed = std::slice::from_ref(keyed);
-        self.run_all(keyed, false, request).await
+        let mut reports = Vec::new();
+        self.run_all(keyed, false, request, &mut reports).await?;
+        Ok(reports)
     }
 
     /// One run of each of these audiences at each of its destinations; one that fails stops nobody. What earlier runs
     /// left comes first, of `others` too, and is reported by itself; while it cannot be delivered, nothing new is
-    /// decided about its audience. The reports are in the order of the audiences, those of others before them.
+    /// decided about its audience. The reports are in the order of the audiences, those of others before them. They
+    /// say what was done before an error, too.
     pub async fn run_all(
         &self,
         keyed: &[Keyed],
         others: bool,
         request: Request,
-    ) -> Result<Vec<Report>, SnapshotError> {
+        reports: &mut Vec<Report>,
+    ) -> Result<(), SnapshotError> {
         let places: Vec<Place<'_>> = keyed
             .iter()
             .flat_map(|keyed| {
-                keyed
-                    .audience
-                    .destinations
-                    .iter()
-                    .map(move |to| (keyed, to))
+                let destinations = keyed.audience.destinations.iter();
+                destinations.map(move |to| (keyed, to))
             })
             .collect();
-        let is_at = |run: &JournaledRun, (keyed, destination): &Place<'_>| {
-            run.is_of(&keyed.audience.id) && run.destination == **destination
-        };
-        let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
-        let is_asked = |run: &JournaledRun| places.iter().any(|place| is_at(run, place));
-        // What shares records is sent again together: then they are the same.
-        let together: BTreeSet<i64> = left
-            .iter()
-            .filter(|run| is_asked(run))
-            .filter_map(|run| run.together)
-            .collect();
-        let goes_along = |run: &JournaledRun| run.together.is_some_and(|it| together.contains(&it));
-        left.retain(|run| others || is_asked(run) || goes_along(run));
-        let resumed = self.resume(left, request.dry_run).await?;
-        let stuck: Vec<&JournaledRun> = resumed.iter().filter_map(Pending::stuck).collect();
-        let mut planned = places.clone();
-        planned.retain(|place| !stuck.iter().any(|run| is_at(run, place)));
-        let mut planned = self.plan_all(&planned, request).await?;
-        self.coalesce(&mut planned).await?;
-        self.deliver(&mut planned).await?;
+        let mut pending = self.left_of(&places, others).await?;
+        let ran = self.go(&places, request, &mut pending).await;
 
-        let both = resumed.into_iter().chain(planned);
-        let mut reports: Vec<Report> = both.map(|pending| pending.report).collect();
+        if let Err(error) = &ran {
+            pending.iter_mut().for_each(|pending| pending.fall(error));
+        }
+        reports.extend(pending.into_iter().map(|pending| pending.report));
         // The place of others is none, which comes before all.
         reports.sort_by_cached_key(|report| {
             places.iter().position(|(keyed, destination)| {
                 report.audience.as_ref() == Some(&keyed.key) && report.destination == **destination
             })
         });
-        Ok(reports)
+        ran
+    }
+
+    /// What earlier runs at these places left, and those of others.
+    async fn left_of(
+        &self,
+        places: &[Place<'_>],
+        others: bool,
+    ) -> Result<Vec<Pending>, SnapshotError> {
+        let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
+        let is_asked = |run: &JournaledRun| places.iter().any(|place| is_at(run, place));
+        // What shares records is sent again together: then they are the same.
+        let asked = left.iter().filter(|run| is_asked(run));
+        let together: BTreeSet<i64> = asked.filter_map(|run| run.together).collect();
+        let goes_along = |run: &JournaledRun| run.together.is_some_and(|it| together.contains(&it));
+        left.retain(|run| others || is_asked(run) || goes_along(run));
+        Ok(left.into_iter().map(Pending::left).collect())
+    }
+
+    /// Sees to what is pending, then plans and delivers what comes to it.
+    async fn go(
+        &self,
+        places: &[Place<'_>],
+        request: Request,
+        pending: &mut Vec<Pending>,
+    ) -> Result<(), SnapshotError> {
+        self.resume(pending, request.dry_run).await?;
+        let stuck: Vec<&JournaledRun> = pending.iter().filter_map(Pending::stuck).collect();
+        let mut free = places.to_vec();
+        free.retain(|place| !stuck.iter().any(|run| is_at(run, place)));
+        let first = pending.len();
+        pending.extend(self.plan_all(&free, request).await?);
+        let planned = &mut pending[first..];
+        self.coalesce(planned).await?;
+        self.deliver(planned).await
     }
 
     /// Drops delivered changes that are older than the project keeps them.
@@ -221,35 +267,16 @@ impl Runner<'_> {
     pub async fn resume_calls(&self) -> Result<Vec<Report>, SnapshotError> {
         let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
         left.retain(|run| run.computation.is_none());
-        let resumed = self.resume(left, false).await?;
-        Ok(resumed.into_iter().map(|resumed| resumed.report).collect())
+        let mut pending: Vec<Pending> = left.into_iter().map(Pending::left).collect();
+        self.resume(&mut pending, false).await?;
+        Ok(pending.into_iter().map(|pending| pending.report).collect())
     }
 
-    async fn resume(
-        &self,
-        left: Vec<JournaledRun>,
-        dry_run: bool,
-    ) -> Result<Vec<Pending>, SnapshotError> {
-        let pending = |run: JournaledRun| {
-            let computation = run.computation.as_ref();
-            let key = computation.map(|computation| computation.key.clone());
-            let to = run.destination.clone();
-            let mut report = Report::new(key, to, RunKind::Resume, Outcome::Planned);
-            report.run = Some(run.id);
-            report.members = run.members;
-            report.undelivered = run.waiting;
-            Pending {
-                run: Some(run),
-                report,
-            }
-        };
-        let mut resumed: Vec<Pending> = left.into_iter().map(pending).collect();
-        if dry_run {
-            self.foresee(&mut resumed).await?;
-        } else {
-            self.deliver(&mut resumed).await?;
+    async fn resume(&self, left: &mut [Pending], dry_run: bool) -> Result<(), SnapshotError> {
+        match dry_run {
+            true => self.foresee(left).await,
+            false => self.deliver(left).await,
         }
-        Ok(resumed)
     }
 
     /// Says what a delivery would count. Asked to stop, it leaves that open.

@@ -184,7 +184,10 @@ impl Shop {
             stop: Stop::new(),
             progress: Progress::default(),
         };
-        let reports = runner.run_all(&audiences, true, request).await?;
+        let mut reports = Vec::new();
+        runner
+            .run_all(&audiences, true, request, &mut reports)
+            .await?;
         runner.prune().await?;
         match reports.into_iter().find_map(|report| report.error) {
             Some(error) => bail!("{error}"),

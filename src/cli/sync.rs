@@ -77,16 +77,17 @@ fn run(
         everything: words.is_empty(),
         keyed,
     };
-    deliver_selection(
+    let delivered = deliver_selection(
         &config,
         &project,
         snapshot,
         &selection,
         request,
         &mut reports,
-    )?;
+    );
     drop(lock);
-    Ok(reports.close())
+    let exit = reports.close();
+    delivered.map(|()| exit)
 }
 
 /// Runs a selection on a runtime of its own, with a bar and an ear for signals.
@@ -143,10 +144,12 @@ impl Selection {
         for outlet in runner.project.destinations.values() {
             outlet.pulse.reset();
         }
-        let run = runner.run_all(&self.keyed, self.everything, request);
-        run.await?
-            .into_iter()
-            .for_each(|report| reports.add(report));
+        let mut done = Vec::new();
+        let ran = runner
+            .run_all(&self.keyed, self.everything, request, &mut done)
+            .await;
+        done.into_iter().for_each(|report| reports.add(report));
+        ran?;
         if !request.dry_run {
             runner.prune().await?;
         }
@@ -165,7 +168,7 @@ impl Selection {
     }
 }
 
-/// Prints reports as they come, or gathers them for a table, and knows the exit code.
+/// Prints reports, as lines at once or as a table at the end, and knows the exit code.
 pub(super) struct Reports {
     output: Output,
     rows: Vec<Report>,

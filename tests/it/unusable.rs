@@ -374,6 +374,70 @@ fn a_damaged_snapshot_is_refused_with_the_way_out() {
 }
 
 #[test]
+fn what_was_done_before_the_snapshot_failed_is_told() {
+    let project = Project::new(
+        r#"
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id FROM members"
+destinations = ["main", "other"]
+"#,
+    );
+    let destination = |name: &str| {
+        format!(
+            "[destination.{name}]\ndirectory = \"{name}/here\"\nmapping = {{ identify = \"members\" }}\n"
+        )
+    };
+    let config = format!(
+        "[source.shop]\nsqlite = \"shop.sqlite\"\n{}{}",
+        destination("main"),
+        destination("other")
+    );
+    project.write("audience-sync.toml", &config);
+    project.shop("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a'), ('b')");
+    for name in ["main", "other"] {
+        project.write(name, "in the way");
+    }
+    assert_eq!(project.run(&["sync"]).code, 3);
+    for name in ["main", "other"] {
+        fs::remove_file(project.path(name)).unwrap();
+    }
+    rusqlite::Connection::open(project.path("snapshot.sqlite"))
+        .unwrap()
+        .execute("UPDATE chunk SET entries = x'09' WHERE run = 1", [])
+        .unwrap();
+    let ran = project.run(&["sync", "--json"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr.contains("chunk 0 of run 1 cannot be read"),
+        "{ran:?}"
+    );
+    let told: Vec<_> = ran
+        .lines()
+        .iter()
+        .map(|line| {
+            ["destination", "outcome", "delivered", "undelivered"].map(|field| line[field].clone())
+        })
+        .collect();
+    let line = |destination: &str, outcome: &str, delivered: u64, undelivered: u64| {
+        [
+            json!(destination),
+            json!(outcome),
+            json!(delivered),
+            json!(undelivered),
+        ]
+    };
+    assert_eq!(
+        told,
+        [
+            line("main", "undelivered", 0, 2),
+            line("other", "delivered", 2, 0)
+        ]
+    );
+}
+
+#[test]
 fn a_snapshot_of_a_newer_version_is_for_a_newer_program() {
     let sql = |sql: &'static str| {
         move |snapshot: &Path| {
