@@ -194,20 +194,24 @@ impl Sqlite {
     }
 
     pub(super) fn definition(&self, audience: &Audience) -> String {
+        self.definition_in(rusqlite::version(), audience)
+    }
+
+    fn definition_in(&self, version: &str, audience: &Audience) -> String {
         let path = std::path::absolute(&self.path);
         let path = path.as_deref().unwrap_or(&self.path).as_os_str();
+        let changes = audience.changes.as_ref();
         let texts = [
             READS_ROWS_AS,
-            rusqlite::version().as_bytes(),
+            version.as_bytes(),
             self.name.as_str().as_bytes(),
             path.as_encoded_bytes(),
             audience.class.as_str().as_bytes(),
             audience.query.as_bytes(),
+            // So that a trait cannot be taken for a change query.
+            &[u8::from(changes.is_some())],
         ];
-        let changes = audience
-            .changes
-            .iter()
-            .map(|changes| changes.query.as_bytes());
+        let changes = changes.map(|changes| changes.query.as_bytes());
         let traits = audience.traits.iter().map(String::as_bytes);
         digest(texts.into_iter().chain(changes).chain(traits))
     }
@@ -329,7 +333,25 @@ impl Sqlite {
         layout.collation == BINARY && texts == Ok(3_i64)
     }
 
+    /// How a question is asked. A change query must know people by the ids that the query knows them by.
     fn layout(
+        &self,
+        opened: &Opened,
+        audience: &Audience,
+        question: Question,
+    ) -> Result<Layout, SourceError> {
+        let layout = self.layout_by_itself(opened, audience, question)?;
+        if question == Question::Members {
+            return Ok(layout);
+        }
+        let members = self.layout_by_itself(opened, audience, Question::Members)?;
+        match members.has_other_ids(&layout) {
+            None => Ok(layout),
+            Some(reason) => Err(self.query_error(audience, question, reason)),
+        }
+    }
+
+    fn layout_by_itself(
         &self,
         opened: &Opened,
         audience: &Audience,

@@ -287,11 +287,38 @@ async fn what_was_asked_for_or_left_open_is_read() {
         other(|audience| audience.query.push(' ')),
         other(|audience| audience.query = "SELECT id AS user_id, age FROM users".to_owned()),
         other(|audience| audience.class = Class::Trait),
+        other(|audience| audience.traits = vec!["id".to_owned()]),
+        other(|audience| {
+            audience.changes = Some(Changes {
+                query: "SELECT id AS user_id, 1 AS is_member FROM users WHERE :since > ''"
+                    .to_owned(),
+                reconcile: Duration::MAX,
+            });
+        }),
     ];
+    let plain = shop.keyed.clone();
     for keyed in others {
         shop.keyed = keyed;
         assert!(shop.reads(Request::default()).await);
     }
+    shop.keyed = plain;
+    let name = shop.keyed.audience.source.clone();
+    let path = shop.path("shop.sqlite");
+    let source = |name: SourceName, path| Source::Sqlite(Sqlite { name, path });
+    // The same file by another name.
+    let others = [
+        source(SourceName::new("other"), path.clone()),
+        source(name.clone(), shop.path("link.sqlite")),
+    ];
+    std::os::unix::fs::symlink(&path, shop.path("link.sqlite")).unwrap();
+    for other in others {
+        shop.project.sources.insert(name.clone(), other);
+        assert!(shop.reads(Request::default()).await);
+    }
+    shop.project
+        .sources
+        .insert(name.clone(), source(name, path));
+    assert!(!shop.reads(Request::default()).await);
 }
 
 #[tokio::test]
