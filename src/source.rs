@@ -23,8 +23,7 @@ pub use sqlite::{Sqlite, SqliteMembers, check_syntax, check_syntax_of_changes};
 pub enum Question {
     /// Who is a member.
     Members,
-    /// Who may have entered or left since, and whether each of them is a member now: [`GONE`](crate::diff::GONE) in place
-    /// of a value says no.
+    /// Who may have entered or left since, and whether each of them is a member now.
     Changes { since: Timestamp },
 }
 

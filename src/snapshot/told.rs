@@ -5,8 +5,8 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use super::SnapshotError;
 use super::members::SqlUser;
 use super::scratch::scratch;
-use crate::audience::{Action, Change, Member};
-use crate::diff::is_gone;
+use crate::audience::{Action, Change, User};
+use crate::diff::Presence;
 
 const TABLES: &str = "
     CREATE TABLE told (user ANY NOT NULL PRIMARY KEY, is_member INTEGER NOT NULL) WITHOUT ROWID, STRICT";
@@ -20,13 +20,13 @@ impl Told {
     }
 
     /// In any order, each user once.
-    pub fn push(&mut self, now: &Member<'_>) -> Result<(), SnapshotError> {
+    pub fn push(&mut self, user: User<'_>, presence: Presence) -> Result<(), SnapshotError> {
         let mut insert = self
             .0
             .prepare_cached("INSERT INTO told VALUES (?1, ?2)")
             .map_err(SnapshotError::Scratch)?;
         insert
-            .execute(params![SqlUser(now.user), !is_gone(now)])
+            .execute(params![SqlUser(user), presence == Presence::Member])
             .map_err(SnapshotError::Scratch)?;
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use super::planning::PlanError;
 use crate::audience::{Audience, Member, User, Value};
-use crate::diff::{self, Members, Scope, Tally};
+use crate::diff::{self, Members, Presence, Scope, Tally};
 use crate::event::Computation;
 use crate::progress::Progress;
 use crate::run::{RunKind, Timestamp};
@@ -177,7 +177,7 @@ impl Reading {
         let mut told = Told::new()?;
         let mut watched = Watched::new(self, members);
         while watched.advance()? {
-            told.push(&watched.current())?;
+            told.push(watched.user(), watched.presence())?;
         }
         let mut missed = 0;
         let tally = diff::merge(
@@ -277,5 +277,9 @@ impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
 
     fn value(&self) -> Value<'_> {
         self.members.value()
+    }
+
+    fn presence(&self) -> Presence {
+        self.members.presence()
     }
 }

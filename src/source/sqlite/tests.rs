@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::audience::{AudienceId, Changes, Class, DestinationName, Key, Member, UserKind, Value};
-use crate::diff::{Members as _, is_gone};
+use crate::diff::{Members as _, Presence};
 
 /// A query with a column `value` is a computed trait; its column `email` or `age` is an extra trait.
 fn audience(query: &str) -> Audience {
@@ -769,7 +769,10 @@ fn changes(shop: &Shop, query: &str) -> Result<String, SourceError> {
         let mut line = Vec::new();
         while members.advance()? {
             let member = members.current();
-            let sign = if is_gone(&member) { "-" } else { "" };
+            let sign = match members.presence() {
+                Presence::Member => "",
+                Presence::Gone => "-",
+            };
             line.push(format!("{sign}{}{}", member.user.id, member.traits));
         }
         if members.skipped.total() > 0 {
