@@ -52,7 +52,7 @@ pub use members::Delivered;
 pub use plan::{Journal, Plan, Planning};
 pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
 pub use rehearsal::Weigh;
-pub use told::Told;
+pub use told::{Told, ToldError};
 pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 
 /// Why the snapshot could not be read or written.

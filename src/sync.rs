@@ -359,7 +359,7 @@ impl Runner<'_> {
             // Nothing was decided, and nothing is wrong: there is nothing to report.
             Err(PlanError::Stopped) => return Ok(None),
             Err(PlanError::Snapshot(error)) => return Err(error),
-            Err(PlanError::Source(error)) => {
+            Err(error) => {
                 let reason = in_one_line(&error);
                 report.outcome = Outcome::Failed;
                 report.misconfigured = error.is_configuration();

@@ -11,7 +11,7 @@ use crate::audience::keys::Known;
 use crate::diff::Scope;
 use crate::event::{CallType, Computation};
 use crate::run::{RunId, Timestamp};
-use crate::snapshot::{Delivered, Journal, Plan, Planning, Snapshot, SnapshotError};
+use crate::snapshot::{Delivered, Journal, Plan, Planning, Snapshot, SnapshotError, ToldError};
 use crate::source::{Interrupt, SourceError};
 
 /// Why a run decided nothing.
@@ -19,10 +19,21 @@ use crate::source::{Interrupt, SourceError};
 pub(super) enum PlanError {
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// Of one audience, as a source that cannot be read.
+    #[error(transparent)]
+    Told(#[from] ToldError),
+    /// Of all of them: nothing can be planned.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error("asked to stop")]
     Stopped,
+}
+
+impl PlanError {
+    /// Whether the configuration is wrong.
+    pub(super) const fn is_configuration(&self) -> bool {
+        matches!(self, Self::Source(error) if error.is_configuration())
+    }
 }
 
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);

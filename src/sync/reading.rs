@@ -174,7 +174,7 @@ impl Reading {
         delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<(Tally, Grounds), PlanError> {
-        let mut told = Told::new()?;
+        let mut told = Told::new(&self.audience.name)?;
         let mut watched = Watched::new(self, members);
         while watched.advance()? {
             told.push(watched.user(), watched.presence())?;
