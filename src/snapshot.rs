@@ -42,7 +42,7 @@ use crate::disk;
 use crate::run::Timestamp;
 
 pub use dead::{DeadLetter, LetterContent};
-pub use grounds::{Grounds, LastPlan};
+pub use grounds::{Grounds, LastPlan, Left};
 pub use handle::Handle;
 pub use held::{Approval, Held, HeldUser};
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};

@@ -309,9 +309,10 @@ impl Runner<'_> {
         starts: &mut Starts,
     ) -> Intended {
         let outlet = &self.project.destinations[destination];
+        let planning = self.planning(keyed, outlet, destination, request, starts);
         Intended {
-            planning: self.planning(keyed, outlet, destination, request, starts),
-            reading: self.reading(keyed, request),
+            reading: self.reading(keyed, request, planning.computation.started_at),
+            planning,
         }
     }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
-use super::{Fingerprint, Interrupt, Question, SINCE, SourceError, digest};
+use super::{Doubt, Fingerprint, Interrupt, Question, SINCE, SourceError, digest};
 use crate::audience::{Audience, SourceName};
 use crate::disk::cut_off_at;
 use crate::run::Timestamp;
@@ -53,7 +53,7 @@ pub fn check_syntax_of_changes(query: &str) -> Option<String> {
     syntax(query, ANY_CHANGES)
 }
 
-/// Compiles as the changes since any other time do.
+/// Since long ago. Compiles as the changes since any other time do.
 const ANY_CHANGES: Question = Question::Changes {
     since: Timestamp::from_millis(0),
 };
@@ -135,7 +135,7 @@ pub(super) struct Reader<'s> {
     sqlite: &'s Sqlite,
     opened: Opened,
     /// What the file was before it.
-    before: Option<State>,
+    before: Result<State, Doubt>,
 }
 
 impl Reader<'_> {
@@ -170,7 +170,10 @@ impl Reader<'_> {
         let rows = statement
             .query([])
             .map_err(|error| self.sqlite.unreadable(error))?;
-        let before = self.before.as_ref().filter(|_| layout.is_pure);
+        let before = match layout.is_pure {
+            true => self.before.as_ref().map_err(|doubt| *doubt),
+            false => Err(Doubt::NotOfTheFile),
+        };
         let mut members = SqliteMembers::new(self.sqlite, audience, layout, rows, before);
         members.start()?;
         Ok(members)
@@ -188,8 +191,27 @@ impl Sqlite {
         Ok(())
     }
 
-    /// What the file is now; `None` where that is in doubt.
-    pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
+    /// By itself and not sorted: since 1970 it may tell of everyone.
+    pub(super) fn tells_of_anybody(
+        &self,
+        audience: &Audience,
+        interrupt: &Interrupt,
+    ) -> Result<bool, SourceError> {
+        let opened = self.open()?;
+        interrupt.watch(&opened.connection);
+        let query = self.layout(&opened, audience, ANY_CHANGES)?.query;
+        let mut statement = opened
+            .connection
+            .prepare(&query)
+            .map_err(|error| self.prepare_error(audience, ANY_CHANGES, error))?;
+        statement
+            .query([])
+            .and_then(|mut rows| Ok(rows.next()?.is_some()))
+            .map_err(|error| self.unreadable(error))
+    }
+
+    /// What the file is now.
+    pub(super) fn fingerprint(&self) -> Result<Fingerprint, Doubt> {
         State::of(&self.path).map(|state| state.fingerprint())
     }
 

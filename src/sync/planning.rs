@@ -92,8 +92,14 @@ impl Runner<'_> {
         }
     }
 
-    pub(super) fn reading(&self, keyed: &Keyed, request: Request) -> Reading {
+    pub(super) fn reading(
+        &self,
+        keyed: &Keyed,
+        request: Request,
+        started_at: Timestamp,
+    ) -> Reading {
         Reading {
+            started_at,
             interrupt: Interrupt::default(),
             source: self.project.sources[&keyed.audience.source].clone(),
             audience: keyed.audience.clone(),
@@ -104,8 +110,8 @@ impl Runner<'_> {
             },
             progress: self.progress.clone(),
             stop: self.stop.clone(),
-            way: Way::Everyone(None),
-            ahead: None,
+            way: Way::Everyone,
+            begun: None,
         }
     }
 

@@ -8,7 +8,7 @@ use super::layout::Layout;
 use super::state::State;
 use crate::audience::{Audience, MAX_ID_BYTES, Member, MemberBuf, User, UserKind, ValueBuf};
 use crate::diff::{Members, Presence};
-use crate::source::{Fingerprint, Question, Skipped, SourceError, is_greater};
+use crate::source::{Doubt, Fingerprint, Question, Skipped, SourceError, is_greater};
 
 /// The members of one audience, each once.
 pub struct SqliteMembers<'s> {
@@ -24,7 +24,7 @@ pub struct SqliteMembers<'s> {
     /// Some ids are integers. They sort before text, so the first member tells.
     pub(super) has_numbers: bool,
     /// What the file was before it was read, where the same file gives the same members.
-    before: Option<&'s State>,
+    before: Result<&'s State, Doubt>,
     pub skipped: Skipped,
 }
 
@@ -87,7 +87,7 @@ impl<'s> SqliteMembers<'s> {
         audience: &'s Audience,
         layout: &'s Layout,
         rows: Rows<'s>,
-        before: Option<&'s State>,
+        before: Result<&'s State, Doubt>,
     ) -> Self {
         Self {
             source,
@@ -110,11 +110,20 @@ impl<'s> SqliteMembers<'s> {
         Ok(())
     }
 
-    /// What the file is of which all members are read by now. `None` where somebody may have written meanwhile.
+    /// What the file is of which all members are read by now; `None` where that is in doubt.
     pub(in crate::source) fn read_from(&self) -> Option<Fingerprint> {
-        let before = self.before?;
-        let is_same = State::of(&self.source.path).as_ref() == Some(before);
-        is_same.then(|| before.fingerprint())
+        let is_same = |before: &&State| State::of(&self.source.path).as_ref() == Ok(*before);
+        let whole = |before: &'s State| Some(before).filter(is_same).ok_or(Doubt::Written);
+        match self.before.and_then(whole) {
+            Ok(before) => Some(before.fingerprint()),
+            Err(doubt) => {
+                let (name, query) = (&self.audience.name, self.question.query());
+                tracing::debug!(
+                    "{name:?}: what its {query} was answered from is not known: {doubt}"
+                );
+                None
+            }
+        }
     }
 
     /// Reads on to the next row that is a member; `false` at the end.
