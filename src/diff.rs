@@ -3,7 +3,7 @@
 //! One pass over two cursors in the same order, whatever their size. Pure, so that "why was this person sent
 //! twice?" can be answered by a test instead of a log.
 
-use crate::audience::{Action, Change, Member, MemberBuf, User, Value, ValueBuf};
+use crate::audience::{Action, Change, Member, MemberBuf, User, Value};
 
 /// Members in strictly ascending order of [`User`], one at a time.
 pub trait Members {
@@ -29,6 +29,19 @@ pub trait Members {
     fn standing(&self) -> Standing {
         Standing::Settled
     }
+
+    /// Whether they are a member: a change query also tells of those who are none.
+    fn presence(&self) -> Presence {
+        Presence::Member
+    }
+}
+
+/// What a change query says of a user.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Presence {
+    #[default]
+    Member,
+    Gone,
 }
 
 /// What is known downstream of a user in the snapshot.
@@ -65,9 +78,6 @@ pub struct Tally {
     pub repeated: u64,
 }
 
-/// What a change query says, in place of a value, of a user who is no member.
-pub const GONE: ValueBuf = ValueBuf::Integer(0);
-
 /// Decides from what a source says of those who may have entered or left: each of them is looked up. Of everyone else
 /// the snapshot says what is so.
 ///
@@ -88,15 +98,15 @@ where
     };
     while source.advance()? {
         let now = source.current();
-        match (is_gone(&now), find(now.user)?) {
-            (false, None) => {
+        match (source.presence(), find(now.user)?) {
+            (Presence::Member, None) => {
                 tally.added += 1;
                 each(Change {
                     action: Action::Enter,
                     member: now,
                 })?;
             }
-            (true, Some(before)) => {
+            (Presence::Gone, Some(before)) => {
                 tally.removed += 1;
                 each(Change {
                     action: Action::Leave,
@@ -108,11 +118,6 @@ where
     }
     tally.members = (delivered + tally.added).saturating_sub(tally.removed);
     Ok(tally)
-}
-
-/// Whether a change query says that somebody is no member.
-pub fn is_gone(now: &Member<'_>) -> bool {
-    now.value == GONE.as_value()
 }
 
 /// Compares the source with the snapshot and hands on each change, in the order of users.
@@ -434,7 +439,7 @@ mod laws {
         }
     }
 
-    /// Users with values, or with none for who is no member.
+    /// Users, and whether each is a member.
     struct Told(Vec<((UserKind, String), bool)>, usize);
 
     impl Members for Told {
@@ -446,15 +451,19 @@ mod laws {
         }
 
         fn current(&self) -> Member<'_> {
-            let (of, is_member) = &self.0[self.1 - 1];
+            let (of, _) = &self.0[self.1 - 1];
             Member {
                 user: user(of),
                 anonymous_id: None,
-                value: match is_member {
-                    true => Value::True,
-                    false => GONE.as_value(),
-                },
+                value: Value::True,
                 traits: "",
+            }
+        }
+
+        fn presence(&self) -> Presence {
+            match self.0[self.1 - 1].1 {
+                true => Presence::Member,
+                false => Presence::Gone,
             }
         }
     }

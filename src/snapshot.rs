@@ -45,7 +45,7 @@ use crate::disk;
 use crate::run::Timestamp;
 
 pub use dead::{DeadLetter, LetterContent};
-pub use grounds::{Grounds, LastPlan};
+pub use grounds::{Grounds, LastPlan, Left};
 pub use handle::Handle;
 pub use held::{Approval, Held, HeldUser};
 pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
@@ -55,7 +55,7 @@ pub use members::Delivered;
 pub use plan::{Journal, Plan, Planning};
 pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
 pub use rehearsal::Weigh;
-pub use told::Told;
+pub use told::{Told, ToldError};
 pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 
 /// Why the snapshot could not be read or written.

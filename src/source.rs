@@ -23,8 +23,7 @@ pub use sqlite::{Sqlite, SqliteMembers, check_syntax, check_syntax_of_changes};
 pub enum Question {
     /// Who is a member.
     Members,
-    /// Who may have entered or left since, and whether each of them is a member now: [`GONE`](crate::diff::GONE) in place
-    /// of a value says no.
+    /// Who may have entered or left since, and whether each of them is a member now.
     Changes { since: Timestamp },
 }
 
@@ -166,6 +165,21 @@ impl Fingerprint {
     }
 }
 
+/// Why nobody can tell what a source is, or that its members are the same again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    #[error("the query uses more than the file, such as the clock")]
+    NotOfTheFile,
+    #[error("a journal lies beside the source: somebody writes, or died while writing")]
+    Journal,
+    #[error("the source was written to a moment ago")]
+    Young,
+    #[error("the source was written to while it was read")]
+    Written,
+    #[error("nothing can be seen of the source without reading it")]
+    Unseen,
+}
+
 /// A digest of parts, none of which can be taken for the end of the one before.
 fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
     let mut digest = Sha256::new();
@@ -192,6 +206,17 @@ impl Source {
         }
     }
 
+    /// Whether the change query of an audience tells of anybody at all, since 1970. A first row is enough.
+    pub fn tells_of_anybody(
+        &self,
+        audience: &Audience,
+        interrupt: &Interrupt,
+    ) -> Result<bool, SourceError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.tells_of_anybody(audience, interrupt),
+        }
+    }
+
     /// What decides the members of an audience beside what the source holds: how it is asked, and by whom.
     pub fn definition(&self, audience: &Audience) -> String {
         match self {
@@ -199,8 +224,8 @@ impl Source {
         }
     }
 
-    /// What the source is now; `None` where that is in doubt.
-    pub fn fingerprint(&self) -> Option<Fingerprint> {
+    /// What the source is now.
+    pub fn fingerprint(&self) -> Result<Fingerprint, Doubt> {
         match self {
             Self::Sqlite(sqlite) => sqlite.fingerprint(),
         }

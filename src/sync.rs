@@ -370,9 +370,10 @@ impl Runner<'_> {
         starts: &mut Starts,
     ) -> Intended {
         let outlet = &self.project.destinations[destination];
+        let planning = self.planning(keyed, outlet, destination, request, starts);
         Intended {
-            planning: self.planning(keyed, outlet, destination, request, starts),
-            reading: self.reading(keyed, request),
+            reading: self.reading(keyed, request, planning.computation.started_at),
+            planning,
         }
     }
 
@@ -420,7 +421,7 @@ impl Runner<'_> {
             // Nothing was decided, and nothing is wrong: there is nothing to report.
             Err(PlanError::Stopped) => return Ok(None),
             Err(PlanError::Snapshot(error)) => return Err(error),
-            Err(PlanError::Source(error)) => {
+            Err(error) => {
                 let reason = in_one_line(&error);
                 report.outcome = Outcome::Failed;
                 report.misconfigured = error.is_configuration();

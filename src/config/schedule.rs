@@ -338,7 +338,7 @@ fn read_changes(table: &Table<'_>, class: Class) -> Result<Option<Changes>, Conf
     if !query.contains(SINCE) {
         return Err(item
             .error(format!("has no `{SINCE}`"))
-            .hint(format!("write `... WHERE changed_at > {SINCE}`, which is the time in UTC as CURRENT_TIMESTAMP writes it")));
+            .hint(format!("write `... WHERE changed_at > {SINCE}`, which is the time in UTC as CURRENT_TIMESTAMP writes it; a column of seconds is compared with `unixepoch({SINCE})`")));
     }
     Ok(Some(Changes {
         query: query.to_owned(),

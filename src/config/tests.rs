@@ -863,7 +863,7 @@ fn audiences_are_checked() {
     );
     check_audience(
         "changes = \"SELECT id, is_member FROM users\"",
-        "`changes` in [[audience]] has no `:since`\n  --> schedules/daily.toml:5:11\n\nhint: write `... WHERE changed_at > :since`, which is the time in UTC as CURRENT_TIMESTAMP writes it",
+        "`changes` in [[audience]] has no `:since`\n  --> schedules/daily.toml:5:11\n\nhint: write `... WHERE changed_at > :since`, which is the time in UTC as CURRENT_TIMESTAMP writes it; a column of seconds is compared with `unixepoch(:since)`",
     );
     check_audience(
         "changes = \" \"",

@@ -131,8 +131,8 @@ fn plan<E: From<SnapshotError>>(
             ],
         )
         .map_err(SnapshotError::from)?;
-    let started_at = planning.computation.started_at;
-    Grounds::note(decided.grounds.as_ref(), transaction, audience, started_at)?;
+    let is_complete = decided.held.is_none();
+    Grounds::note(decided.grounds.as_ref(), transaction, audience, is_complete)?;
     Ok(decided.into_plan(run(transaction, number)?))
 }
 

@@ -3,18 +3,13 @@
 use rusqlite::backup::{Backup, StepResult};
 use rusqlite::{Connection, ffi};
 
-use super::SnapshotError;
-
 /// Opens one with these tables.
-pub(super) fn scratch(tables: &str) -> Result<Connection, SnapshotError> {
-    let open = || {
-        let connection = temporary()?;
-        connection.execute_batch(tables)?;
-        // One transaction for all of it: it ends with the connection.
-        connection.execute_batch("BEGIN")?;
-        Ok(connection)
-    };
-    open().map_err(SnapshotError::Scratch)
+pub(super) fn scratch(tables: &str) -> rusqlite::Result<Connection> {
+    let connection = temporary()?;
+    connection.execute_batch(tables)?;
+    // One transaction for all of it: it ends with the connection.
+    connection.execute_batch("BEGIN")?;
+    Ok(connection)
 }
 
 /// A database as it stands at this moment, with what its log holds.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Fingerprint, Interrupt, Question, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
-use crate::diff::Members;
+use crate::diff::{Members, Presence};
 
 /// Members that change threads together, at most,
 const BATCH_MEMBERS: usize = 8_192;
@@ -106,7 +106,7 @@ fn read_all(
     source.ask_here(audience, questions, interrupt, |members| {
         let mut batch = Batch::default();
         while members.advance()? {
-            batch.push(&members.current());
+            batch.push(&members.current(), members.presence());
             if batch.is_full() {
                 let next = Batch::like(&batch);
                 if say
@@ -165,6 +165,10 @@ impl Members for MembersAhead {
     fn value(&self) -> Value<'_> {
         self.batch.value(self.next - 1)
     }
+
+    fn presence(&self) -> Presence {
+        self.batch.presence(self.next - 1)
+    }
 }
 
 /// Members with all their text in one place.
@@ -189,6 +193,7 @@ struct Packed {
 struct More {
     anonymous_id: Option<usize>,
     value: PackedValue,
+    presence: Presence,
     traits: usize,
 }
 
@@ -213,11 +218,12 @@ impl Batch {
         self.members.len() >= BATCH_MEMBERS || self.text.len() >= BATCH_BYTES
     }
 
-    fn push(&mut self, member: &Member<'_>) {
+    fn push(&mut self, member: &Member<'_>, presence: Presence) {
         let start = position(self.text.len());
         let end = position(self.add(member.user.id));
         let is_plain = member.anonymous_id.is_none()
             && member.value == Value::True
+            && presence == Presence::Member
             && member.traits.is_empty();
         let more = (!is_plain).then(|| {
             let more = More {
@@ -228,6 +234,7 @@ impl Batch {
                     Value::Integer(integer) => PackedValue::Integer(integer),
                     Value::Real(real) => PackedValue::Real(real),
                 },
+                presence,
                 traits: self.add(member.traits),
             };
             self.more.push(more);
@@ -272,6 +279,7 @@ impl Batch {
             anonymous_id,
             value,
             traits,
+            ..
         } = &self.more[more as usize];
         let mut from = end as usize;
         let mut next = |end: usize| &self.text[std::mem::replace(&mut from, end)..end];
@@ -295,6 +303,11 @@ impl Batch {
             None => Value::True,
             Some(_) => self.member(position).value,
         }
+    }
+
+    fn presence(&self, position: usize) -> Presence {
+        let more = self.members[position].more;
+        more.map_or(Presence::Member, |more| self.more[more as usize].presence)
     }
 }
 
@@ -331,11 +344,19 @@ mod tests {
             member("ü", Some("anonymous"), Value::Text("text"), r#","x":1"#),
             member("c", None, Value::Integer(-7), r#","y":"é""#),
             member("d", Some(""), Value::Real(1.5), ""),
+            member("e", None, Value::Integer(0), ""),
         ];
         let mut batch = Batch::default();
-        members.iter().for_each(|member| batch.push(member));
-        for (position, expected) in members.iter().enumerate() {
-            assert!(batch.member(position) == *expected, "{position}");
+        let both = [Presence::Member, Presence::Gone];
+        for presence in both {
+            members
+                .iter()
+                .for_each(|member| batch.push(member, presence));
+        }
+        let expected = both.map(|presence| members.map(|member| (member, presence)));
+        for (position, (member, presence)) in expected.iter().flatten().enumerate() {
+            assert!(batch.member(position) == *member, "{position}");
+            assert_eq!(batch.presence(position), *presence, "{position}");
         }
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
-use super::{Fingerprint, Interrupt, Question, SINCE, SourceError, digest};
+use super::{Doubt, Fingerprint, Interrupt, Question, SINCE, SourceError, digest};
 use crate::audience::{Audience, SourceName};
 use crate::disk::cut_off_at;
 use crate::run::Timestamp;
@@ -53,7 +53,7 @@ pub fn check_syntax_of_changes(query: &str) -> Option<String> {
     syntax(query, ANY_CHANGES)
 }
 
-/// Compiles as the changes since any other time do.
+/// Since long ago. Compiles as the changes since any other time do.
 const ANY_CHANGES: Question = Question::Changes {
     since: Timestamp::from_millis(0),
 };
@@ -135,7 +135,7 @@ pub(super) struct Reader<'s> {
     sqlite: &'s Sqlite,
     opened: Opened,
     /// What the file was before it.
-    before: Option<State>,
+    before: Result<State, Doubt>,
 }
 
 impl Reader<'_> {
@@ -170,7 +170,10 @@ impl Reader<'_> {
         let rows = statement
             .query([])
             .map_err(|error| self.sqlite.unreadable(error))?;
-        let before = self.before.as_ref().filter(|_| layout.is_pure);
+        let before = match layout.is_pure {
+            true => self.before.as_ref().map_err(|doubt| *doubt),
+            false => Err(Doubt::NotOfTheFile),
+        };
         let mut members = SqliteMembers::new(self.sqlite, audience, layout, rows, before);
         members.start()?;
         Ok(members)
@@ -188,8 +191,27 @@ impl Sqlite {
         Ok(())
     }
 
-    /// What the file is now; `None` where that is in doubt.
-    pub(super) fn fingerprint(&self) -> Option<Fingerprint> {
+    /// By itself and not sorted: since 1970 it may tell of everyone.
+    pub(super) fn tells_of_anybody(
+        &self,
+        audience: &Audience,
+        interrupt: &Interrupt,
+    ) -> Result<bool, SourceError> {
+        let opened = self.open()?;
+        interrupt.watch(&opened.connection);
+        let query = self.layout(&opened, audience, ANY_CHANGES)?.query;
+        let mut statement = opened
+            .connection
+            .prepare(&query)
+            .map_err(|error| self.prepare_error(audience, ANY_CHANGES, error))?;
+        statement
+            .query([])
+            .and_then(|mut rows| Ok(rows.next()?.is_some()))
+            .map_err(|error| self.unreadable(error))
+    }
+
+    /// What the file is now.
+    pub(super) fn fingerprint(&self) -> Result<Fingerprint, Doubt> {
         State::of(&self.path).map(|state| state.fingerprint())
     }
 
@@ -198,20 +220,24 @@ impl Sqlite {
     }
 
     pub(super) fn definition(&self, audience: &Audience) -> String {
+        self.definition_in(rusqlite::version(), audience)
+    }
+
+    fn definition_in(&self, version: &str, audience: &Audience) -> String {
         let path = std::path::absolute(&self.path);
         let path = path.as_deref().unwrap_or(&self.path).as_os_str();
+        let changes = audience.changes.as_ref();
         let texts = [
             READS_ROWS_AS,
-            rusqlite::version().as_bytes(),
+            version.as_bytes(),
             self.name.as_str().as_bytes(),
             path.as_encoded_bytes(),
             audience.class.as_str().as_bytes(),
             audience.query.as_bytes(),
+            // So that a trait cannot be taken for a change query.
+            &[u8::from(changes.is_some())],
         ];
-        let changes = audience
-            .changes
-            .iter()
-            .map(|changes| changes.query.as_bytes());
+        let changes = changes.map(|changes| changes.query.as_bytes());
         let traits = audience.traits.iter().map(String::as_bytes);
         digest(texts.into_iter().chain(changes).chain(traits))
     }
@@ -333,7 +359,25 @@ impl Sqlite {
         layout.collation == BINARY && texts == Ok(3_i64)
     }
 
+    /// How a question is asked. A change query must know people by the ids that the query knows them by.
     fn layout(
+        &self,
+        opened: &Opened,
+        audience: &Audience,
+        question: Question,
+    ) -> Result<Layout, SourceError> {
+        let layout = self.layout_by_itself(opened, audience, question)?;
+        if question == Question::Members {
+            return Ok(layout);
+        }
+        let members = self.layout_by_itself(opened, audience, Question::Members)?;
+        match members.has_other_ids(&layout) {
+            None => Ok(layout),
+            Some(reason) => Err(self.query_error(audience, question, reason)),
+        }
+    }
+
+    fn layout_by_itself(
         &self,
         opened: &Opened,
         audience: &Audience,

@@ -11,7 +11,7 @@ use crate::audience::keys::Known;
 use crate::diff::Scope;
 use crate::event::{CallType, Computation};
 use crate::run::{RunId, Timestamp};
-use crate::snapshot::{Delivered, Journal, Plan, Planning, Snapshot, SnapshotError};
+use crate::snapshot::{Delivered, Journal, Plan, Planning, Snapshot, SnapshotError, ToldError};
 use crate::source::{Interrupt, SourceError};
 
 /// Why a run decided nothing.
@@ -19,10 +19,21 @@ use crate::source::{Interrupt, SourceError};
 pub(super) enum PlanError {
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// Of one audience, as a source that cannot be read.
+    #[error(transparent)]
+    Told(#[from] ToldError),
+    /// Of all of them: nothing can be planned.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error("asked to stop")]
     Stopped,
+}
+
+impl PlanError {
+    /// Whether the configuration is wrong.
+    pub(super) const fn is_configuration(&self) -> bool {
+        matches!(self, Self::Source(error) if error.is_configuration())
+    }
 }
 
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
@@ -81,8 +92,14 @@ impl Runner<'_> {
         }
     }
 
-    pub(super) fn reading(&self, keyed: &Keyed, request: Request) -> Reading {
+    pub(super) fn reading(
+        &self,
+        keyed: &Keyed,
+        request: Request,
+        started_at: Timestamp,
+    ) -> Reading {
         Reading {
+            started_at,
             interrupt: Interrupt::default(),
             source: self.project.sources[&keyed.audience.source].clone(),
             audience: keyed.audience.clone(),
@@ -93,8 +110,8 @@ impl Runner<'_> {
             },
             progress: self.progress.clone(),
             stop: self.stop.clone(),
-            way: Way::Everyone(None),
-            ahead: None,
+            way: Way::Everyone,
+            begun: None,
         }
     }
 

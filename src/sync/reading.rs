@@ -1,13 +1,14 @@
 //! Reads a source into a plan, or sees that there is no need to.
 
 use super::planning::PlanError;
-use crate::audience::{Audience, Member, User, Value};
-use crate::diff::{self, Members, Scope, Tally};
+use crate::audience::{Audience, Changes, Member, User, Value};
+use crate::causes::in_one_line;
+use crate::diff::{self, Members, Presence, Scope, Tally};
 use crate::event::Computation;
 use crate::progress::Progress;
 use crate::run::{RunKind, Timestamp};
 use crate::snapshot::{
-    Delivered, Grounds, Journal, LastPlan, Planning, Snapshot, SnapshotError, Told,
+    Delivered, Grounds, Journal, LastPlan, Left, Planning, Snapshot, SnapshotError, Told,
 };
 use crate::source::{Fingerprint, Interrupt, MembersAhead, Question, Skipped, Source, SourceError};
 use crate::stop::Stop;
@@ -17,6 +18,8 @@ const LOOK_EVERY: u64 = 4_096;
 
 /// Reads a source into a plan, on the snapshot's thread.
 pub(super) struct Reading {
+    /// When its run began.
+    pub(super) started_at: Timestamp,
     pub(super) source: Source,
     pub(super) audience: Audience,
     pub(super) scope: Scope,
@@ -25,7 +28,14 @@ pub(super) struct Reading {
     pub(super) interrupt: Interrupt,
     pub(super) way: Way,
     /// What is read already, before it is its turn.
-    pub(super) ahead: Option<MembersAhead>,
+    pub(super) begun: Option<Begun>,
+}
+
+/// A source that is being read.
+pub(super) struct Begun {
+    members: MembersAhead,
+    /// When its run began, and no later than it is read: where a clock was set back, a start is in a time to come.
+    at: Timestamp,
 }
 
 /// How a plan comes to know who is in an audience.
@@ -34,12 +44,40 @@ pub(super) enum Way {
     AsBefore(LastPlan),
     /// The change query tells who may have entered or left since.
     Changes(Timestamp),
-    /// All of it is read. It is seen whether the change query tells what has changed since, where there is a time.
-    Everyone(Option<Timestamp>),
+    /// All of it is read.
+    Everyone,
+    /// The same, and it is seen whether the change query tells what has changed since.
+    Reconcile(Timestamp),
 }
 
 /// What was stamped before the last plan may have been committed after it.
 const OVERLAP_MILLIS: i64 = 60_000;
+
+/// Of an audience with a change query, and why.
+fn way_by_changes(last: &LastPlan, changes: &Changes) -> (Way, String) {
+    let now = Timestamp::now();
+    // Where a clock was set back, nobody knows when that was.
+    let at = last.at.filter(|at| *at <= now);
+    let Some((at, reconciled_at)) = at.zip(last.reconciled_at) else {
+        let why = "everyone is read, since it is not known when the change query was asked last";
+        return (Way::Everyone, why.to_owned());
+    };
+    let since = Timestamp::from_millis(at.millis() - OVERLAP_MILLIS);
+    let age = u128::try_from(now.millis() - reconciled_at.millis());
+    let is_trusted = age.is_ok_and(|age| age < changes.reconcile.as_millis());
+    let (way, why) = match last.left {
+        Left::Nothing if is_trusted => (Way::Changes(since), "the change query is asked"),
+        Left::Nothing => (
+            Way::Reconcile(since),
+            "everyone is read, to see whether the change query tells everything",
+        ),
+        Left::Held | Left::More => (
+            Way::Reconcile(since),
+            "everyone is read, since the last run held removals",
+        ),
+    };
+    (way, why.to_owned())
+}
 
 impl Reading {
     /// The shortest way that leads to the same plan. Whatever is in doubt is read.
@@ -62,61 +100,67 @@ impl Reading {
         &self,
         snapshot: &Snapshot,
         planning: &Planning,
-    ) -> Result<(Way, &'static str), SnapshotError> {
-        let everyone = |why| Ok((Way::Everyone(None), why));
+    ) -> Result<(Way, String), SnapshotError> {
+        let everyone = |why: &str| Ok((Way::Everyone, format!("everyone is read, {why}")));
         if planning.kind != RunKind::Delta || planning.approve {
-            return everyone("everyone is read, as this kind of run needs it");
+            return everyone("as this kind of run needs it");
         }
         let Some(last) = snapshot.last_plan(&planning.computation)? else {
-            return everyone("everyone is read, since the last run left something open");
+            return everyone("since nothing is known of when that was done last");
         };
         if last.by != self.source.definition(&self.audience) {
-            return everyone("everyone is read, since the audience is another one");
+            return everyone("since the audience is another one");
         }
-        let now = self.source.fingerprint();
-        if now.is_some() && now.as_ref().map(Fingerprint::as_str) == last.from.as_deref() {
-            return Ok((Way::AsBefore(last), "the source has not changed"));
+        let what_differs = match last.left {
+            Left::More => return everyone("since the last run failed, or left something open"),
+            Left::Held => "since the last run held removals".to_owned(),
+            Left::Nothing => match self.what_differs(&last) {
+                None => return Ok((Way::AsBefore(last), "the source has not changed".to_owned())),
+                Some(what) => what,
+            },
+        };
+        match &self.audience.changes {
+            None => everyone(&what_differs),
+            Some(changes) => Ok(way_by_changes(&last, changes)),
         }
-        let Some(changes) = &self.audience.changes else {
-            return everyone("everyone is read, since the source may have changed");
+    }
+
+    /// Why the source need not be what it was; `None` where it is.
+    fn what_differs(&self, last: &LastPlan) -> Option<String> {
+        let Some(from) = &last.from else {
+            return Some(
+                "since what the source was when that was done last is not known".to_owned(),
+            );
         };
-        let now = Timestamp::now();
-        // Where a clock was set back, nobody knows when that was.
-        let (Some(at), Some(reconciled_at)) = (last.at.filter(|at| *at <= now), last.reconciled_at)
-        else {
-            return everyone("everyone is read, since it is not known when that was done last");
-        };
-        let since = Timestamp::from_millis(at.millis() - OVERLAP_MILLIS);
-        let age = now.millis() - reconciled_at.millis();
-        Ok(match u128::try_from(age) {
-            Ok(age) if age < changes.reconcile.as_millis() => {
-                (Way::Changes(since), "the change query is asked")
-            }
-            _ => (
-                Way::Everyone(Some(since)),
-                "everyone is read, to see whether the change query tells everything",
-            ),
-        })
+        match self.source.fingerprint() {
+            Ok(now) if now.as_str() == from => None,
+            Ok(_) => Some("since the source has changed".to_owned()),
+            Err(doubt) => Some(format!("since {doubt}")),
+        }
     }
 
     /// Begins to read before it is its turn, if there is something to read. One reading after another would leave writers
     /// no moment in between.
     pub(super) fn begin(&mut self) {
         if !matches!(self.way, Way::AsBefore(_)) && !self.source.keeps_writers_waiting() {
-            self.ahead = Some(self.start());
+            self.begun = Some(self.start());
         }
     }
 
-    fn start(&self) -> MembersAhead {
+    fn start(&self) -> Begun {
         let changes = |since| Question::Changes { since };
         let questions = match self.way {
             Way::AsBefore(_) => vec![],
             Way::Changes(since) => vec![changes(since)],
-            Way::Everyone(None) => vec![Question::Members],
-            Way::Everyone(Some(since)) => vec![changes(since), Question::Members],
+            Way::Everyone => vec![Question::Members],
+            Way::Reconcile(since) => vec![changes(since), Question::Members],
         };
-        self.source
-            .start(&self.audience, &questions, &self.interrupt)
+        // Before anything is read.
+        let at = self.started_at.min(Timestamp::now());
+        let members = self
+            .source
+            .start(&self.audience, &questions, &self.interrupt);
+        Begun { members, at }
     }
 
     pub(super) fn go(
@@ -127,15 +171,16 @@ impl Reading {
         if let Way::AsBefore(last) = &self.way {
             return Ok(self.find_as_before(last, journal));
         }
-        let mut members = self.ahead.take().unwrap_or_else(|| self.start());
+        let mut begun = self.begun.take().unwrap_or_else(|| self.start());
         let (tally, grounds) = match self.way {
-            Way::Changes(_) => self.follow(&mut members, delivered, journal)?,
-            Way::Everyone(Some(_)) => self.reconcile(&mut members, delivered, journal)?,
-            _ => self.merge(&mut members, delivered, journal)?,
+            Way::Changes(_) => self.follow(&mut begun, delivered, journal)?,
+            Way::Reconcile(_) => self.reconcile(&mut begun, delivered, journal)?,
+            Way::AsBefore(_) | Way::Everyone => self.merge(&mut begun, delivered, journal)?,
         };
         journal.rest_on(grounds);
-        self.warn_of(&members.skipped);
-        Ok((tally, members.skipped.total()))
+        let skipped = &begun.members.skipped;
+        self.warn_of(skipped);
+        Ok((tally, skipped.total()))
     }
 
     fn find_as_before(&self, last: &LastPlan, journal: &mut Journal<'_>) -> (Tally, u64) {
@@ -155,34 +200,39 @@ impl Reading {
     /// Looks those up whom the change query tells of.
     fn follow(
         &self,
-        members: &mut MembersAhead,
+        begun: &mut Begun,
         delivered: &Delivered<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<(Tally, Grounds), PlanError> {
         let count = delivered.count()?;
         let find = |user: User<'_>| delivered.find(user).map_err(PlanError::from);
-        let tally = diff::follow(&mut Watched::new(self, members), count, find, |change| {
-            journal.push(&change).map_err(PlanError::from)
-        })?;
+        let tally = diff::follow(
+            &mut Watched::new(self, &mut begun.members),
+            count,
+            find,
+            |change| journal.push(&change).map_err(PlanError::from),
+        )?;
         let by = self.source.definition(&self.audience);
-        Ok((tally, Grounds::Changes { by }))
+        Ok((tally, Grounds::Changes { by, at: begun.at }))
     }
 
     /// Merges, and sees of which changes the change query does not tell, both asked of one moment.
     fn reconcile(
         &self,
-        members: &mut MembersAhead,
+        begun: &mut Begun,
         delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<(Tally, Grounds), PlanError> {
-        let mut told = Told::new()?;
-        let mut watched = Watched::new(self, members);
+        let mut told = Told::new(&self.audience.name)?;
+        let mut watched = Watched::new(self, &mut begun.members);
+        let mut tells_of_anybody = false;
         while watched.advance()? {
-            told.push(&watched.current())?;
+            tells_of_anybody = true;
+            told.push(watched.user(), watched.presence())?;
         }
         let mut missed = 0;
         let tally = diff::merge(
-            &mut Watched::new(self, members),
+            &mut Watched::new(self, &mut begun.members),
             delivered,
             self.scope,
             |change| {
@@ -193,32 +243,59 @@ impl Reading {
         if missed > 0 {
             tracing::warn!(
                 "{:?}: the change query did not tell of {missed} changes; reading everyone found them. \
-                 hint: it must also tell of rows that are deleted, or that only the time changes",
+                 hint: it must also tell of rows that are deleted, or that only the time changes, and compare a column of \
+                 seconds with unixepoch(:since)",
                 self.audience.name
             );
+            if !tells_of_anybody {
+                self.warn_of_silence();
+            }
         }
-        Ok((tally, self.everyone(members, Some(missed))))
+        Ok((tally, self.everyone(begun, Some(missed))))
     }
 
     fn merge(
         &self,
-        members: &mut MembersAhead,
+        begun: &mut Begun,
         delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<(Tally, Grounds), PlanError> {
-        let mut watched = Watched::new(self, members);
+        let mut watched = Watched::new(self, &mut begun.members);
         let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
             journal.push(&change).map_err(PlanError::from)
         })?;
-        Ok((tally, self.everyone(members, None)))
+        if self.audience.changes.is_some() && tally.members > 0 {
+            self.warn_of_silence();
+        }
+        Ok((tally, self.everyone(begun, None)))
     }
 
     /// What a plan rests on for which everyone was read.
-    fn everyone(&self, members: &mut MembersAhead, missed: Option<u64>) -> Grounds {
+    fn everyone(&self, begun: &mut Begun, missed: Option<u64>) -> Grounds {
         Grounds::Everyone {
             by: self.source.definition(&self.audience),
-            from: members.read_from.take().map(Fingerprint::into_text),
+            at: begun.at,
+            from: begun.members.read_from.take().map(Fingerprint::into_text),
             missed,
+        }
+    }
+
+    /// A change query that never tells of anybody looks like one of an audience that does not change.
+    fn warn_of_silence(&self) {
+        let name = &self.audience.name;
+        match self
+            .source
+            .tells_of_anybody(&self.audience, &self.interrupt)
+        {
+            Ok(true) => {}
+            // Interrupted, most likely.
+            _ if self.stop.is_requested() => {}
+            Ok(false) => tracing::warn!(
+                "{name:?}: the change query tells of nobody, not even since 1970. hint: compare a column of seconds with \
+                 unixepoch(:since); a log of changes may still be empty"
+            ),
+            // Everyone was read, and nothing rests on it yet.
+            Err(error) => tracing::warn!("{name:?}: {}", in_one_line(&error)),
         }
     }
 
@@ -278,5 +355,9 @@ impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
 
     fn value(&self) -> Value<'_> {
         self.members.value()
+    }
+
+    fn presence(&self) -> Presence {
+        self.members.presence()
     }
 }

@@ -13,7 +13,7 @@ use crate::event::CallType;
 use crate::firehose::Directory;
 use crate::mapping::{Pattern, StreamName};
 use crate::snapshot::Snapshot;
-use crate::source::Sqlite;
+use crate::source::{Interrupt, Sqlite};
 
 struct Shop {
     folder: TempDir,
@@ -107,7 +107,7 @@ impl Shop {
     fn grow_old(&self) {
         let source = &self.project.sources[&self.keyed.audience.source];
         let deadline = Instant::now() + Duration::from_secs(10);
-        while source.fingerprint().is_none() {
+        while source.fingerprint().is_err() {
             assert!(Instant::now() < deadline, "the source is in doubt for ever");
             std::thread::park_timeout(Duration::from_millis(5));
         }
@@ -287,11 +287,38 @@ async fn what_was_asked_for_or_left_open_is_read() {
         other(|audience| audience.query.push(' ')),
         other(|audience| audience.query = "SELECT id AS user_id, age FROM users".to_owned()),
         other(|audience| audience.class = Class::Trait),
+        other(|audience| audience.traits = vec!["id".to_owned()]),
+        other(|audience| {
+            audience.changes = Some(Changes {
+                query: "SELECT id AS user_id, 1 AS is_member FROM users WHERE :since > ''"
+                    .to_owned(),
+                reconcile: Duration::MAX,
+            });
+        }),
     ];
+    let plain = shop.keyed.clone();
     for keyed in others {
         shop.keyed = keyed;
         assert!(shop.reads(Request::default()).await);
     }
+    shop.keyed = plain;
+    let name = shop.keyed.audience.source.clone();
+    let path = shop.path("shop.sqlite");
+    let source = |name: SourceName, path| Source::Sqlite(Sqlite { name, path });
+    // The same file by another name.
+    let others = [
+        source(SourceName::new("other"), path.clone()),
+        source(name.clone(), shop.path("link.sqlite")),
+    ];
+    std::os::unix::fs::symlink(&path, shop.path("link.sqlite")).unwrap();
+    for other in others {
+        shop.project.sources.insert(name.clone(), other);
+        assert!(shop.reads(Request::default()).await);
+    }
+    shop.project
+        .sources
+        .insert(name.clone(), source(name, path));
+    assert!(!shop.reads(Request::default()).await);
 }
 
 #[tokio::test]
@@ -338,7 +365,10 @@ async fn whatever_happens_to_a_source_the_next_sync_finds_it() {
                 ),
                 6 => format!("DELETE FROM users WHERE id > 'user {user:02}'"),
                 7 => "PRAGMA journal_mode = wal".to_owned(),
-                8 => "PRAGMA journal_mode = delete".to_owned(),
+                8 => {
+                    let modes = ["delete", "persist", "truncate"];
+                    format!("PRAGMA journal_mode = {}", modes[random.usize(0..3)])
+                }
                 9 => "PRAGMA wal_checkpoint(TRUNCATE)".to_owned(),
                 10 => "VACUUM".to_owned(),
                 _ => "BEGIN; INSERT INTO other VALUES (1); ROLLBACK".to_owned(),
@@ -524,6 +554,8 @@ async fn a_change_query_is_asked_about_the_time_since_the_last_plan() {
     assert_eq!(shop.sync().await.removed, expected.len() as u64);
     let planned_before = shop.known::<i64>("planned_at");
     assert!(planned_before > planned_at);
+    // Or else it may be found unchanged.
+    shop.write("UPDATE users SET is_member = 1 WHERE id = 'a'");
     let failed = shop.sync().await;
     assert_eq!(
         (failed.outcome, failed.misconfigured),
@@ -546,27 +578,35 @@ async fn everyone_is_read_where_a_change_query_cannot_be_enough() {
     let reads = async |is_member: u8| {
         unsaid(is_member);
         let report = shop.sync().await;
-        assert_eq!(report.missed, None);
-        report.added + report.removed == 1
+        (report.added + report.removed == 1, report.missed)
     };
-    assert!(!reads(1).await);
+    assert_eq!(reads(1).await, (false, None));
+    // Whoever reads everyone and does not ask the change query cannot know what it missed: that is still to be seen.
     let reasons = [
-        "UPDATE run SET outcome = 'failed'",
-        "UPDATE run SET held = 1",
-        "UPDATE run SET dead = 1",
-        "UPDATE audience SET planned_by = 'other'",
+        ("UPDATE run SET outcome = 'failed'", None, false),
+        ("UPDATE run SET held = 1", Some(1), true),
+        ("UPDATE run SET dead = 1", None, false),
+        ("UPDATE audience SET planned_by = 'other'", None, true),
         // A clock was set back.
-        "UPDATE audience SET planned_at = planned_at + 1000000",
-        "UPDATE audience SET planned_at = NULL",
-        "UPDATE audience SET reconciled_at = NULL",
+        (
+            "UPDATE audience SET planned_at = planned_at + 1000000",
+            None,
+            false,
+        ),
+        ("UPDATE audience SET planned_at = NULL", None, false),
+        ("UPDATE audience SET reconciled_at = NULL", None, true),
     ];
-    for (is_member, reason) in (1..).zip(reasons) {
+    for (is_member, (reason, missed, is_seen)) in (1..).zip(reasons) {
+        let before = shop.known::<i64>("reconciled_at");
         shop.remember(reason);
-        assert!(reads(is_member % 2).await, "{reason}");
-        assert!(!reads((is_member + 1) % 2).await, "{reason}");
+        assert_eq!(reads(is_member % 2).await, (true, missed), "{reason}");
+        let after = shop.known::<i64>("reconciled_at");
+        assert_eq!(before != after, is_seen, "{reason}");
+        assert_eq!(reads((is_member + 1) % 2).await, (false, None), "{reason}");
         // Back to what is downstream.
         unsaid(is_member % 2);
     }
+    let reconciled_at = shop.known::<i64>("reconciled_at");
     for request in [
         Request {
             approve: true,
@@ -584,6 +624,115 @@ async fn everyone_is_read_where_a_change_query_cannot_be_enough() {
         shop.run(request).await;
         assert_eq!(shop.downstream(), shop.truth());
     }
+    assert_eq!(shop.known::<i64>("reconciled_at"), reconciled_at);
+}
+
+/// What was told to a plan that held it must be told again, or it would count as missed.
+#[tokio::test]
+async fn what_is_held_was_told_and_what_was_not_told_is_missed_all_the_same() {
+    let mut shop = told(
+        "CREATE TABLE users (id TEXT PRIMARY KEY, is_member, changed_at TEXT DEFAULT current_timestamp);
+         WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)
+         INSERT INTO users (id, is_member) SELECT 'user ' || i, 1 FROM n",
+        CHANGES,
+    );
+    shop.keyed.audience.guard = Some(Guard::default());
+    shop.sync().await;
+    let long_ago = |hours: i64| {
+        shop.remember(&format!(
+            "UPDATE audience SET planned_at = planned_at - {hours} * 3600000"
+        ));
+    };
+    long_ago(2);
+    let planned_at = shop.known::<i64>("planned_at");
+    // Told of once: an hour later it lies before the last run, had that been complete.
+    shop.write("UPDATE users SET is_member = 0, changed_at = datetime('now', '-1 hour') WHERE rowid <= 150");
+    let held = |report: &Report| (report.outcome, report.held, report.missed);
+    assert_eq!(held(&shop.sync().await), (Outcome::Held, 150, None));
+    assert_eq!(shop.known::<i64>("planned_at"), planned_at);
+    assert_eq!(held(&shop.sync().await), (Outcome::Held, 150, Some(0)));
+    shop.write("DELETE FROM users WHERE rowid = 200");
+    assert_eq!(held(&shop.sync().await), (Outcome::Held, 151, Some(1)));
+    let reconciled_at = shop.known::<i64>("reconciled_at");
+    let request = Request {
+        approve: true,
+        ..Request::default()
+    };
+    assert_eq!(shop.run(request).await.removed, 151);
+    assert_eq!(shop.known::<i64>("reconciled_at"), reconciled_at);
+    assert!(shop.known::<i64>("planned_at") > planned_at);
+    assert_eq!(held(&shop.sync().await), (Outcome::Unchanged, 0, None));
+    // Of another question nothing is known, not even while its removals are held.
+    shop.keyed.audience.query.push_str(" AND rowid < 160");
+    shop.keyed.audience.guard = Some(Guard {
+        min_removed: 1,
+        ..Guard::default()
+    });
+    for _ in 0..2 {
+        assert_eq!(held(&shop.sync().await), (Outcome::Held, 40, None));
+        assert_eq!(shop.known::<i64>("planned_at"), None);
+    }
+    shop.keyed.audience.guard = None;
+    assert_eq!(shop.sync().await.removed, 40);
+    assert!(shop.known::<i64>("reconciled_at") > reconciled_at);
+}
+
+/// However long a plan takes, what is new is new since the source was read.
+#[tokio::test]
+async fn a_plan_is_of_no_time_that_was_to_come_when_its_source_was_read() {
+    let shop = Shop::new(USERS);
+    // So that it may be read before its turn.
+    shop.write("PRAGMA journal_mode = wal");
+    let runner = Runner {
+        project: &shop.project,
+        snapshot: &shop.snapshot,
+        stop: Stop::new(),
+        progress: Progress::default(),
+    };
+    let destination = DestinationName::new("main");
+    let request = Request::default();
+    // The clock was set back.
+    for ahead in [0, 200] {
+        let mut starts = runner.starts().await.unwrap();
+        let mut intended = runner.intend(&shop.keyed, &destination, request, &mut starts);
+        let before = Timestamp::now();
+        let started_at = Timestamp::from_millis(before.millis() + ahead);
+        intended.planning.computation.started_at = started_at;
+        intended.reading.started_at = started_at;
+        intended.reading.begin();
+        let begun = Timestamp::now();
+        while Timestamp::now() <= started_at {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        let planned = runner.plan_one(intended, request).await.unwrap();
+        assert_eq!(planned.unwrap().report.members, 2);
+        let planned_at = shop.known("planned_at").map(Timestamp::from_millis);
+        let known = started_at.min(begun);
+        assert!(planned_at >= Some(before) && planned_at <= Some(known));
+    }
+}
+
+/// One that compares an integer with text tells of nobody, and would be taken for a quiet one.
+#[tokio::test]
+async fn a_change_query_is_asked_whether_it_tells_of_anybody_and_a_first_row_is_enough() {
+    let setup = "
+        CREATE TABLE users (id TEXT, is_member, changed_at INTEGER DEFAULT (unixepoch()));
+        INSERT INTO users (id, is_member) VALUES ('a', 0), ('b', 1)";
+    let tells = |changes: &str| {
+        let shop = told(setup, changes);
+        let source = &shop.project.sources[&shop.keyed.audience.source];
+        source.tells_of_anybody(&shop.keyed.audience, &Interrupt::default())
+    };
+    assert!(!tells(CHANGES).unwrap());
+    let in_seconds = CHANGES.replace(":since", "unixepoch(:since)");
+    assert!(tells(&in_seconds).unwrap());
+    // The second row would be one too many.
+    let one = in_seconds.replace(
+        "is_member FROM",
+        "iif(is_member, abs(-9223372036854775808), 0) AS is_member FROM",
+    );
+    assert!(tells(&one).unwrap());
+    assert!(tells(&one.replace("iif(is_member", "iif(NOT is_member")).is_err());
 }
 
 #[tokio::test]

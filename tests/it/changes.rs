@@ -140,6 +140,11 @@ fn a_change_query_that_cannot_run_is_a_mistake_in_the_configuration() {
         "the change query of \"Members\" is not one that SQLite understands: near \"SELCT\": syntax error",
     );
     check(
+        "SELECT user_id, is_member",
+        "SELECT user_id AS anonymous_id, is_member",
+        "it gives `anonymous_id`, and the query gives `user_id`",
+    );
+    check(
         "user_id, is_member",
         "user_id",
         "hint: write `... AS is_member`, 1 for a member and 0 for who is none",
@@ -200,4 +205,56 @@ fn several_audiences_follow_their_changes_together() {
         .execute_batch("UPDATE audience SET reconciled_at = 0")
         .unwrap();
     missed(Some(1));
+}
+
+/// An integer is less than any text: such a query never tells of anybody, and would be taken for a quiet one.
+#[test]
+fn a_change_query_that_tells_of_nobody_is_said_to_when_everyone_is_read() {
+    let silent = "\"Members\": the change query tells of nobody, not even since 1970. hint: compare a column of seconds with unixepoch(:since)";
+    let in_seconds = MEMBERS.replace(
+        "TEXT DEFAULT current_timestamp",
+        "INTEGER DEFAULT (unixepoch())",
+    );
+    let check = |changes: &str, expected: bool| {
+        let project = Project::new(changes);
+        project.shop(&in_seconds);
+        for command in [&["sync", "--dry-run"][..], &["sync"]] {
+            let ran = project.succeed(command);
+            assert_eq!(ran.stderr.contains(silent), expected, "{ran:?}");
+        }
+        project.shop("INSERT INTO members (user_id, is_member) VALUES ('new', 1)");
+        assert!(!project.succeed(&["sync"]).stderr.contains("1970"));
+        let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+        snapshot
+            .execute_batch("UPDATE audience SET reconciled_at = 0")
+            .unwrap();
+        let ran = project.succeed(&["sync"]);
+        assert_eq!(ran.stderr.contains(silent), expected, "{ran:?}");
+        assert_eq!(
+            ran.stderr.contains("did not tell of 1 changes"),
+            expected,
+            "{ran:?}"
+        );
+        truth_is_downstream(&project);
+    };
+    check(CHANGES, true);
+    check(&CHANGES.replace(":since", "unixepoch(:since)"), false);
+    // Of nobody there is nothing to tell.
+    let empty = Project::new(CHANGES);
+    empty.shop(&in_seconds);
+    empty.shop("DELETE FROM members");
+    assert!(!empty.succeed(&["sync"]).stderr.contains("1970"));
+}
+
+/// Nothing rests on it yet.
+#[test]
+fn a_change_query_that_fails_when_nothing_rests_on_it_is_warned_of() {
+    let fails = "SELECT user_id, abs(-9223372036854775808) AS is_member";
+    let project = project(&CHANGES.replace("SELECT user_id, is_member", fails));
+    let ran = project.succeed(&["sync"]);
+    assert!(
+        ran.stderr.contains("WARN") && ran.stderr.contains("integer overflow"),
+        "{ran:?}"
+    );
+    assert_eq!(project.delivered().len(), 400);
 }

@@ -507,3 +507,77 @@ fn a_snapshot_that_others_may_open_is_pointed_out_and_left_so() {
     let mode = snapshot.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o644);
 }
+
+/// What a change query tells is kept on disk while everyone is read.
+#[test]
+fn a_temporary_folder_without_room_stops_the_audience_that_needs_it_and_no_other() {
+    let audience = |name: &str| {
+        format!(
+            "[[audience]]\nname = \"{name}\"\nsource = \"shop\"\nquery = \"SELECT user_id FROM {name} WHERE is_member\"\n"
+        )
+    };
+    let changes = "changes = \"SELECT user_id, is_member FROM second WHERE :since > ''\"\n";
+    let [first, second, third] = ["first", "second", "third"].map(audience);
+    let project = Project::new(&[first, second, changes.to_owned(), third].concat());
+    for name in ["first", "second", "third"] {
+        project.shop(&format!(
+            "CREATE TABLE {name} (user_id TEXT, is_member); INSERT INTO {name} VALUES ('a', 1)"
+        ));
+    }
+    project.succeed(&["sync"]);
+    // Long ids: to sort them takes 6 MB, to find one of them 28 MB.
+    project.shop(
+        "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 6000)
+         INSERT INTO second SELECT format('%01020d', i), 0 FROM n;
+         INSERT INTO first VALUES ('b', 1); INSERT INTO second VALUES ('b', 1); INSERT INTO third VALUES ('b', 1)",
+    );
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    snapshot
+        .execute_batch("UPDATE audience SET reconciled_at = 0")
+        .unwrap();
+    drop(snapshot);
+    let mut shell = Command::new("sh");
+    project.like(shell.arg("-c"));
+    // 12 MiB, in 512 bytes.
+    play(
+        &project,
+        shell,
+        "(trap '' XFSZ; ulimit -f 24576; as full sync --json); as roomy sync --json",
+    );
+    let outcomes = |ran: &Ran| {
+        let lines = ran.lines();
+        let outcomes = lines
+            .iter()
+            .map(|line| line["outcome"].as_str().unwrap().to_owned());
+        outcomes.collect::<Vec<_>>()
+    };
+    let full = ran(&project, "full");
+    assert_eq!(
+        (full.code, outcomes(&full)),
+        (
+            1,
+            ["delivered", "failed", "delivered"]
+                .map(str::to_owned)
+                .to_vec()
+        ),
+        "{full:?}"
+    );
+    assert!(
+        full.stderr.contains(
+            "what the change query of \"second\" tells cannot be kept in a temporary file"
+        ) && full.stderr.contains("hint: make room where TMPDIR is"),
+        "{full:?}"
+    );
+    let roomy = ran(&project, "roomy");
+    assert_eq!(
+        (roomy.code, outcomes(&roomy)),
+        (
+            0,
+            ["unchanged", "delivered", "unchanged"]
+                .map(str::to_owned)
+                .to_vec()
+        ),
+        "{roomy:?}"
+    );
+    assert_eq!(truth(&project.delivered()).len(), 6);
+}

@@ -96,7 +96,7 @@ const MAX_UNWRITTEN: usize = 4_096;
 impl Gathered {
     pub(super) fn new() -> Result<Self, SnapshotError> {
         Ok(Self {
-            connection: scratch(TABLES)?,
+            connection: scratch(TABLES).map_err(SnapshotError::Scratch)?,
             audiences: Vec::new(),
             streams: Vec::new(),
             current: None,

@@ -100,7 +100,7 @@ pub(super) struct Tables {
 impl Tables {
     pub(super) fn new() -> Result<Self, SnapshotError> {
         Ok(Self {
-            connection: scratch(TABLES)?,
+            connection: scratch(TABLES).map_err(SnapshotError::Scratch)?,
         })
     }
 

@@ -96,6 +96,22 @@ impl Layout {
         self.user_id.into_iter().chain(self.anonymous_id).collect()
     }
 
+    /// Why a change query cannot tell of these members: by other id columns, one user would be two.
+    pub(super) fn has_other_ids(&self, changes: &Self) -> Option<String> {
+        let [ids, others] = [self, changes].map(|layout| {
+            let user_id = layout.user_id.map(|_| "`user_id`");
+            let names = user_id
+                .into_iter()
+                .chain(layout.anonymous_id.map(|_| "`anonymous_id`"));
+            names.collect::<Vec<_>>().join(" and ")
+        });
+        (ids != others).then(|| {
+            format!(
+                "it gives {others}, and the query gives {ids}\n\nhint: the change query must give the id columns of the query"
+            )
+        })
+    }
+
     /// The query as a table with columns `c0`, `c1` and so on, by a name that no table of theirs has.
     fn named(&self, query: &str) -> String {
         let names: Vec<String> = (0..self.columns).map(|place| format!("c{place}")).collect();

@@ -6,9 +6,9 @@ use rusqlite::{Row, Rows};
 use super::Sqlite;
 use super::layout::Layout;
 use super::state::State;
-use crate::audience::{Audience, MAX_ID_BYTES, Member, MemberBuf, UserKind, ValueBuf};
-use crate::diff::{GONE, Members};
-use crate::source::{Fingerprint, Question, Skipped, SourceError, is_greater};
+use crate::audience::{Audience, MAX_ID_BYTES, Member, MemberBuf, User, UserKind, ValueBuf};
+use crate::diff::{Members, Presence};
+use crate::source::{Doubt, Fingerprint, Question, Skipped, SourceError, is_greater};
 
 /// The members of one audience, each once.
 pub struct SqliteMembers<'s> {
@@ -17,15 +17,28 @@ pub struct SqliteMembers<'s> {
     question: Question,
     columns: Columns<'s>,
     rows: Rows<'s>,
-    current: MemberBuf,
+    current: Read,
     /// One row ahead, to see whether it is the same user again.
-    next: MemberBuf,
+    next: Read,
     has_next: bool,
     /// Some ids are integers. They sort before text, so the first member tells.
     pub(super) has_numbers: bool,
     /// What the file was before it was read, where the same file gives the same members.
-    before: Option<&'s State>,
+    before: Result<&'s State, Doubt>,
     pub skipped: Skipped,
+}
+
+/// What a row says.
+#[derive(Default)]
+struct Read {
+    member: MemberBuf,
+    presence: Presence,
+}
+
+impl Read {
+    fn user(&self) -> User<'_> {
+        self.member.user()
+    }
 }
 
 /// Which column of the sorted result is what, worked out once and not for every row.
@@ -74,7 +87,7 @@ impl<'s> SqliteMembers<'s> {
         audience: &'s Audience,
         layout: &'s Layout,
         rows: Rows<'s>,
-        before: Option<&'s State>,
+        before: Result<&'s State, Doubt>,
     ) -> Self {
         Self {
             source,
@@ -82,8 +95,8 @@ impl<'s> SqliteMembers<'s> {
             question: layout.question,
             columns: Columns::of(layout),
             rows,
-            current: MemberBuf::default(),
-            next: MemberBuf::default(),
+            current: Read::default(),
+            next: Read::default(),
             has_next: false,
             has_numbers: false,
             before,
@@ -97,11 +110,20 @@ impl<'s> SqliteMembers<'s> {
         Ok(())
     }
 
-    /// What the file is of which all members are read by now. `None` where somebody may have written meanwhile.
+    /// What the file is of which all members are read by now; `None` where that is in doubt.
     pub(in crate::source) fn read_from(&self) -> Option<Fingerprint> {
-        let before = self.before?;
-        let is_same = State::of(&self.source.path).as_ref() == Some(before);
-        is_same.then(|| before.fingerprint())
+        let is_same = |before: &&State| State::of(&self.source.path).as_ref() == Ok(*before);
+        let whole = |before: &'s State| Some(before).filter(is_same).ok_or(Doubt::Written);
+        match self.before.and_then(whole) {
+            Ok(before) => Some(before.fingerprint()),
+            Err(doubt) => {
+                let (name, query) = (&self.audience.name, self.question.query());
+                tracing::debug!(
+                    "{name:?}: what its {query} was answered from is not known: {doubt}"
+                );
+                None
+            }
+        }
     }
 
     /// Reads on to the next row that is a member; `false` at the end.
@@ -142,13 +164,12 @@ impl Members for SqliteMembers<'_> {
                     source_name: self.source.name.clone(),
                 });
             }
-            // Of an audience a value is no more than whether somebody is a member.
-            if self.columns.is_member.is_some() && self.next.value != self.current.value {
+            if self.next.presence != self.current.presence {
                 return Err(SourceError::Contradiction {
                     audience: self.audience.name.clone(),
                 });
             }
-            if is_greater(&self.next, &self.current) {
+            if is_greater(&self.next.member, &self.current.member) {
                 std::mem::swap(&mut self.current, &mut self.next);
             }
             self.has_next = self.read_next()?;
@@ -157,7 +178,11 @@ impl Members for SqliteMembers<'_> {
     }
 
     fn current(&self) -> Member<'_> {
-        self.current.as_member()
+        self.current.member.as_member()
+    }
+
+    fn presence(&self) -> Presence {
+        self.current.presence
     }
 }
 
@@ -171,14 +196,15 @@ struct RowReader<'r, 's> {
 }
 
 impl RowReader<'_, '_> {
-    /// Whether the row is a member.
-    fn read(&mut self, member: &mut MemberBuf) -> Result<bool, SourceError> {
-        let is_member = self.read_ids(member)? && self.read_value(member)?;
-        if is_member {
-            self.read_membership(member)?;
+    /// Whether the row can be used.
+    fn read(&mut self, next: &mut Read) -> Result<bool, SourceError> {
+        let Read { member, presence } = next;
+        let is_usable = self.read_ids(member)? && self.read_value(member)?;
+        if is_usable {
+            *presence = self.read_presence()?;
             self.read_traits(member)?;
         }
-        Ok(is_member)
+        Ok(is_usable)
     }
 
     /// The identity, and the anonymous id that may stand beside a user id.
@@ -284,16 +310,15 @@ impl RowReader<'_, '_> {
     }
 
     /// What a change query says of the user.
-    fn read_membership(&self, member: &mut MemberBuf) -> Result<(), SourceError> {
+    fn read_presence(&self) -> Result<Presence, SourceError> {
         let Some(column) = self.columns.is_member else {
-            return Ok(());
+            return Ok(Presence::Member);
         };
-        member.value = match self.row.get_ref_unwrap(column) {
-            ValueRef::Integer(1) => ValueBuf::True,
-            ValueRef::Integer(0) | ValueRef::Null => GONE,
-            other => return Err(self.wrong_type("is_member", other.data_type(), "1 or 0")),
-        };
-        Ok(())
+        match self.row.get_ref_unwrap(column) {
+            ValueRef::Integer(1) => Ok(Presence::Member),
+            ValueRef::Integer(0) | ValueRef::Null => Ok(Presence::Gone),
+            other => Err(self.wrong_type("is_member", other.data_type(), "1 or 0")),
+        }
     }
 
     /// The extra traits as JSON members, each with a comma before it. One that cannot be written is null: it must not

@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use super::handles::Handle;
 use crate::disk;
-use crate::source::{Fingerprint, digest};
+use crate::source::{Doubt, Fingerprint, digest};
 
 /// How long a change is young. The coarsest file systems count in two seconds.
 const YOUNG: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 2_000 });
@@ -25,6 +25,9 @@ const HEADER: u64 = 100;
 /// That of a log has the salts, which change when it is begun anew: <https://sqlite.org/fileformat.html#walformat>.
 const LOG_HEADER: u64 = 32;
 
+/// That of a rollback journal: <https://sqlite.org/fileformat.html#the_rollback_journal>.
+const JOURNAL_HEADER: u64 = 28;
+
 /// A file as it is at one moment, and the log beside it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct State {
@@ -34,25 +37,31 @@ pub(super) struct State {
 }
 
 impl State {
-    /// `None` where it is in doubt.
-    pub(super) fn of(path: &Path) -> Option<Self> {
+    pub(super) fn of(path: &Path) -> Result<Self, Doubt> {
         Self::at(path, SystemTime::now())
     }
 
-    fn at(path: &Path, now: SystemTime) -> Option<Self> {
+    fn at(path: &Path, now: SystemTime) -> Result<Self, Doubt> {
         // What SQLite keeps beside a file is beside the one that a link leads to.
         let path = disk::target(path);
-        // Somebody writes, or died while writing.
-        if !is_missing(&beside(&path, "-journal")) {
-            return None;
+        if !has_ended(&beside(&path, "-journal")) {
+            return Err(Doubt::Journal);
         }
-        let log = beside(&path, "-wal");
+        let state = Self::seen(&path).ok_or(Doubt::Unseen)?;
+        match state.is_old(now) {
+            true => Ok(state),
+            false => Err(Doubt::Young),
+        }
+    }
+
+    fn seen(path: &Path) -> Option<Self> {
+        let log = beside(path, "-wal");
         let has_log = match log.metadata() {
             Ok(log) => log.len() > 0,
             Err(_) => !is_missing(&log),
         };
-        let state = Self {
-            file: Seen::of(&path, HEADER)?,
+        Some(Self {
+            file: Seen::of(path, HEADER)?,
             log: match has_log {
                 true => Some(Seen {
                     // SQLite gives a log to the owner of the file whenever root opens it.
@@ -61,8 +70,7 @@ impl State {
                 }),
                 false => None,
             },
-        };
-        state.is_old(now).then_some(state)
+        })
     }
 
     /// Whether nothing has changed a moment ago, nor in a time to come: a clock may have been set back.
@@ -89,6 +97,22 @@ pub(super) fn keeps_writers_waiting(path: &Path) -> bool {
     let mut header = [0; HEADER as usize];
     let read = Handle::open(path).and_then(|mut file| file.read_exact(&mut header));
     read.is_err() || header[VERSIONS] != [2, 2]
+}
+
+/// Whether the transaction that a journal is of has ended, so that nobody needs it: it is gone, or empty, or its header
+/// is zeros, by the file's journal mode. SQLite looks at the first byte only. <https://sqlite.org/pragma.html#pragma_journal_mode>
+fn has_ended(journal: &Path) -> bool {
+    is_missing(journal)
+        || start_of(journal).is_some_and(|start| start.iter().all(|byte| *byte == 0))
+}
+
+fn start_of(journal: &Path) -> Option<Vec<u8>> {
+    let is_file = journal.metadata().is_ok_and(|journal| journal.is_file());
+    let mut journal = is_file.then(|| Handle::open(journal).ok())??;
+    let mut start = Vec::new();
+    let mut header = journal.by_ref().take(JOURNAL_HEADER);
+    header.read_to_end(&mut start).ok()?;
+    Some(start)
 }
 
 fn is_missing(path: &Path) -> bool {
@@ -216,7 +240,7 @@ mod tests {
         }
 
         /// As it will be when nothing is young any more.
-        fn state(&self) -> Option<State> {
+        fn state(&self) -> Result<State, Doubt> {
             State::at(&self.path("shop.sqlite"), later())
         }
 
@@ -417,10 +441,11 @@ mod tests {
         connection
             .execute_batch("UPDATE users SET id = 'c'")
             .unwrap();
-        assert!(at(SystemTime::now()).is_none());
-        assert!(at(SystemTime::now() + YOUNG * 2).is_some());
+        let young_one = Err(Doubt::Young);
+        assert_eq!(at(SystemTime::now()), young_one);
+        assert!(at(SystemTime::now() + YOUNG * 2).is_ok());
         // A clock that was set back.
-        assert!(at(SystemTime::now() - Duration::from_secs(10)).is_none());
+        assert_eq!(at(SystemTime::now() - Duration::from_secs(10)), young_one);
         // The file is old, and the log is young.
         let young = path.metadata().unwrap().modified().unwrap() + YOUNG * 2;
         connection
@@ -431,36 +456,65 @@ mod tests {
             .open(shop.path("shop.sqlite-wal"))
             .unwrap();
         log.set_times(FileTimes::new().set_modified(young)).unwrap();
-        assert!(at(young + YOUNG / 2).is_none());
-        assert!(at(later()).is_some());
+        assert_eq!(at(young + YOUNG / 2), young_one);
+        assert!(at(later()).is_ok());
         // An old time may have been given to it just now.
         let file = File::options().write(true).open(&path).unwrap();
         let old = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         file.set_times(FileTimes::new().set_modified(old)).unwrap();
         log.set_times(FileTimes::new().set_modified(old)).unwrap();
-        assert!(at(SystemTime::now()).is_none());
+        assert_eq!(at(SystemTime::now()), young_one);
     }
 
     #[test]
-    fn a_journal_beside_it_is_in_doubt() {
-        let shop = Shop::new("delete");
-        let connection = shop.connection();
-        connection
-            .execute_batch("BEGIN; UPDATE users SET id = 'c'")
-            .unwrap();
-        assert!(shop.path("shop.sqlite-journal").exists());
-        assert_eq!(shop.state(), None);
-        connection.execute_batch("ROLLBACK").unwrap();
-        assert!(shop.state().is_some());
+    fn a_journal_beside_it_is_in_doubt_until_its_transaction_has_ended() {
+        for journal_mode in ["delete", "truncate", "persist"] {
+            let shop = Shop::new(journal_mode);
+            let connection = shop.connection();
+            let journal = shop.path("shop.sqlite-journal");
+            for synchronous in ["full", "off"] {
+                connection
+                    .execute_batch(&format!(
+                        "PRAGMA journal_mode = {journal_mode}; PRAGMA synchronous = {synchronous}"
+                    ))
+                    .unwrap();
+                for end in ["ROLLBACK", "COMMIT"] {
+                    connection
+                        .execute_batch("BEGIN; UPDATE users SET id = id || 'c'")
+                        .unwrap();
+                    assert!(journal.exists());
+                    assert_eq!(shop.state(), Err(Doubt::Journal), "{journal_mode}");
+                    // A writer that died.
+                    fs::copy(&journal, shop.path("hot")).unwrap();
+                    connection.execute_batch(end).unwrap();
+                    assert!(shop.state().is_ok(), "{journal_mode}");
+                }
+            }
+            assert_eq!(journal.exists(), journal_mode != "delete");
+            fs::copy(shop.path("hot"), &journal).unwrap();
+            assert_eq!(shop.state(), Err(Doubt::Journal));
+        }
     }
 
     #[test]
     fn what_cannot_be_read_is_in_doubt() {
         let shop = Shop::new("delete");
-        assert!(State::at(&shop.path("other.sqlite"), later()).is_none());
-        assert!(State::at(&shop.path(""), later()).is_none());
+        let unseen = Err(Doubt::Unseen);
+        assert_eq!(State::at(&shop.path("other.sqlite"), later()), unseen);
+        assert_eq!(State::at(&shop.path(""), later()), unseen);
         symlink("shop.sqlite-wal", shop.path("shop.sqlite-wal")).unwrap();
-        assert_eq!(shop.state(), None);
+        assert_eq!(shop.state(), unseen);
+        for made in [
+            |journal: &Path| symlink("nowhere", journal),
+            |journal: &Path| fs::create_dir(journal),
+        ] {
+            let journal = shop.path("shop.sqlite-journal");
+            made(&journal).unwrap();
+            assert_eq!(shop.state(), Err(Doubt::Journal));
+            fs::remove_file(&journal)
+                .or_else(|_| fs::remove_dir(&journal))
+                .unwrap();
+        }
     }
 
     #[test]
@@ -471,7 +525,7 @@ mod tests {
         symlink("../shop.sqlite", &link).unwrap();
         let connection = shop.connection();
         let before = State::at(&link, later()).unwrap();
-        assert_eq!(Some(&before), shop.state().as_ref());
+        assert_eq!(Ok(&before), shop.state().as_ref());
         connection
             .execute_batch("UPDATE users SET id = 'c'")
             .unwrap();

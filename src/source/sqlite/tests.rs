@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 
@@ -6,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::audience::{AudienceId, Changes, Class, DestinationName, Key, Member, UserKind, Value};
-use crate::diff::{Members as _, is_gone};
+use crate::diff::{Members as _, Presence};
 
 /// A query with a column `value` is a computed trait; its column `email` or `age` is an extra trait.
 fn audience(query: &str) -> Audience {
@@ -704,7 +705,7 @@ fn read_from(shop: &Shop, query: &str, meanwhile: impl FnOnce()) -> Option<Finge
 }
 
 fn grow_old(shop: &Shop) {
-    while shop.source().fingerprint().is_none() {
+    while shop.source().fingerprint().is_err() {
         std::thread::park_timeout(Duration::from_millis(5));
     }
 }
@@ -719,7 +720,7 @@ fn a_fingerprint_is_of_what_was_read_and_of_nothing_later() {
     grow_old(&shop);
     let read = read_from(&shop, query, || {});
     assert!(read.is_some());
-    assert_eq!(read, shop.source().fingerprint());
+    assert_eq!(read, shop.source().fingerprint().ok());
     let connection = shop.connection();
     let write = || {
         connection
@@ -753,6 +754,9 @@ const SINCE_TEN: Question = Question::Changes {
 /// What a change query says, such as `a -b`. One that ends with `age` in a comment has that extra trait.
 fn changes(shop: &Shop, query: &str) -> Result<String, SourceError> {
     let mut audience = audience("SELECT id AS user_id, age FROM users");
+    if query.contains("anonymous_id") {
+        audience.query = "SELECT id AS anonymous_id FROM users".to_owned();
+    }
     audience.traits.retain(|_| query.ends_with("-- age"));
     audience.changes = Some(Changes {
         query: query.to_owned(),
@@ -765,7 +769,10 @@ fn changes(shop: &Shop, query: &str) -> Result<String, SourceError> {
         let mut line = Vec::new();
         while members.advance()? {
             let member = members.current();
-            let sign = if is_gone(&member) { "-" } else { "" };
+            let sign = match members.presence() {
+                Presence::Member => "",
+                Presence::Gone => "-",
+            };
             line.push(format!("{sign}{}{}", member.user.id, member.traits));
         }
         if members.skipped.total() > 0 {
@@ -859,6 +866,85 @@ fn a_change_query_that_can_never_be_one_is_a_mistake_in_the_configuration() {
             .ends_with("it has no column `age`, which `traits` names"),
         "{error}"
     );
+}
+
+/// Whoever has both ids would else be told of by the one that the snapshot does not know them by.
+#[test]
+fn a_change_query_gives_the_id_columns_of_the_query() {
+    let shop = Shop::new(STAMPED);
+    let (one, both) = ("id AS user_id", "id AS user_id, age AS anonymous_id");
+    let all = [one, "id AS anonymous_id", both];
+    for query in all {
+        for changes in all {
+            let mut audience = audience(&format!("SELECT {query} FROM users WHERE is_member"));
+            audience.changes = Some(Changes {
+                query: format!("SELECT {changes}, is_member FROM users WHERE at > :since"),
+                reconcile: Duration::MAX,
+            });
+            audience.traits.clear();
+            let source = shop.source();
+            let reader = source.begin(&Interrupt::default()).unwrap();
+            let asked = reader.ask(&audience, SINCE_TEN, |_| Ok(()));
+            for result in [source.check(&audience), asked] {
+                let is_refused = result.is_err_and(|error| error.is_about_changes());
+                assert_eq!(is_refused, query != changes, "{query}, {changes}");
+            }
+        }
+    }
+    let mut audience = audience("SELECT id FROM users");
+    let query =
+        "SELECT 1 AS is_member, id AS user_id, age AS anonymous_id FROM users WHERE at > :since";
+    audience.changes = Some(Changes {
+        query: query.to_owned(),
+        reconcile: Duration::MAX,
+    });
+    assert_eq!(
+        shop.source().check(&audience).unwrap_err().to_string(),
+        "the change query of \"Members\" cannot run on source `shop`: it gives `user_id` and `anonymous_id`, and the \
+         query gives `user_id`\n\nhint: the change query must give the id columns of the query"
+    );
+}
+
+#[test]
+fn a_definition_holds_whatever_decides_who_is_a_member() {
+    let shop = Shop::new(STAMPED);
+    let source = shop.source();
+    let plain = audience("SELECT id FROM users");
+    let changed = |change: fn(&mut Audience)| {
+        let mut audience = plain.clone();
+        change(&mut audience);
+        source.definition(&audience)
+    };
+    let with_changes = |audience: &mut Audience| {
+        audience.changes = Some(Changes {
+            query: "x".to_owned(),
+            reconcile: Duration::MAX,
+        });
+    };
+    let definitions = [
+        source.definition(&plain),
+        source.definition_in("3.0.0", &plain),
+        Sqlite {
+            name: SourceName::new("other"),
+            ..shop.source()
+        }
+        .definition(&plain),
+        Sqlite {
+            path: shop.folder.path().join("other.sqlite"),
+            ..shop.source()
+        }
+        .definition(&plain),
+        changed(|audience| audience.query.push(' ')),
+        changed(|audience| audience.class = Class::Trait),
+        changed(with_changes),
+        // A trait is no change query, and two are not one.
+        changed(|audience| audience.traits = vec!["x".to_owned()]),
+        changed(|audience| audience.traits = vec!["x".to_owned(), "y".to_owned()]),
+        changed(|audience| audience.traits = vec!["xy".to_owned()]),
+    ];
+    let different: BTreeSet<_> = definitions.iter().collect();
+    assert_eq!(different.len(), definitions.len());
+    assert_eq!(definitions[0], shop.source().definition(&plain));
 }
 
 #[test]
