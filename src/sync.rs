@@ -2,30 +2,28 @@
 //! for goes through each of these together.
 
 mod abreast;
+mod delivery;
 mod planning;
 mod reading;
 mod report;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::audience::keys::Known;
 use crate::audience::{Audience, DestinationName, Key, SourceName};
 use crate::causes::in_one_line;
-use crate::deliver::{Outgoing, Route, deliver, foresee};
+use crate::deliver::Route;
 use crate::firehose::{Destination, Pulse};
 use crate::mapping::Mapping;
 use crate::progress::Progress;
 use crate::run::{Outcome, RunKind, Timestamp};
-use crate::snapshot::{Handle, JournaledRun, Planning, Snapshot, SnapshotError};
+use crate::snapshot::{Handle, JournaledRun, SnapshotError};
 use crate::source::Source;
 use crate::stop::Stop;
-use abreast::abreast;
-use planning::{PlanError, Starts};
-use reading::Reading;
 pub use report::Report;
 
 /// What runs work with: made once from the configuration.
@@ -112,22 +110,11 @@ pub struct Runner<'a> {
     pub progress: Progress,
 }
 
-/// So many sources are read before it is their turn: queries that sort, or that are slow to begin, run side by side.
-const SOURCES_AHEAD: usize = 2;
-/// Plans share a transaction for so long, and no longer than one of them takes.
-const PLANS_TOGETHER_FOR: Duration = Duration::from_secs(1);
-
 /// An audience at one of its destinations.
 type Place<'a> = (&'a Keyed, &'a DestinationName);
 
 fn is_at(run: &JournaledRun, (keyed, destination): &Place<'_>) -> bool {
     run.is_of(&keyed.audience.id) && run.destination == **destination
-}
-
-/// A run that is about to be planned.
-struct Intended {
-    planning: Planning,
-    reading: Reading,
 }
 
 /// What there is to say of a run so far, and the run itself where something of it is to be delivered.
@@ -277,276 +264,5 @@ impl Runner<'_> {
             true => self.foresee(left).await,
             false => self.deliver(left).await,
         }
-    }
-
-    /// Says what a delivery would count. Asked to stop, it leaves that open.
-    async fn foresee(&self, pending: &mut [Pending]) -> Result<(), SnapshotError> {
-        for Pending { run, report } in pending {
-            let outlet = self.project.destinations.get(&report.destination);
-            let Some((run, outlet)) = run.as_ref().zip(outlet) else {
-                continue;
-            };
-            tokio::select! {
-                streams = foresee(self.snapshot, run, &outlet.destination) => {
-                    report.foresee(&outlet.destination, &streams?);
-                }
-                () = self.stop.requested() => break,
-            }
-        }
-        Ok(())
-    }
-
-    /// Plans them in their order, several in one transaction: on disk, all of them, before anything is sent. Asked to
-    /// stop, it plans no more.
-    async fn plan_all(
-        &self,
-        to_run: &[Place<'_>],
-        request: Request,
-    ) -> Result<Vec<Pending>, SnapshotError> {
-        let mut starts = self.starts().await?;
-        let mut to_run = to_run
-            .iter()
-            .map(|(keyed, destination)| self.intend(keyed, destination, request, &mut starts));
-        let mut ahead: VecDeque<Intended> = VecDeque::new();
-        let mut planned = Vec::new();
-        let mut together_since: Option<Instant> = None;
-        while !self.stop.is_requested() {
-            let next = match ahead.pop_front() {
-                Some(next) => next,
-                None => match to_run.next() {
-                    Some(next) => self.find_way(next).await?,
-                    None => break,
-                },
-            };
-            while ahead.len() < SOURCES_AHEAD
-                && let Some(later) = to_run.next()
-            {
-                let mut later = self.find_way(later).await?;
-                later.reading.begin();
-                ahead.push_back(later);
-            }
-            if !request.dry_run && together_since.is_none() {
-                self.snapshot.with(Snapshot::open_together).await?;
-                together_since = Some(Instant::now());
-            }
-            planned.extend(self.plan_one(next, request).await?);
-            if together_since.is_some_and(|since| since.elapsed() >= PLANS_TOGETHER_FOR) {
-                self.snapshot.with(Snapshot::close_together).await?;
-                together_since = None;
-            }
-        }
-        if together_since.is_some() {
-            self.snapshot.with(Snapshot::close_together).await?;
-        }
-        Ok(planned)
-    }
-
-    /// Lets runs to a destination that coalesces share their records. On disk before anything is sent, so that what is
-    /// sent again is the same.
-    async fn coalesce(&self, planned: &mut [Pending]) -> Result<(), SnapshotError> {
-        let mut by_destination: BTreeMap<DestinationName, Vec<&mut JournaledRun>> = BTreeMap::new();
-        for run in planned.iter_mut().filter_map(|it| it.run.as_mut()) {
-            if self.project.destinations[&run.destination].coalesce {
-                let to = run.destination.clone();
-                by_destination.entry(to).or_default().push(run);
-            }
-        }
-        for runs in by_destination.into_values().filter(|runs| runs.len() > 1) {
-            let numbers: Vec<i64> = runs.iter().map(|run| run.number).collect();
-            let together = self
-                .snapshot
-                .with(move |snapshot| snapshot.coalesce(&numbers))
-                .await?;
-            runs.into_iter().for_each(|run| run.together = together);
-        }
-        Ok(())
-    }
-
-    fn intend(
-        &self,
-        keyed: &Keyed,
-        destination: &DestinationName,
-        request: Request,
-        starts: &mut Starts,
-    ) -> Intended {
-        let outlet = &self.project.destinations[destination];
-        let planning = self.planning(keyed, outlet, destination, request, starts);
-        Intended {
-            reading: self.reading(keyed, request, planning.computation.started_at),
-            planning,
-        }
-    }
-
-    async fn plan_one(
-        &self,
-        intended: Intended,
-        request: Request,
-    ) -> Result<Option<Pending>, SnapshotError> {
-        let started = Instant::now();
-        let Intended { planning, reading } = intended;
-        let computation = &planning.computation;
-        let (key, to) = (computation.key.clone(), computation.destination.clone());
-        let mut report = Report::new(Some(key), to, planning.kind, Outcome::Planned);
-        report.run = Some(computation.run);
-        let mut run = None;
-
-        match self.plan(reading, planning.clone(), request).await {
-            Ok(plan) => {
-                report.members = plan.tally.members;
-                report.added = plan.tally.added;
-                report.removed = plan.tally.removed;
-                report.changed = plan.tally.changed;
-                report.held = plan.held.as_ref().map_or(0, |held| held.count);
-                report.hold = plan.held;
-                report.approved = plan.approval;
-                report.skipped_rows = plan.skipped_rows;
-                report.missed = plan.missed;
-                report.undelivered = plan.run.waiting;
-                match plan.foreseen {
-                    Some(foreseen) => {
-                        let outlet = &self.project.destinations[&report.destination];
-                        let streams = vec![foreseen; plan.run.streams.len()];
-                        report.foresee(&outlet.destination, &streams);
-                    }
-                    None if plan.run.waiting > 0 => run = Some(plan.run),
-                    None => {
-                        report.outcome = outcome(&report);
-                        let (of, outcome) = (plan.run, report.outcome);
-                        self.snapshot
-                            .with(move |snapshot| snapshot.finish(&of, outcome))
-                            .await?;
-                    }
-                }
-            }
-            // Nothing was decided, and nothing is wrong: there is nothing to report.
-            Err(PlanError::Stopped) => return Ok(None),
-            Err(PlanError::Snapshot(error)) => return Err(error),
-            Err(error) => {
-                let reason = in_one_line(&error);
-                report.outcome = Outcome::Failed;
-                report.misconfigured = error.is_configuration();
-                if !request.dry_run && !report.misconfigured {
-                    let reason = reason.clone();
-                    self.snapshot
-                        .with(move |snapshot| snapshot.fail(&planning, &reason))
-                        .await?;
-                }
-                report.error = Some(reason);
-            }
-        }
-        report.seconds = started.elapsed().as_secs_f64();
-        Ok(Some(Pending { run, report }))
-    }
-
-    /// Delivers what is pending, to all destinations at once, completes the reports and closes the runs.
-    async fn deliver(&self, pending: &mut [Pending]) -> Result<(), SnapshotError> {
-        self.show_delivery(pending);
-        let mut by_destination: BTreeMap<DestinationName, Vec<&mut Pending>> = BTreeMap::new();
-        for pending in pending.iter_mut().filter(|pending| pending.run.is_some()) {
-            let to = pending.report.destination.clone();
-            by_destination.entry(to).or_default().push(pending);
-        }
-        let deliveries = by_destination
-            .into_iter()
-            .map(|(name, pending)| self.deliver_to(name, pending));
-        abreast(deliveries).await.into_iter().collect()
-    }
-
-    fn show_delivery(&self, pending: &[Pending]) {
-        let runs = pending.iter().filter_map(|pending| pending.run.as_ref());
-        let changes = runs.clone().map(|run| run.waiting).sum();
-        match pending {
-            _ if changes == 0 => {}
-            [one] => self.progress.deliver(one.report.name(), changes),
-            _ => {
-                let several = format!("{} audiences", runs.count());
-                self.progress.deliver(&several, changes);
-            }
-        }
-    }
-
-    async fn deliver_to(
-        &self,
-        name: DestinationName,
-        mut pending: Vec<&mut Pending>,
-    ) -> Result<(), SnapshotError> {
-        let Some(outlet) = self.project.destinations.get(&name) else {
-            for Pending { report, .. } in pending {
-                report.outcome = Outcome::Undelivered;
-                report.error = Some(format!(
-                    "the configuration has no destination `{name}` any more\n\nhint: put it back until its journal is delivered"
-                ));
-            }
-            return Ok(());
-        };
-        let runs = pending.iter().filter_map(|pending| pending.run.clone());
-        let outgoing: Vec<Outgoing> = runs
-            .map(|run| Outgoing {
-                run,
-                meter: Arc::default(),
-            })
-            .collect();
-        let (runs, stop) = (outgoing.clone(), self.stop.clone());
-        self.snapshot
-            .with(move |snapshot| {
-                let goes_on = || !stop.is_requested();
-                let mut runs = runs.iter().map(|outgoing| &outgoing.run);
-                runs.try_for_each(|run| snapshot.make_ready_for(run, goes_on))
-            })
-            .await?;
-        let sent = deliver(
-            self.snapshot,
-            outgoing.clone(),
-            &outlet.route(&self.stop),
-            &self.progress,
-        )
-        .await?;
-        let mut closed = Vec::new();
-        for ((pending, Outgoing { run, meter }), sent) in pending.iter_mut().zip(outgoing).zip(sent)
-        {
-            let report = &mut pending.report;
-            report.delivered = sent.delivered;
-            report.undelivered = run.waiting - sent.delivered;
-            report.counts = meter.counts();
-            report.error = sent.trouble();
-            report.outcome = outcome(report);
-            report.seconds += sent.took.as_secs_f64();
-            closed.push((run, report.outcome));
-        }
-        let left = self.close(closed).await?;
-        for (pending, left) in pending.into_iter().zip(left) {
-            // Those found dead by an earlier attempt were not waiting any more.
-            pending.report.dead = pending.report.undelivered.saturating_sub(left);
-        }
-        Ok(())
-    }
-
-    /// Closes runs with what came of them; returns how many changes of each are left in the journal.
-    async fn close(&self, runs: Vec<(JournaledRun, Outcome)>) -> Result<Vec<u64>, SnapshotError> {
-        let close = move |snapshot: &mut Snapshot| {
-            let mut left = Vec::with_capacity(runs.len());
-            for (run, outcome) in &runs {
-                snapshot.finish(run, *outcome)?;
-                left.push(snapshot.run(run.number)?.waiting);
-            }
-            Ok(left)
-        };
-        self.snapshot
-            .with(move |snapshot| snapshot.together(close))
-            .await
-    }
-}
-
-/// What came of a run that was decided.
-fn outcome(report: &Report) -> Outcome {
-    if report.undelivered > 0 {
-        Outcome::Undelivered
-    // What an earlier run held is decided anew by the one that follows.
-    } else if report.held > 0 {
-        Outcome::Held
-    } else if report.delivered > 0 {
-        Outcome::Delivered
-    } else {
-        Outcome::Unchanged
     }
 }

@@ -1,18 +1,28 @@
 //! The first phase of a run: read the source, compare, journal.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::delivery::outcome;
 use super::reading::{Reading, Way};
-use super::{Intended, Keyed, Outlet, Request, Runner};
+use super::{Keyed, Outlet, Pending, Place, Report, Request, Runner};
 use crate::audience::DestinationName;
 use crate::audience::keys::Known;
+use crate::causes::in_one_line;
 use crate::diff::Scope;
 use crate::event::{CallType, Computation};
-use crate::run::{RunId, Timestamp};
-use crate::snapshot::{Delivered, Journal, Plan, Planning, Snapshot, SnapshotError, ToldError};
+use crate::run::{Outcome, RunId, Timestamp};
+use crate::snapshot::{
+    Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, ToldError,
+};
 use crate::source::{Interrupt, SourceError};
+
+/// So many sources are read before it is their turn: queries that sort, or that are slow to begin, run side by side.
+const SOURCES_AHEAD: usize = 2;
+/// Plans share a transaction for so long, and no longer than one of them takes.
+const PLANS_TOGETHER_FOR: Duration = Duration::from_secs(1);
 
 /// Why a run decided nothing.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +48,12 @@ impl PlanError {
 
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
+/// A run that is about to be planned.
+pub(super) struct Intended {
+    pub(super) planning: Planning,
+    pub(super) reading: Reading,
+}
+
 /// When the runs of one command begin, each later than all before it, and what the snapshot knew before the first.
 pub(super) struct Starts {
     last: Option<Timestamp>,
@@ -53,6 +69,148 @@ impl Starts {
 }
 
 impl Runner<'_> {
+    /// Plans them in their order, several in one transaction: on disk, all of them, before anything is sent. Asked to
+    /// stop, it plans no more.
+    pub(super) async fn plan_all(
+        &self,
+        to_run: &[Place<'_>],
+        request: Request,
+    ) -> Result<Vec<Pending>, SnapshotError> {
+        let mut starts = self.starts().await?;
+        let mut to_run = to_run
+            .iter()
+            .map(|(keyed, destination)| self.intend(keyed, destination, request, &mut starts));
+        let mut ahead: VecDeque<Intended> = VecDeque::new();
+        let mut planned = Vec::new();
+        let mut together_since: Option<Instant> = None;
+        while !self.stop.is_requested() {
+            let next = match ahead.pop_front() {
+                Some(next) => next,
+                None => match to_run.next() {
+                    Some(next) => self.find_way(next).await?,
+                    None => break,
+                },
+            };
+            while ahead.len() < SOURCES_AHEAD
+                && let Some(later) = to_run.next()
+            {
+                let mut later = self.find_way(later).await?;
+                later.reading.begin();
+                ahead.push_back(later);
+            }
+            if !request.dry_run && together_since.is_none() {
+                self.snapshot.with(Snapshot::open_together).await?;
+                together_since = Some(Instant::now());
+            }
+            planned.extend(self.plan_one(next, request).await?);
+            if together_since.is_some_and(|since| since.elapsed() >= PLANS_TOGETHER_FOR) {
+                self.snapshot.with(Snapshot::close_together).await?;
+                together_since = None;
+            }
+        }
+        if together_since.is_some() {
+            self.snapshot.with(Snapshot::close_together).await?;
+        }
+        Ok(planned)
+    }
+
+    /// Lets runs to a destination that coalesces share their records. On disk before anything is sent, so that what is
+    /// sent again is the same.
+    pub(super) async fn coalesce(&self, planned: &mut [Pending]) -> Result<(), SnapshotError> {
+        let mut by_destination: BTreeMap<DestinationName, Vec<&mut JournaledRun>> = BTreeMap::new();
+        for run in planned.iter_mut().filter_map(|it| it.run.as_mut()) {
+            if self.project.destinations[&run.destination].coalesce {
+                let to = run.destination.clone();
+                by_destination.entry(to).or_default().push(run);
+            }
+        }
+        for runs in by_destination.into_values().filter(|runs| runs.len() > 1) {
+            let numbers: Vec<i64> = runs.iter().map(|run| run.number).collect();
+            let together = self
+                .snapshot
+                .with(move |snapshot| snapshot.coalesce(&numbers))
+                .await?;
+            runs.into_iter().for_each(|run| run.together = together);
+        }
+        Ok(())
+    }
+
+    pub(super) fn intend(
+        &self,
+        keyed: &Keyed,
+        destination: &DestinationName,
+        request: Request,
+        starts: &mut Starts,
+    ) -> Intended {
+        let outlet = &self.project.destinations[destination];
+        let planning = self.planning(keyed, outlet, destination, request, starts);
+        Intended {
+            reading: self.reading(keyed, request, planning.computation.started_at),
+            planning,
+        }
+    }
+
+    pub(super) async fn plan_one(
+        &self,
+        intended: Intended,
+        request: Request,
+    ) -> Result<Option<Pending>, SnapshotError> {
+        let started = Instant::now();
+        let Intended { planning, reading } = intended;
+        let computation = &planning.computation;
+        let (key, to) = (computation.key.clone(), computation.destination.clone());
+        let mut report = Report::new(Some(key), to, planning.kind, Outcome::Planned);
+        report.run = Some(computation.run);
+        let mut run = None;
+
+        match self.plan(reading, planning.clone(), request).await {
+            Ok(plan) => {
+                report.members = plan.tally.members;
+                report.added = plan.tally.added;
+                report.removed = plan.tally.removed;
+                report.changed = plan.tally.changed;
+                report.held = plan.held.as_ref().map_or(0, |held| held.count);
+                report.hold = plan.held;
+                report.approved = plan.approval;
+                report.skipped_rows = plan.skipped_rows;
+                report.missed = plan.missed;
+                report.undelivered = plan.run.waiting;
+                match plan.foreseen {
+                    Some(foreseen) => {
+                        let outlet = &self.project.destinations[&report.destination];
+                        let streams = vec![foreseen; plan.run.streams.len()];
+                        report.foresee(&outlet.destination, &streams);
+                    }
+                    None if plan.run.waiting > 0 => run = Some(plan.run),
+                    None => {
+                        report.outcome = outcome(&report);
+                        let (of, outcome) = (plan.run, report.outcome);
+                        self.snapshot
+                            .with(move |snapshot| snapshot.finish(&of, outcome))
+                            .await?;
+                    }
+                }
+            }
+            // Nothing was decided, and nothing is wrong: there is nothing to report.
+            Err(PlanError::Stopped) => return Ok(None),
+            Err(PlanError::Snapshot(error)) => return Err(error),
+            Err(error) => {
+                let reason = in_one_line(&error);
+                report.outcome = Outcome::Failed;
+                report.misconfigured = error.is_configuration();
+                if !request.dry_run && !report.misconfigured {
+                    let reason = reason.clone();
+                    self.snapshot
+                        .with(move |snapshot| snapshot.fail(&planning, &reason))
+                        .await?;
+                }
+                report.error = Some(reason);
+            }
+        }
+        report.seconds = started.elapsed().as_secs_f64();
+        Ok(Some(Pending { run, report }))
+    }
+
     pub(super) async fn starts(&self) -> Result<Starts, SnapshotError> {
         let read = |snapshot: &mut Snapshot| {
             Ok(Starts {
