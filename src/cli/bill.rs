@@ -37,7 +37,7 @@ pub(super) fn shown(reports: &[Report]) -> Option<String> {
     let mut text = format!("\n{}", table(&columns, &columns[2..], rows.collect()));
     if bills.values().any(|bill| bill.price_per_gb == PRICE_PER_GB) {
         text.push_str(&format!(
-            "\n\n${PRICE_PER_GB} per GB was the price of us-east-1 in {PRICED_IN}; `price_per_gb` sets yours."
+            "\n\n${PRICE_PER_GB} per GB was quoted for us-east-1 in {PRICED_IN}; `price_per_gb` sets yours."
         ));
     }
     if bills.values().any(|bill| bill.is_free) {
