@@ -2,6 +2,8 @@
 
 use serde_json::json;
 
+use crate::firehose;
+use crate::support::endpoint::{Answer, Endpoint};
 use crate::support::{Project, Ran, truth};
 
 const CHANGES: &str = r#"
@@ -257,4 +259,63 @@ fn a_change_query_that_fails_when_nothing_rests_on_it_is_warned_of() {
         "{ran:?}"
     );
     assert_eq!(project.delivered().len(), 400);
+}
+
+/// What was told is in the journal: the change query need not tell it again, and tells what has changed since.
+#[test]
+fn a_crash_after_a_change_query_was_followed_loses_nothing_of_what_it_told() {
+    let endpoint = Endpoint::start();
+    let project = firehose::project(&endpoint, "");
+    project.write("schedules/main.toml", CHANGES);
+    project.shop("DROP TABLE members");
+    project.shop(MEMBERS);
+    project.succeed(&["sync"]);
+    let mut arrived = endpoint.take_ledger().accepted;
+    let turn = |enters: &str, leaves: &str| {
+        let set = |user: &str, is_member: u8| {
+            project.shop(&format!(
+                "INSERT INTO members (user_id, is_member) VALUES ('{user}', {is_member})
+                 ON CONFLICT DO UPDATE SET is_member = excluded.is_member, changed_at = current_timestamp"
+            ));
+        };
+        set(enters, 1);
+        set(leaves, 0);
+    };
+    turn("new", "user 200");
+    endpoint.script(|_| Answer::AcceptAndHang);
+    let mut running = project.start(&["sync"]);
+    endpoint.wait_until(|ledger| ledger.accepted.len() == 2);
+    running.child.kill().unwrap();
+    running.child.wait().unwrap();
+    arrived.extend(endpoint.take_ledger().accepted);
+
+    turn("user 200", "new");
+    // Of nobody else is told: only whoever reads everyone would find it.
+    project.shop(
+        "UPDATE members SET is_member = 0, changed_at = '1997-01-01' WHERE user_id = 'user 300'",
+    );
+    endpoint.accept_everything();
+    let lines = project.succeed(&["sync", "--json"]).lines();
+    let counts = lines.iter().map(|line| {
+        json!([
+            line["kind"],
+            line["delivered"],
+            line["added"],
+            line["removed"]
+        ])
+    });
+    assert_eq!(
+        counts.collect::<Vec<_>>(),
+        [json!(["resume", 2, 0, 0]), json!(["delta", 2, 1, 1])]
+    );
+    arrived.extend(endpoint.take_ledger().accepted);
+    let mut records: Vec<serde_json::Value> = arrived
+        .iter()
+        .map(|(_, record)| serde_json::from_slice(record).unwrap())
+        .collect();
+    records.sort_by_key(|record| record["timestamp"].as_str().unwrap().to_owned());
+    let truth = truth(&records);
+    let said = |user: &str| truth[&(user.to_owned(), "members".to_owned())].clone();
+    assert_eq!((said("new"), said("user 200")), (json!(false), json!(true)));
+    assert_eq!(truth.len(), 401);
 }

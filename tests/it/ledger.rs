@@ -105,6 +105,8 @@ struct Tally {
     mixed: usize,
     /// and records that did.
     coalesced: usize,
+    /// Runs that saw whether a change query had told everything.
+    seen: usize,
     played: BTreeMap<Kind, usize>,
 }
 
@@ -116,6 +118,7 @@ impl Tally {
         self.repeats += other.repeats;
         self.mixed += other.mixed;
         self.coalesced += other.coalesced;
+        self.seen += other.seen;
         for (code, count) in other.ended {
             *self.ended.entry(code).or_default() += count;
         }
@@ -134,6 +137,7 @@ impl Tally {
         assert!(self.repeats > self.kills, "{self:?}");
         assert!(self.mixed > self.kills, "{self:?}");
         assert!(self.coalesced > self.kills, "{self:?}");
+        assert!(self.seen > 0, "{self:?}");
         assert!(self.ended.values().sum::<usize>() > 0, "{self:?}");
     }
 }
@@ -240,9 +244,20 @@ impl World {
     /// Nothing but what is undelivered or held may be wrong with a process that ends by itself.
     fn ended(&mut self, running: &Running, code: i32, after: Duration) {
         assert!([0, 3, 4].contains(&code), "{code}: {}", running.stderr());
+        self.nothing_is_missed(&running.stdout());
         *self.tally.ended.entry(code).or_default() += 1;
         let [least, most] = USUAL;
         self.usual = (self.usual * 7 + after.clamp(least, most)) / 8;
+    }
+
+    /// A change query that tells everything is found to have told everything, whoever was killed meanwhile.
+    fn nothing_is_missed(&mut self, lines: &str) {
+        for line in lines.lines() {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let missed = line.get("missed").and_then(Value::as_u64);
+            assert_eq!(missed.unwrap_or(0), 0, "{line}");
+            self.tally.seen += usize::from(missed.is_some());
+        }
     }
 
     fn close(&mut self, killed: bool) {

@@ -40,7 +40,7 @@ fn grow_old(project: &Project) {
 }
 
 /// Why not all of what is asked for is known already.
-const BY_THE_CLOCK: &str = "what its query was answered from is not known: the query uses more than the file, such as the clock";
+const BY_THE_CLOCK: &str = "what the source was when it was read is not known: the query uses more than the file, such as the clock";
 const UNKNOWN: &str =
     "everyone is read, since what the source was when that was done last is not known";
 const YOUNG: &str = "everyone is read, since the source was written to a moment ago";

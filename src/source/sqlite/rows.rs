@@ -117,10 +117,12 @@ impl<'s> SqliteMembers<'s> {
         match self.before.and_then(whole) {
             Ok(before) => Some(before.fingerprint()),
             Err(doubt) => {
-                let (name, query) = (&self.audience.name, self.question.query());
-                tracing::debug!(
-                    "{name:?}: what its {query} was answered from is not known: {doubt}"
-                );
+                if self.question == Question::Members {
+                    let name = &self.audience.name;
+                    tracing::debug!(
+                        "{name:?}: what the source was when it was read is not known: {doubt}"
+                    );
+                }
                 None
             }
         }

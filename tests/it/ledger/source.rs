@@ -13,35 +13,40 @@ pub(super) struct Audience {
     pub key: &'static str,
     users: usize,
     is_trait: bool,
-    guard: &'static str,
+    /// Further settings.
+    settings: &'static str,
 }
 
 const OFF: &str = "guard = false";
+/// What it told the journal has, whoever is killed; everyone is read where that is in doubt.
+const TOLD: &str = "
+    changes = \"SELECT user_id, user_id IN (SELECT user_id FROM guarded) AS is_member FROM told WHERE at > :since\"
+    reconcile = \"2s\"";
 
 pub(super) const AUDIENCES: [Audience; 4] = [
     Audience {
         key: "small",
         users: 30,
         is_trait: false,
-        guard: OFF,
+        settings: OFF,
     },
     Audience {
         key: "large",
         users: 3_000,
         is_trait: false,
-        guard: OFF,
+        settings: OFF,
     },
     Audience {
         key: "guarded",
         users: 300,
         is_trait: false,
-        guard: "",
+        settings: TOLD,
     },
     Audience {
         key: "score",
         users: 400,
         is_trait: true,
-        guard: OFF,
+        settings: OFF,
     },
 ];
 
@@ -80,14 +85,14 @@ impl Audience {
     }
 
     fn schedule(&self) -> String {
-        let (key, guard) = (self.key, self.guard);
+        let (key, settings) = (self.key, self.settings);
         let (kind, columns) = match self.is_trait {
             true => ("computed_trait", "user_id, value"),
             false => ("audience", "user_id"),
         };
         format!(
             "[[{kind}]]\nname = \"{key}\"\nsource = \"shop\"\n\
-             query = \"SELECT {columns} FROM {key}\"\n{guard}\n"
+             query = \"SELECT {columns} FROM {key}\"\n{settings}\n"
         )
     }
 }
@@ -107,7 +112,11 @@ impl Source {
         let connection = project.shop_connection();
         let tables: String = AUDIENCES.iter().map(Audience::table).collect();
         // It is not the source that crashes.
-        let setup = format!("PRAGMA synchronous = off; {tables}");
+        let setup = format!(
+            "PRAGMA synchronous = off; {tables}
+             CREATE TABLE told (user_id TEXT PRIMARY KEY, at TEXT) WITHOUT ROWID;
+             CREATE INDEX by_time ON told (at);"
+        );
         connection.execute_batch(&setup).unwrap();
         Self {
             connection,
@@ -192,6 +201,13 @@ pub(super) fn is_gone(value: &Value) -> bool {
 
 fn write(connection: &Connection, audience: &Audience, user: &str, value: &Value) {
     let key = audience.key;
+    if audience.settings == TOLD {
+        connection
+            .prepare_cached("INSERT OR REPLACE INTO told VALUES (?1, current_timestamp)")
+            .unwrap()
+            .execute([user])
+            .unwrap();
+    }
     if is_gone(value) {
         let sql = format!("DELETE FROM {key} WHERE user_id = ?1");
         connection
