@@ -15,7 +15,6 @@ use std::time::Duration;
 
 use crate::audience::keys::Known;
 use crate::audience::{Audience, DestinationName, Key, SourceName};
-use crate::causes::in_one_line;
 use crate::deliver::Route;
 use crate::firehose::{Destination, Pulse};
 use crate::mapping::Mapping;
@@ -139,11 +138,10 @@ impl Pending {
         }
     }
 
-    /// What was to be delivered stays in the journal when the snapshot fails.
-    fn fall(&mut self, error: &SnapshotError) {
+    /// What was to be delivered stays in the journal when the snapshot fails, which the command says by itself.
+    fn stay(&mut self) {
         if self.run.is_some() && self.report.outcome == Outcome::Planned {
             self.report.outcome = Outcome::Undelivered;
-            self.report.error = Some(in_one_line(error));
         }
     }
 
@@ -190,8 +188,8 @@ impl Runner<'_> {
         let mut pending = self.left_of(&places, others).await?;
         let ran = self.go(&places, request, &mut pending).await;
 
-        if let Err(error) = &ran {
-            pending.iter_mut().for_each(|pending| pending.fall(error));
+        if ran.is_err() {
+            pending.iter_mut().for_each(Pending::stay);
         }
         reports.extend(pending.into_iter().map(|pending| pending.report));
         // The place of others is none, which comes before all.
