@@ -207,7 +207,7 @@ impl Sending<'_> {
         self.pulse.beat();
         self.refused_for = None;
         let (done, rest) = parted(records, &receipt.delivered);
-        done.iter().for_each(|record| self.meters.delivered(record));
+        self.meters.delivered(&done);
         let bytes = done.iter().map(|record| record.data.len()).sum();
         self.delivery.delivered.extend(done);
         (rest, bytes)

@@ -25,12 +25,14 @@ impl Meter {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn delivered(&self, record: &Record) {
-        self.records.fetch_add(1, Ordering::Relaxed);
-        self.bytes
-            .fetch_add(record.data.len() as u64, Ordering::Relaxed);
-        self.billed_bytes
-            .fetch_add(billed_bytes(record.data.len()), Ordering::Relaxed);
+    fn delivered(&self, records: &[Record]) {
+        let sizes = records.iter().map(|record| record.data.len());
+        let bytes = sizes.clone().sum::<usize>() as u64;
+        let billed = sizes.map(billed_bytes).sum();
+        self.records
+            .fetch_add(records.len() as u64, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.billed_bytes.fetch_add(billed, Ordering::Relaxed);
     }
 
     pub fn counts(&self) -> Counts {
@@ -58,31 +60,27 @@ impl Meters {
     }
 
     pub(super) fn request(&self, records: &[Record]) {
-        self.each(records, Meter::request);
+        self.each(records, |meter, _| meter.request());
     }
 
     pub(super) fn retry(&self, records: &[Record]) {
-        self.each(records, Meter::retry);
+        self.each(records, |meter, _| meter.retry());
     }
 
-    pub(super) fn delivered(&self, record: &Record) {
-        self.each(std::slice::from_ref(record), |meter| {
-            meter.delivered(record);
-        });
+    pub(super) fn delivered(&self, records: &[Record]) {
+        self.each(records, Meter::delivered);
     }
 
-    /// Everyone of whom there is a record, once. Records are in the order of their lines.
-    fn each(&self, records: &[Record], count: impl Fn(&Meter)) {
-        let mut counted = None;
-        for record in records {
-            let first = record.lines.start;
-            let of = self.0.partition_point(|(end, _)| *end <= first);
-            if counted != Some(of)
-                && let Some((_, meter)) = self.0.get(of)
-            {
-                count(meter);
-                counted = Some(of);
+    /// Everyone of whom there are records, with these. Records are in the order of their lines.
+    fn each(&self, records: &[Record], count: impl Fn(&Meter, &[Record])) {
+        let mut rest = records;
+        for (end, meter) in &self.0 {
+            let (own, others) =
+                rest.split_at(rest.partition_point(|record| record.lines.start < *end));
+            if !own.is_empty() {
+                count(meter, own);
             }
+            rest = others;
         }
     }
 }
@@ -108,7 +106,7 @@ mod tests {
         meters.request(&records);
         meters.request(&records[3..]);
         meters.retry(&records[3..]);
-        records.iter().for_each(|record| meters.delivered(record));
+        meters.delivered(&records);
         let counted = |meter: &Meter| {
             let counts = meter.counts();
             [

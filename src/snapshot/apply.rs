@@ -1,6 +1,7 @@
 //! Changes members as Firehose accepts what was decided about them.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
@@ -50,13 +51,14 @@ impl<'c, 'e> Apply<'c, 'e> {
                  ON CONFLICT (audience, user) DO UPDATE SET anonymous_id = NULL, value = NULL, since = NULL"
             }
         };
+        let [put, put_rows] = &PUT[usize::from(!is_in_place)];
         Ok(Self {
             connection,
             audience,
             run: run.number,
             is_in_place,
-            put: connection.prepare_cached(&put(is_in_place, 1))?,
-            put_rows: connection.prepare_cached(&put(is_in_place, ROWS))?,
+            put: connection.prepare_cached(put)?,
+            put_rows: connection.prepare_cached(put_rows)?,
             remove: connection.prepare_cached(remove)?,
             waiting: Vec::with_capacity(ROWS),
             has_strangers,
@@ -121,20 +123,22 @@ impl<'c, 'e> Apply<'c, 'e> {
     }
 }
 
-/// Puts so many members in their place, or beside the others. Who is a member already stays known by the identifiers
-/// that they entered with: those leave with them.
-fn put(is_in_place: bool, rows: usize) -> String {
-    let (table, identifiers) = match is_in_place {
-        true => ("member", ""),
-        false => ("moved", "anonymous_id = excluded.anonymous_id, "),
-    };
+/// Puts members in their place, one and several by one statement, and beside the others.
+static PUT: LazyLock<[[String; 2]; 2]> = LazyLock::new(|| {
+    // Who is a member already stays known by the identifiers that they entered with: those leave with them.
+    let identifiers = "anonymous_id = excluded.anonymous_id, ";
+    [("member", ""), ("moved", identifiers)]
+        .map(|(table, kept)| [1, ROWS].map(|rows| put(table, kept, rows)))
+});
+
+fn put(table: &str, kept: &str, rows: usize) -> String {
     let rows: Vec<String> = (0..rows)
         .map(|row| FIRST_OF_ROW + row * PARAMETERS_OF_ROW)
         .map(|first| format!("(?1, ?{first}, ?{}, ?{}, ?2)", first + 1, first + 2))
         .collect();
     format!(
         "INSERT INTO {table} (audience, user, anonymous_id, value, since) VALUES {}
-         ON CONFLICT (audience, user) DO UPDATE SET {identifiers}value = excluded.value, since = excluded.since",
+         ON CONFLICT (audience, user) DO UPDATE SET {kept}value = excluded.value, since = excluded.since",
         rows.join(", ")
     )
 }
