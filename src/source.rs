@@ -5,6 +5,8 @@
 
 mod ahead;
 mod interrupt;
+#[cfg_attr(not(test), expect(dead_code, reason = "for sources of files"))]
+mod sort;
 mod sqlite;
 
 use std::path::PathBuf;
