@@ -5,6 +5,7 @@
 
 pub mod keys;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -100,7 +101,12 @@ pub struct Audience {
     pub name: String,
     pub class: Class,
     pub source: SourceName,
+    /// Empty where the source is not asked by one.
     pub query: String,
+    /// In place of the files of its source, relative to them.
+    pub files: Option<String>,
+    /// By column of the result: the column of the source that is it. Where it says nothing, the source does.
+    pub columns: BTreeMap<String, String>,
     pub destinations: Vec<DestinationName>,
     /// `None` where it is switched off.
     pub guard: Option<Guard>,

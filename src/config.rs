@@ -13,6 +13,7 @@ mod error;
 mod laws;
 mod schedule;
 mod secret;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -29,7 +30,7 @@ pub use schedule::{Configured, Schedule};
 pub use secret::{SecretRef, SecretSource};
 
 use crate::audience::{DestinationName, SourceName};
-use crate::source::{Source, Sqlite};
+use crate::source::Source;
 use document::{Document, Item, Table, shown};
 use schedule::Known;
 
@@ -98,7 +99,7 @@ impl Config {
             .transpose()?;
         let sources = named(&table, "source")?
             .into_iter()
-            .map(|(name, item)| Ok((SourceName::new(name), read_source(name, &item, &root)?)))
+            .map(|(name, item)| Ok((SourceName::new(name), source::read(name, &item, &root)?)))
             .collect::<Result<_, _>>()?;
         let destinations: BTreeMap<_, _> = named(&table, "destination")?
             .into_iter()
@@ -158,16 +159,6 @@ fn read_some_time(item: &Item<'_>, example: &str, way_out: &str) -> Result<Durat
             .hint(way_out));
     }
     Ok(time)
-}
-
-fn read_source(name: &str, item: &Item<'_>, root: &Root) -> Result<Source, ConfigError> {
-    let table = item.table(table_name("source", name))?;
-    table.only(&["sqlite"])?;
-    let path = table.require("sqlite")?;
-    Ok(Source::Sqlite(Sqlite {
-        name: SourceName::new(name),
-        path: root.join(path.path()?),
-    }))
 }
 
 /// The directory that relative paths start from.

@@ -4,21 +4,27 @@
 //! that fails, ends early or comes out of order decides nothing.
 
 mod ahead;
+mod files;
 mod interrupt;
-#[cfg_attr(not(test), expect(dead_code, reason = "for sources of files"))]
+mod json;
+mod row;
 mod sort;
 mod sqlite;
+mod stamp;
 
 use std::path::PathBuf;
 
 use sha2::{Digest as _, Sha256};
 
 use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
+use crate::diff::Members;
 use crate::run::Timestamp;
 
 pub use ahead::MembersAhead;
+pub use files::{Dialect, Files, Format};
 pub use interrupt::Interrupt;
-pub use sqlite::{Sqlite, SqliteMembers, check_syntax, check_syntax_of_changes};
+pub use sort::SortError;
+pub use sqlite::{Sqlite, check_syntax, check_syntax_of_changes};
 
 /// What a source is asked about an audience.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +102,21 @@ pub enum SourceError {
          hint: let it give one row a user: what they are now"
     )]
     Contradiction { audience: String },
+    /// What came is not what it should be: a file that ends inside a row, a column that is not there, an answer that is
+    /// none.
+    #[error("source `{source_name}`: {place}: {problem}")]
+    Broken {
+        source_name: SourceName,
+        /// Such as `exports/a.csv, row 3`.
+        place: String,
+        /// In words, with the way out.
+        problem: String,
+    },
+    /// Of a source that does not sort.
+    #[error(transparent)]
+    Sort(#[from] SortError),
+    #[error("source `{source_name}`: asked to stop")]
+    Interrupted { source_name: SourceName },
     /// The order that was asked for is not the one that came: the database is damaged, or sorts in its own way.
     #[error("source `{source_name}` gave members out of order")]
     OutOfOrder { source_name: SourceName },
@@ -198,6 +219,7 @@ fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     Sqlite(Sqlite),
+    Files(Files),
 }
 
 impl Source {
@@ -205,6 +227,7 @@ impl Source {
     pub fn check(&self, audience: &Audience) -> Result<(), SourceError> {
         match self {
             Self::Sqlite(sqlite) => sqlite.check(audience),
+            Self::Files(files) => files.check(audience),
         }
     }
 
@@ -216,6 +239,8 @@ impl Source {
     ) -> Result<bool, SourceError> {
         match self {
             Self::Sqlite(sqlite) => sqlite.tells_of_anybody(audience, interrupt),
+            // Nobody can ask files what has changed.
+            Self::Files(_) => Ok(true),
         }
     }
 
@@ -223,13 +248,15 @@ impl Source {
     pub fn definition(&self, audience: &Audience) -> String {
         match self {
             Self::Sqlite(sqlite) => sqlite.definition(audience),
+            Self::Files(files) => files.definition(audience),
         }
     }
 
-    /// What the source is now.
-    pub fn fingerprint(&self) -> Result<Fingerprint, Doubt> {
+    /// What the source is now, as far as an audience is asked of it.
+    pub fn fingerprint(&self, audience: &Audience) -> Result<Fingerprint, Doubt> {
         match self {
             Self::Sqlite(sqlite) => sqlite.fingerprint(),
+            Self::Files(files) => files.fingerprint(audience),
         }
     }
 
@@ -237,6 +264,7 @@ impl Source {
     pub fn keeps_writers_waiting(&self) -> bool {
         match self {
             Self::Sqlite(sqlite) => sqlite.keeps_writers_waiting(),
+            Self::Files(_) => false,
         }
     }
 
@@ -268,18 +296,26 @@ impl Source {
         audience: &Audience,
         questions: &[Question],
         interrupt: &Interrupt,
-        mut use_members: impl FnMut(&mut SqliteMembers<'_>) -> Result<bool, SourceError>,
+        use_members: &mut UseMembers<'_>,
     ) -> Result<(), SourceError> {
-        let Self::Sqlite(sqlite) = self;
-        let reader = sqlite.begin(interrupt)?;
-        for question in questions {
-            if !reader.ask(audience, *question, &mut use_members)? {
-                break;
-            }
+        match self {
+            Self::Sqlite(sqlite) => sqlite.ask(audience, questions, interrupt, use_members),
+            Self::Files(files) => files.ask(audience, interrupt, use_members),
         }
-        Ok(())
     }
 }
+
+/// Members as a source gives them, and what is known of the reading at their end.
+pub(crate) trait Answer: Members<Error = SourceError> {
+    /// Rows that were left out.
+    fn skipped(&self) -> Skipped;
+
+    /// What the source is of which all members are read by now; `None` where that is in doubt.
+    fn read_from(&self) -> Option<Fingerprint>;
+}
+
+/// Takes the members of a question; `false` where it wants no more.
+type UseMembers<'u> = dyn FnMut(&mut dyn Answer) -> Result<bool, SourceError> + 'u;
 
 /// Whether `next` replaces `current`, where both are the same user: the greater row wins, so that the choice does not
 /// depend on the order in which a database gives them.

@@ -132,6 +132,8 @@ impl Shop {
             class: Class::Audience,
             source: SourceName::new("shop"),
             query: format!("SELECT user_id FROM audience_member WHERE audience = {number}"),
+            files: None,
+            columns: Default::default(),
             destinations: vec![DestinationName::new("main")],
             guard: None,
             traits: Vec::new(),

@@ -11,7 +11,7 @@ use super::cron::{self, Cron};
 use super::destination::Destination;
 use super::document::{Document, Item, Table, shown};
 use super::error::{ConfigError, Location};
-use super::{Source, read_some_time};
+use super::{Source, read_some_time, source};
 use crate::audience::{
     Audience, AudienceId, Changes, Class, DestinationName, Guard, Key, SourceName,
 };
@@ -154,6 +154,8 @@ impl Configured {
             "name",
             "source",
             "query",
+            "files",
+            "columns",
             "id",
             "key",
             "destinations",
@@ -164,7 +166,22 @@ impl Configured {
         ])?;
         let name_item = table.require("name")?;
         let name = name_item.some_text()?;
-        let query = table.require("query")?;
+        let source = read_source(table, known)?;
+        let is_asked = matches!(known.sources[&source], Source::Sqlite(_));
+        let query = match is_asked {
+            true => Some(table.require("query")?),
+            false => None,
+        };
+        let unfit: &[&str] = match is_asked {
+            true => &["files", "columns"],
+            false => &["query", "changes", "reconcile"],
+        };
+        if let Some(item) = unfit.iter().find_map(|key| table.get(key)) {
+            return Err(item.error(format!("does not fit source `{source}`")).hint(match is_asked {
+                true => "a database is asked by a `query`",
+                false => "files are read as they are: `files`, `columns` and `traits` say what is used of them",
+            }));
+        }
         let explicit = table.get("key").map(|item| read_key(&item)).transpose()?;
         let key_is_explicit = explicit.is_some();
         let key = explicit.or_else(|| Key::from_name(name)).ok_or_else(|| {
@@ -188,8 +205,16 @@ impl Configured {
             key_is_explicit,
             name: name.to_owned(),
             class,
-            source: read_source(table, known)?,
-            query: query.some_text()?.to_owned(),
+            source,
+            query: match &query {
+                Some(query) => query.some_text()?.to_owned(),
+                None => String::new(),
+            },
+            files: table
+                .get("files")
+                .map(|item| item.some_text().map(str::to_owned))
+                .transpose()?,
+            columns: source::read_columns(table)?,
             destinations,
             guard: table
                 .get("guard")
@@ -203,7 +228,7 @@ impl Configured {
         Ok(Self {
             audience,
             schedule: schedule.to_owned(),
-            query_at: query.location(),
+            query_at: query.map_or_else(|| name_item.location(), |query| query.location()),
             changes_at: table.get("changes").map(|item| item.location()),
             at: name_item.location(),
         })

@@ -9,6 +9,7 @@ use crate::audience::{Class, Guard};
 use crate::event::CallType;
 use crate::firehose::Api;
 use crate::mapping::{Match, StreamName};
+use crate::source::Sqlite;
 
 /// A project in a directory of its own, which goes with it.
 struct Project(PathBuf);
@@ -557,7 +558,23 @@ fn a_value_of_another_type_is_not_taken() {
     );
     check_main(
         "[source.shop]",
-        "`sqlite` is missing in [source.shop]\n  --> audience-sync.toml:1:9",
+        "`sqlite` or `files` is missing in [source.shop]\n  --> audience-sync.toml:1:9\n\nhint: sqlite = \"PATH\" names a database, files = \"PATTERN\" one or several exports",
+    );
+    check_main(
+        "[source.shop]\nsqlite = \"x\"\nfiles = \"y\"",
+        "[source.shop] has both `sqlite` and `files`\n  --> audience-sync.toml:1:9\n\nhint: make two sources of it",
+    );
+    check_main(
+        "[source.shop]\nfiles = \"x\"\nformat = \"xlsx\"",
+        "`format` in [source.shop] is an unknown format: `xlsx`\n  --> audience-sync.toml:3:10\n\nhint: known: `csv`, `tsv`, `jsonl`, `ndjson`",
+    );
+    check_main(
+        "[source.shop]\nfiles = \"x\"\ndelimiter = \"||\"",
+        "`delimiter` in [source.shop] must be one ASCII character\n  --> audience-sync.toml:3:13\n\nhint: write it like \";\", or \"\\t\" for a tab",
+    );
+    check_main(
+        "[source.shop]\nsqlite = \"x\"\ndelimiter = \";\"",
+        "unknown key `delimiter` in [source.shop]\n  --> audience-sync.toml:3:1\n\nhint: known: `sqlite`",
     );
     check_main(
         "[source.shop]\nsqlite = []",
@@ -771,7 +788,7 @@ fn audiences_are_checked() {
     );
     check_schedule(
         "[[audience]]\nname = \"x\"",
-        "`query` is missing in [[audience]]\n  --> schedules/daily.toml:1:1",
+        "`source` is missing in [[audience]]\n  --> schedules/daily.toml:1:1",
     );
     check_schedule(
         "[[audience]]\nname = \"x\"\nquery = \"q\"",

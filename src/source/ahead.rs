@@ -103,7 +103,7 @@ fn read_all(
     interrupt: &Interrupt,
     say: &SyncSender<Said>,
 ) -> Result<(), SourceError> {
-    source.ask_here(audience, questions, interrupt, |members| {
+    source.ask_here(audience, questions, interrupt, &mut |members| {
         let mut batch = Batch::default();
         while members.advance()? {
             batch.push(&members.current(), members.presence());
@@ -118,7 +118,7 @@ fn read_all(
             }
         }
         drop(say.send(Said::Batch(batch)));
-        let end = Said::End(members.skipped, members.read_from());
+        let end = Said::End(members.skipped(), members.read_from());
         Ok(say.send(end).is_ok())
     })
 }

@@ -1,13 +1,20 @@
-//! The way to end a query that is still looking for its first row.
+//! The way to end a reading, or a query that is still looking for its first row.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, InterruptHandle};
 
-/// Ends the query that a source runs, from another thread. One that has yet to begin is not held up by it: ask again.
+/// Ends what a source does, from another thread. A query that has yet to begin is not held up by it: ask again.
 #[derive(Clone, Default)]
-pub struct Interrupt(Arc<Mutex<Option<InterruptHandle>>>);
+pub struct Interrupt(Arc<Reading>);
+
+#[derive(Default)]
+struct Reading {
+    query: Mutex<Option<InterruptHandle>>,
+    is_over: AtomicBool,
+}
 
 impl Interrupt {
     /// Lets the queries of this connection be ended.
@@ -15,14 +22,20 @@ impl Interrupt {
         *self.handle() = Some(connection.get_interrupt_handle());
     }
 
+    /// Whether somebody has asked for the end: for those who read without a query.
+    pub(super) fn is_requested(&self) -> bool {
+        self.0.is_over.load(Ordering::Relaxed)
+    }
+
     pub fn interrupt(&self) {
+        self.0.is_over.store(true, Ordering::Relaxed);
         if let Some(handle) = self.handle().as_ref() {
             handle.interrupt();
         }
     }
 
     fn handle(&self) -> MutexGuard<'_, Option<InterruptHandle>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.query.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) use merge::Sorted;
 
 /// Why members were not brought into order.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum SortError {
+pub enum SortError {
     /// The disk is full, or nobody may write there.
     #[error(
         "members could not be sorted: no temporary file could be written in {}\n\n\

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
-use super::{Doubt, Fingerprint, Interrupt, Question, SINCE, SourceError, digest};
+use super::{Doubt, Fingerprint, Interrupt, Question, SINCE, SourceError, UseMembers, digest};
 use crate::audience::{Audience, SourceName};
 use crate::disk::cut_off_at;
 use crate::run::Timestamp;
@@ -27,7 +27,7 @@ use access::ONLY_READS;
 use handles::{Connected, Handle};
 use layout::{BINARY, Layout};
 use pure::Uses;
-pub use rows::SqliteMembers;
+use rows::SqliteMembers;
 use state::{State, keeps_writers_waiting};
 
 /// How long another process may keep the file locked.
@@ -139,7 +139,7 @@ pub(super) struct Reader<'s> {
 }
 
 impl Reader<'_> {
-    pub(super) fn ask<T, E: From<SourceError>>(
+    fn ask<T, E: From<SourceError>>(
         &self,
         audience: &Audience,
         question: Question,
@@ -240,6 +240,22 @@ impl Sqlite {
         let changes = changes.map(|changes| changes.query.as_bytes());
         let traits = audience.traits.iter().map(String::as_bytes);
         digest(texts.into_iter().chain(changes).chain(traits))
+    }
+
+    pub(super) fn ask(
+        &self,
+        audience: &Audience,
+        questions: &[Question],
+        interrupt: &Interrupt,
+        use_members: &mut UseMembers<'_>,
+    ) -> Result<(), SourceError> {
+        let reader = self.begin(interrupt)?;
+        for question in questions {
+            if !reader.ask(audience, *question, |members| use_members(members))? {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Begins to read: all that is asked is of one moment.

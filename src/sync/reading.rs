@@ -132,7 +132,7 @@ impl Reading {
                 "since what the source was when that was done last is not known".to_owned(),
             );
         };
-        match self.source.fingerprint() {
+        match self.source.fingerprint(&self.audience) {
             Ok(now) if now.as_str() == from => None,
             Ok(_) => Some("since the source has changed".to_owned()),
             Err(doubt) => Some(format!("since {doubt}")),

@@ -61,6 +61,8 @@ impl Shop {
             class: Class::Audience,
             source: shop,
             query: QUERY.to_owned(),
+            files: None,
+            columns: Default::default(),
             destinations: vec![main],
             guard: None,
             traits: Vec::new(),
@@ -108,7 +110,7 @@ impl Shop {
     fn grow_old(&self) {
         let source = &self.project.sources[&self.keyed.audience.source];
         let deadline = Instant::now() + Duration::from_secs(10);
-        while source.fingerprint().is_err() {
+        while source.fingerprint(&self.keyed.audience).is_err() {
             assert!(Instant::now() < deadline, "the source is in doubt for ever");
             std::thread::park_timeout(Duration::from_millis(5));
         }

@@ -87,6 +87,8 @@ fn audience(key: &str, class: Class, query: &str) -> Keyed {
         class,
         source: SourceName::new("shop"),
         query: query.to_owned(),
+        files: None,
+        columns: Default::default(),
         destinations: vec![DestinationName::new("main")],
         guard: None,
         traits: Vec::new(),

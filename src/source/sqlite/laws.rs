@@ -48,6 +48,8 @@ fn audience(query: &str) -> Audience {
         class: Class::Audience,
         source: SourceName::new("shop"),
         query: query.to_owned(),
+        files: None,
+        columns: Default::default(),
         destinations: vec![DestinationName::new("main")],
         guard: None,
         traits: Vec::new(),

@@ -1,7 +1,8 @@
 //! Which column of a query's result is what, and the SQL that sorts it.
 
-use crate::audience::{Audience, Class};
+use crate::audience::Audience;
 use crate::source::Question;
+use crate::source::row::Columns;
 
 /// What the wrapped query is called.
 const WRAPPED: &str = "\"the query of an audience\"";
@@ -15,12 +16,8 @@ pub(super) struct Layout {
     /// One statement, without a semicolon.
     pub(super) query: String,
     pub(super) columns: usize,
-    pub(super) user_id: Option<usize>,
-    pub(super) anonymous_id: Option<usize>,
-    pub(super) value: Option<usize>,
-    /// Of a change query.
-    pub(super) is_member: Option<usize>,
-    pub(super) traits: Vec<(String, usize)>,
+    /// Their places in the query's result.
+    pub(super) found: Columns,
     /// Sort ids by their decimal text instead of as they are.
     pub(super) as_text: bool,
     pub(super) collation: &'static str,
@@ -34,54 +31,14 @@ impl Layout {
         audience: &Audience,
         question: Question,
     ) -> Result<Self, String> {
-        let find = |wanted: &str| {
-            let mut places =
-                (0..names.len()).filter(|place| names[*place].eq_ignore_ascii_case(wanted));
-            match (places.next(), places.next()) {
-                (_, Some(_)) => Err(format!("it has two columns `{wanted}`")),
-                (place, None) => Ok(place),
-            }
-        };
-        let (mut user_id, anonymous_id) = (find("user_id")?, find("anonymous_id")?);
-        let value = find("value")?;
-        if names.len() == 1 && anonymous_id.is_none() {
-            user_id = Some(0);
-        }
-        if user_id.is_none() && anonymous_id.is_none() {
-            let columns = names.join("`, `");
-            return Err(format!(
-                "it has no column `user_id` or `anonymous_id`, only `{columns}`\n\nhint: write `... AS user_id`"
-            ));
-        }
-        if audience.class == Class::Trait && (value.is_none() || names.len() == 1) {
-            return Err(
-                "a computed trait needs a column `value`\n\nhint: write `... AS value`".to_owned(),
-            );
-        }
-        let value = value.filter(|_| audience.class == Class::Trait);
-        let is_member = match question {
-            Question::Members => None,
-            Question::Changes { .. } => Some(find("is_member")?.ok_or(
-                "it has no column `is_member`\n\nhint: write `... AS is_member`, 1 for a member and 0 for who is none",
-            )?),
-        };
-        let mut traits = Vec::new();
-        for name in &audience.traits {
-            let place = find(name)?
-                .ok_or_else(|| format!("it has no column `{name}`, which `traits` names"))?;
-            traits.push((name.clone(), place));
-        }
-        // Extra traits go out in the order of the query's columns.
-        traits.sort_by_key(|(_, place)| *place);
+        let found = Columns::find(names, audience, question, |column| {
+            format!("write `... AS {column}`")
+        })?;
         Ok(Self {
             question,
             query: String::new(),
             columns: names.len(),
-            user_id,
-            anonymous_id,
-            value,
-            is_member,
-            traits,
+            found,
             as_text: false,
             collation: BINARY,
             is_pure: false,
@@ -89,20 +46,40 @@ impl Layout {
     }
 
     pub(super) fn both_ids(&self) -> bool {
-        self.user_id.is_some() && self.anonymous_id.is_some()
+        self.found.user_id.is_some() && self.found.anonymous_id.is_some()
     }
 
     pub(super) fn id_columns(&self) -> Vec<usize> {
-        self.user_id.into_iter().chain(self.anonymous_id).collect()
+        let Columns {
+            user_id,
+            anonymous_id,
+            ..
+        } = self.found;
+        user_id.into_iter().chain(anonymous_id).collect()
+    }
+
+    /// Their places in the sorted result: ids come first, then the value or what is in its place, then the traits.
+    pub(super) fn sorted_columns(&self) -> Columns {
+        let found = &self.found;
+        let ids = self.id_columns().len();
+        let first_trait = ids + found.value.iter().chain(&found.is_member).count();
+        let names = found.traits.iter().map(|(_, name)| name.clone());
+        Columns {
+            user_id: found.user_id.map(|_| 0),
+            anonymous_id: found.anonymous_id.map(|_| ids - 1),
+            value: found.value.map(|_| ids),
+            is_member: found.is_member.map(|_| ids),
+            traits: (first_trait..).zip(names).collect(),
+        }
     }
 
     /// Why a change query cannot tell of these members: by other id columns, one user would be two.
     pub(super) fn has_other_ids(&self, changes: &Self) -> Option<String> {
         let [ids, others] = [self, changes].map(|layout| {
-            let user_id = layout.user_id.map(|_| "`user_id`");
+            let user_id = layout.found.user_id.map(|_| "`user_id`");
             let names = user_id
                 .into_iter()
-                .chain(layout.anonymous_id.map(|_| "`anonymous_id`"));
+                .chain(layout.found.anonymous_id.map(|_| "`anonymous_id`"));
             names.collect::<Vec<_>>().join(" and ")
         });
         (ids != others).then(|| {
@@ -131,9 +108,9 @@ impl Layout {
         let wanted = self
             .id_columns()
             .into_iter()
-            .chain(self.value)
-            .chain(self.is_member)
-            .chain(self.traits.iter().map(|(_, place)| *place));
+            .chain(self.found.value)
+            .chain(self.found.is_member)
+            .chain(self.found.traits.iter().map(|(place, _)| *place));
         let wanted: Vec<String> = wanted.map(|place| format!("c{place}")).collect();
         let (named, wanted) = (self.named(query), wanted.join(", "));
         format!("{named} SELECT {wanted} FROM {WRAPPED}")

@@ -6,18 +6,15 @@
 //! <https://git-scm.com/docs/racy-git>. Whoever is in doubt reads.
 
 use std::ffi::OsString;
-use std::fs::Metadata;
 use std::io::{ErrorKind, Read as _};
 use std::iter;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::handles::Handle;
 use crate::disk;
+use crate::source::stamp::Stamp;
 use crate::source::{Doubt, Fingerprint, digest};
-
-/// How long a change is young. The coarsest file systems count in two seconds.
-const YOUNG: Duration = Duration::from_millis(if cfg!(test) { 50 } else { 2_000 });
 
 /// The header has the change counter and what it was valid for: <https://sqlite.org/fileformat.html#the_database_header>.
 const HEADER: u64 = 100;
@@ -63,23 +60,15 @@ impl State {
         Some(Self {
             file: Seen::of(path, HEADER)?,
             log: match has_log {
-                true => Some(Seen {
-                    // SQLite gives a log to the owner of the file whenever root opens it.
-                    changed: None,
-                    ..Seen::of(&log, LOG_HEADER)?
-                }),
+                true => Some(Seen::of_log(&log)?),
                 false => None,
             },
         })
     }
 
-    /// Whether nothing has changed a moment ago, nor in a time to come: a clock may have been set back.
     fn is_old(&self, now: SystemTime) -> bool {
-        let Some(before) = now.checked_sub(YOUNG) else {
-            return false;
-        };
         let mut seen = iter::once(&self.file).chain(&self.log);
-        seen.all(|seen| seen.modified <= before && seen.changed.is_none_or(|at| at <= before))
+        seen.all(|seen| seen.stamp.is_old(now))
     }
 
     /// All of it in one word.
@@ -128,80 +117,30 @@ fn beside(path: &Path, ending: &str) -> PathBuf {
 /// What the system and the header say of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Seen {
-    /// Device, inode and size.
-    identity: [u64; 3],
-    /// When it was written to,
-    modified: SystemTime,
-    /// and when anything of it was changed, be it the time before: this one nobody can set.
-    changed: Option<SystemTime>,
+    stamp: Stamp,
     header: Vec<u8>,
 }
 
 impl Seen {
     fn of(path: &Path, header_bytes: u64) -> Option<Self> {
         let mut file = Handle::open(path).ok()?;
-        // Of the open file: where it lies on another machine, its times are asked for now.
-        let metadata = file.metadata().ok()?;
+        let stamp = Stamp::of(&file.metadata().ok()?)?;
         let mut header = Vec::new();
         let mut start = file.by_ref().take(header_bytes);
         start.read_to_end(&mut header).ok()?;
-        Some(Self {
-            identity: identity(&metadata)?,
-            modified: metadata.modified().ok()?,
-            changed: Some(changed(&metadata)?),
-            header,
-        })
+        Some(Self { stamp, header })
+    }
+
+    /// SQLite gives a log to the owner of the file whenever root opens it.
+    fn of_log(path: &Path) -> Option<Self> {
+        let mut seen = Self::of(path, LOG_HEADER)?;
+        seen.stamp.changed = None;
+        Some(seen)
     }
 
     fn parts(&self) -> [String; 2] {
-        let Self {
-            identity: [device, inode, bytes],
-            modified,
-            changed,
-            header,
-        } = self;
-        [
-            format!(
-                "{device} {inode} {bytes} {} {}",
-                nanos(Some(*modified)),
-                nanos(*changed)
-            ),
-            format!("{header:x?}"),
-        ]
+        [self.stamp.text(), format!("{:x?}", self.header)]
     }
-}
-
-/// Nanoseconds since 1970; 0 for no time and for all before.
-fn nanos(at: Option<SystemTime>) -> u128 {
-    let since = at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-    since.map_or(0, |since| since.as_nanos())
-}
-
-#[cfg(unix)]
-fn identity(metadata: &Metadata) -> Option<[u64; 3]> {
-    use std::os::unix::fs::MetadataExt as _;
-
-    Some([metadata.dev(), metadata.ino(), metadata.len()])
-}
-
-#[cfg(unix)]
-fn changed(metadata: &Metadata) -> Option<SystemTime> {
-    use std::os::unix::fs::MetadataExt as _;
-
-    let seconds = u64::try_from(metadata.ctime()).ok()?;
-    let nanos = u32::try_from(metadata.ctime_nsec()).ok()?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::new(seconds, nanos))
-}
-
-/// Elsewhere nothing tells a file from one that was put in its place, with the same time.
-#[cfg(not(unix))]
-fn identity(_: &Metadata) -> Option<[u64; 3]> {
-    None
-}
-
-#[cfg(not(unix))]
-fn changed(_: &Metadata) -> Option<SystemTime> {
-    None
 }
 
 #[cfg(all(test, unix))]
@@ -212,7 +151,10 @@ mod tests {
     use rusqlite::Connection;
     use tempfile::TempDir;
 
+    use std::time::Duration;
+
     use super::*;
+    use crate::source::stamp::YOUNG;
 
     struct Shop(TempDir);
 
@@ -286,9 +228,9 @@ mod tests {
 
     fn differing(before: &Seen, after: &Seen) -> Vec<&'static str> {
         let parts = [
-            ("identity", before.identity == after.identity),
-            ("modified", before.modified == after.modified),
-            ("changed", before.changed == after.changed),
+            ("identity", before.stamp.identity == after.stamp.identity),
+            ("modified", before.stamp.modified == after.stamp.modified),
+            ("changed", before.stamp.changed == after.stamp.changed),
             ("header", before.header == after.header),
         ];
         let differing = parts.into_iter().filter(|(_, is_same)| !is_same);
@@ -412,20 +354,20 @@ mod tests {
             .unwrap();
         let state = shop.state().unwrap();
         let changes: [fn(&mut State); 10] = [
-            |state| state.file.identity[0] += 1,
-            |state| state.file.identity[1] += 1,
-            |state| state.file.identity[2] += 1,
-            |state| state.file.modified += Duration::from_nanos(1),
-            |state| state.file.changed = Some(state.file.modified),
+            |state| state.file.stamp.identity[0] += 1,
+            |state| state.file.stamp.identity[1] += 1,
+            |state| state.file.stamp.identity[2] += 1,
+            |state| state.file.stamp.modified += Duration::from_nanos(1),
+            |state| state.file.stamp.changed = Some(state.file.stamp.modified),
             |state| state.file.header[27] ^= 1,
             |state| state.log = None,
             |state| std::mem::swap(&mut state.file, state.log.as_mut().unwrap()),
-            |state| state.log.as_mut().unwrap().modified += Duration::from_nanos(1),
+            |state| state.log.as_mut().unwrap().stamp.modified += Duration::from_nanos(1),
             |state| state.log.as_mut().unwrap().header[16] ^= 1,
         ];
         for (position, change) in changes.into_iter().enumerate() {
             let mut other = state.clone();
-            other.file.changed = Some(SystemTime::UNIX_EPOCH);
+            other.file.stamp.changed = Some(SystemTime::UNIX_EPOCH);
             let before = other.fingerprint();
             change(&mut other);
             assert_ne!(other.fingerprint(), before, "{position}");

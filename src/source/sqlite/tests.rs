@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::audience::{AudienceId, Changes, Class, DestinationName, Key, Member, UserKind, Value};
 use crate::diff::{Members as _, Presence};
+use crate::source::Answer as _;
 
 /// A query with a column `value` is a computed trait; its column `email` or `age` is an extra trait.
 fn audience(query: &str) -> Audience {
@@ -27,6 +28,8 @@ fn audience(query: &str) -> Audience {
         },
         source: SourceName::new("shop"),
         query: query.to_owned(),
+        files: None,
+        columns: Default::default(),
         destinations: vec![DestinationName::new("main")],
         guard: None,
         // Not the order of the columns.
@@ -76,8 +79,8 @@ impl Shop {
                 while members.advance()? {
                     line.push(text(&members.current()));
                 }
-                if members.skipped.total() > 0 {
-                    line.push(format!("({})", members.skipped.explain()));
+                if members.skipped().total() > 0 {
+                    line.push(format!("({})", members.skipped().explain()));
                 }
                 Ok(line.join(" "))
             },
@@ -775,8 +778,8 @@ fn changes(shop: &Shop, query: &str) -> Result<String, SourceError> {
             };
             line.push(format!("{sign}{}{}", member.user.id, member.traits));
         }
-        if members.skipped.total() > 0 {
-            line.push(format!("({})", members.skipped.explain()));
+        if members.skipped().total() > 0 {
+            line.push(format!("({})", members.skipped().explain()));
         }
         Ok(line.join(" "))
     })
@@ -958,7 +961,7 @@ fn what_a_change_query_says_must_be_clear() {
         );
     };
     for (flag, found) in [
-        ("'1'", "another type"),
+        ("'1'", "a text"),
         ("1.0", "a real number"),
         ("2", "another number"),
         ("x'01'", "a BLOB"),

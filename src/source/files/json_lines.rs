@@ -1,0 +1,43 @@
+//! Rows of JSON lines: an object each, or an id by itself.
+
+use std::io::{BufRead as _, BufReader, Read};
+
+use serde::de::DeserializeSeed as _;
+
+use super::{BUFFER, MAX_ROW_BYTES, Problem, Taker};
+use crate::source::json::Wanted;
+
+pub(super) fn read(input: Box<dyn Read>, taker: &mut Taker<'_>) -> Result<(), Problem> {
+    let wanted = Wanted::of(taker.audience, taker.columns);
+    let mut input = BufReader::with_capacity(BUFFER, input);
+    let mut line = Vec::new();
+    loop {
+        taker.count()?;
+        line.clear();
+        let mut rest = input.by_ref().take(MAX_ROW_BYTES as u64 + 1);
+        rest.read_until(b'\n', &mut line)?;
+        let Some(text) = line.strip_suffix(b"\n") else {
+            return match line.len() {
+                0 => Ok(()),
+                length if length > MAX_ROW_BYTES => Err(Problem::too_long()),
+                _ => Err(Problem::cut_off()),
+            };
+        };
+        // A mark that editors on Windows put in front of a file.
+        let text = match taker.rows {
+            1 => text.strip_prefix(b"\xef\xbb\xbf").unwrap_or(text),
+            _ => text,
+        };
+        if text.trim_ascii().is_empty() {
+            continue;
+        }
+        let mut json = serde_json::Deserializer::from_slice(text);
+        let row = (&wanted)
+            .deserialize(&mut json)
+            .and_then(|row| json.end().map(|()| row))
+            .map_err(|error| {
+                Problem::Here(format!("it is no JSON that names a member: {error}"))
+            })?;
+        taker.take(&wanted.columns, &row)?;
+    }
+}
