@@ -108,10 +108,14 @@ pub async fn deliver(
         let (taken, left) = snapshot
             .with(move |snapshot| {
                 let taken = there.exchange(snapshot, back, &mut turns, room);
-                taken.map(|taken| (taken, turns))
+                (taken, turns)
             })
-            .await?;
+            .await;
         turns = left;
+        let taken = taken.unwrap_or_else(|error| {
+            broken.get_or_insert(error);
+            Vec::new()
+        });
         taken.iter().for_each(|(_, chunk)| freight.add(chunk));
         for parcel in parcels(taken, |run| &*courier.runs[run].run.streams) {
             let courier = Arc::clone(&courier);
@@ -124,7 +128,9 @@ pub async fn deliver(
         while let Some(joined) = back {
             match joined.expect("carrying a parcel does not panic") {
                 Ok(parts) => settled.extend(parts),
-                Err(error) => broken = broken.or(Some(error)),
+                Err(error) => {
+                    broken.get_or_insert(error);
+                }
             }
             back = under_way.try_join_next();
         }
@@ -338,7 +344,7 @@ impl Courier {
         (!problems.is_empty()).then(|| problems.join("\n"))
     }
 
-    /// Remembers what came back, in one transaction, and takes as many further chunks as there is room for.
+    /// Remembers what came back, in one transaction, and then takes as many further chunks as there is room for.
     fn exchange(
         &self,
         snapshot: &mut Snapshot,
@@ -347,13 +353,10 @@ impl Courier {
         room: Freight,
     ) -> Result<Vec<(usize, Chunk)>, SnapshotError> {
         let run = |run: usize| &self.runs[run].run;
-        if back.is_empty() {
-            return turns.take(snapshot, run, room);
+        if !back.is_empty() {
+            snapshot.together(|snapshot| self.remember(snapshot, back))?;
         }
-        snapshot.together(|snapshot| {
-            self.remember(snapshot, back)?;
-            turns.take(snapshot, run, room)
-        })
+        turns.take(snapshot, run, room)
     }
 
     fn remember(

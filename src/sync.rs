@@ -229,7 +229,7 @@ impl Runner<'_> {
         let mut free = places.to_vec();
         free.retain(|place| !stuck.iter().any(|run| is_at(run, place)));
         let first = pending.len();
-        pending.extend(self.plan_all(&free, request).await?);
+        self.plan_all(&free, request, pending).await?;
         let planned = &mut pending[first..];
         self.coalesce(planned).await?;
         self.deliver(planned).await

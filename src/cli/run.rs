@@ -247,12 +247,12 @@ impl Daemon {
             everything: true,
             keyed,
         };
-        selection
+        let ran = selection
             .run(&runner, Request::default(), &mut reports)
-            .await
-            .with_context(|| project::unusable(&self.config.snapshot))?;
+            .await;
         let rows = reports.into_rows();
         rows.iter().for_each(log);
+        ran.with_context(|| project::unusable(&self.config.snapshot))?;
         // Not by the outcomes: a record that can never be delivered is no reason to try again.
         let waiting = handle.with(|snapshot| snapshot.waiting()).await?;
         Ok(waiting

@@ -197,7 +197,8 @@ impl Delivered<'_> {
             .connection
             .prepare_cached("SELECT members FROM audience WHERE number = ?1")?;
         let count = statement.query_row([self.audience], |row| row.get::<_, i64>(0));
-        Ok(count.optional()?.unwrap_or_default().max(0) as u64)
+        let count = count.optional()?.unwrap_or_default();
+        u64::try_from(count).map_err(|_| SnapshotError::Unknown("number of members"))
     }
 
     /// The member that a user is, wherever the cursor is.

@@ -73,7 +73,14 @@ impl Runner<'_> {
             &outlet.route(&self.stop),
             &self.progress,
         )
-        .await?;
+        .await;
+        let sent = match sent {
+            Ok(sent) => sent,
+            Err(error) => {
+                self.recount(&mut pending, outgoing).await;
+                return Err(error);
+            }
+        };
         let mut closed = Vec::new();
         for ((pending, Outgoing { run, meter }), sent) in pending.iter_mut().zip(outgoing).zip(sent)
         {
@@ -92,6 +99,20 @@ impl Runner<'_> {
             pending.report.dead = pending.report.undelivered.saturating_sub(left);
         }
         Ok(())
+    }
+
+    /// Says what the snapshot still can tell of runs when their delivery has failed.
+    async fn recount(&self, pending: &mut [&mut Pending], outgoing: Vec<Outgoing>) {
+        for (pending, Outgoing { run, meter }) in pending.iter_mut().zip(outgoing) {
+            let number = run.number;
+            let now = self.snapshot.with(move |snapshot| snapshot.run(number));
+            let Ok(now) = now.await else { continue };
+            let report = &mut pending.report;
+            report.delivered = run.waiting - now.waiting;
+            report.undelivered = now.waiting;
+            report.counts = meter.counts();
+            report.outcome = outcome(report);
+        }
     }
 
     /// Closes runs with what came of them; returns how many changes of each are left in the journal.

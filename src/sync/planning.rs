@@ -75,12 +75,14 @@ impl Runner<'_> {
         &self,
         to_run: &[Place<'_>],
         request: Request,
-    ) -> Result<Vec<Pending>, SnapshotError> {
+        pending: &mut Vec<Pending>,
+    ) -> Result<(), SnapshotError> {
         let mut starts = self.starts().await?;
         let mut to_run = to_run
             .iter()
             .map(|(keyed, destination)| self.intend(keyed, destination, request, &mut starts));
         let mut ahead: VecDeque<Intended> = VecDeque::new();
+        // On disk with the next commit, or not at all.
         let mut planned = Vec::new();
         let mut together_since: Option<Instant> = None;
         while !self.stop.is_requested() {
@@ -105,13 +107,15 @@ impl Runner<'_> {
             planned.extend(self.plan_one(next, request).await?);
             if together_since.is_some_and(|since| since.elapsed() >= PLANS_TOGETHER_FOR) {
                 self.snapshot.with(Snapshot::close_together).await?;
+                pending.append(&mut planned);
                 together_since = None;
             }
         }
         if together_since.is_some() {
             self.snapshot.with(Snapshot::close_together).await?;
         }
-        Ok(planned)
+        pending.append(&mut planned);
+        Ok(())
     }
 
     /// Lets runs to a destination that coalesces share their records. On disk before anything is sent, so that what is

@@ -557,8 +557,8 @@ async fn a_change_query_is_asked_about_the_time_since_the_last_plan() {
     assert_eq!(shop.sync().await.removed, expected.len() as u64);
     let planned_before = shop.known::<i64>("planned_at");
     assert!(planned_before > planned_at);
-    // Or else it may be found unchanged.
-    shop.write("UPDATE users SET is_member = 1 WHERE id = 'a'");
+    // Or else it may be found unchanged. What is written as it was changes no file.
+    shop.write("UPDATE users SET changed_at = 'later' WHERE id = 'c'");
     let failed = shop.sync().await;
     assert_eq!(
         (failed.outcome, failed.misconfigured),

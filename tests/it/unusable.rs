@@ -174,8 +174,9 @@ fn a_disk_without_room_for_the_answers_costs_repeats_and_nothing_else() {
     let sent = distinct(&project.path("first.delivered"));
     assert!(!sent.is_empty());
     let told = ran(&project, "first").lines();
-    let fields = ["outcome", "delivered", "undelivered"].map(|field| told[0][field].clone());
-    assert_eq!(fields, [json!("undelivered"), json!(0), json!(5_000)]);
+    assert_eq!(told[0]["outcome"], "undelivered");
+    let counts = ["delivered", "undelivered"].map(|field| told[0][field].as_u64().unwrap());
+    assert!(counts[1] > 0 && counts[0] + counts[1] == 5_000, "{counts:?}");
     let lines = ran(&project, "second").lines();
     assert_eq!(lines[0]["kind"], "resume");
     let all = distinct(&project.path("delivered"));
@@ -401,7 +402,11 @@ destinations = ["main", "other"]
         destination("other")
     );
     project.write("audience-sync.toml", &config);
-    project.shop("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a'), ('b')");
+    project.shop(
+        "CREATE TABLE members (user_id TEXT);
+         WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < 1200)
+         INSERT INTO members SELECT 'user_' || n FROM n",
+    );
     for name in ["main", "other"] {
         project.write(name, "in the way");
     }
@@ -411,12 +416,15 @@ destinations = ["main", "other"]
     }
     rusqlite::Connection::open(project.path("snapshot.sqlite"))
         .unwrap()
-        .execute("UPDATE chunk SET entries = x'09' WHERE run = 1", [])
+        .execute(
+            "UPDATE chunk SET entries = x'09' WHERE run = 1 AND count = 200",
+            [],
+        )
         .unwrap();
     let ran = project.run(&["sync", "--json"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
-        ran.stderr.contains("chunk 0 of run 1 cannot be read"),
+        ran.stderr.contains("chunk 4 of run 1 cannot be read"),
         "{ran:?}"
     );
     let told: Vec<_> = ran
@@ -437,8 +445,8 @@ destinations = ["main", "other"]
     assert_eq!(
         told,
         [
-            line("main", "undelivered", 0, 2),
-            line("other", "delivered", 2, 0)
+            line("main", "undelivered", 1_000, 200),
+            line("other", "delivered", 1_200, 0)
         ]
     );
 }

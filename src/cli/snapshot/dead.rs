@@ -75,16 +75,17 @@ pub(super) fn retry(args: &Args, output: &Output, dead: &DeadArgs) -> anyhow::Re
         keyed: Vec::new(),
     };
     let request = Request::default();
-    deliver_selection(
+    let delivered = deliver_selection(
         &config,
         &project,
         snapshot,
         &selection,
         request,
         &mut reports,
-    )?;
+    );
     drop(lock);
-    Ok(reports.close())
+    let exit = reports.close();
+    delivered.map(|()| exit)
 }
 
 /// The fields of `snapshot dead --json`.
