@@ -17,13 +17,17 @@ use crate::config::{
 };
 use crate::firehose::{Aws, AwsSettings, Destination, Directory, Pulse, Quota, Role};
 use crate::snapshot::{Busy, RunLock, Snapshot};
-use crate::source::{SourceError, check_syntax, check_syntax_of_changes};
+use crate::source::{Source, SourceError, check_syntax, check_syntax_of_changes};
 use crate::sync::{Keyed, Outlet, Project};
 
 /// Loads the configuration that the command line names.
 pub(super) fn load(args: &Args) -> anyhow::Result<Config> {
     let config = Config::load(&args.config)?;
-    for configured in config.audiences() {
+    let is_for_sqlite = |configured: &&Configured| {
+        let source = &config.sources[&configured.audience.source];
+        matches!(source, Source::Sqlite(_))
+    };
+    for configured in config.audiences().filter(is_for_sqlite) {
         if let Some(reason) = check_syntax(&configured.audience.query) {
             let hint = "a query is one SELECT with a column `user_id` or `anonymous_id`";
             let at = Some(configured.query_at.clone());

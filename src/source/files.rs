@@ -65,8 +65,8 @@ impl Format {
 /// How rows become members. Another number makes all files be read again.
 const READS_ROWS_AS: &[u8] = b"1";
 
-/// What sorting may take of memory.
-const SORT_BYTES: usize = 96 << 20;
+/// What sorting may take of memory. Up to three sources are read at a time.
+const SORT_BYTES: usize = 64 << 20;
 
 /// How many rows are read between two looks at whether to go on.
 const LOOK_EVERY: u64 = 4_096;

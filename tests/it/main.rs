@@ -29,6 +29,7 @@ mod run;
 mod schedules;
 mod send;
 mod snapshot;
+mod sources;
 mod support;
 mod sync;
 mod torn;

@@ -28,13 +28,13 @@ const MEMBERS: &str = "SELECT DISTINCT user_id FROM orders
 const REVENUE: &str = "SELECT user_id, sum(cents) AS value FROM orders
     WHERE on_day > (SELECT date(day, '-180 days') FROM today) AND on_day <= (SELECT day FROM today) GROUP BY user_id";
 
-struct Order<'a> {
-    user: &'a str,
-    day: NaiveDate,
-    cents: i64,
+pub(crate) struct Order<'a> {
+    pub user: &'a str,
+    pub day: NaiveDate,
+    pub cents: i64,
 }
 
-fn orders() -> Vec<Order<'static>> {
+pub(crate) fn orders() -> Vec<Order<'static>> {
     let order = |line: &'static str| {
         let mut fields = line.split(',');
         Order {
@@ -47,10 +47,10 @@ fn orders() -> Vec<Order<'static>> {
 }
 
 /// What each user is, by user and key. Who was something and is not any more has `false` or `null`.
-type Truth<'a> = BTreeMap<(&'a str, &'static str), Value>;
+pub(crate) type Truth<'a> = BTreeMap<(&'a str, &'static str), Value>;
 
 /// Moves the truth on to a day, and counts what has changed.
-fn move_on<'a>(truth: &mut Truth<'a>, orders: &[Order<'a>], day: NaiveDate) -> usize {
+pub(crate) fn move_on<'a>(truth: &mut Truth<'a>, orders: &[Order<'a>], day: NaiveDate) -> usize {
     let (month, half_year) = (day - Days::new(30), day - Days::new(180));
     let mut today = Truth::new();
     for order in orders.iter().filter(|order| order.day <= day) {
@@ -78,7 +78,7 @@ fn move_on<'a>(truth: &mut Truth<'a>, orders: &[Order<'a>], day: NaiveDate) -> u
     changes
 }
 
-fn audience(key: &str, class: Class, query: &str) -> Keyed {
+pub(crate) fn audience(key: &str, class: Class, query: &str) -> Keyed {
     let audience = Audience {
         id: AudienceId::new(key),
         key: Key::new(key),
@@ -100,12 +100,16 @@ fn audience(key: &str, class: Class, query: &str) -> Keyed {
     }
 }
 
-fn project(folder: &Path) -> Project {
-    let (shop, main) = (SourceName::new("shop"), DestinationName::new("main"));
-    let source = Sqlite {
-        name: shop.clone(),
+fn sqlite(folder: &Path) -> Source {
+    Source::Sqlite(Sqlite {
+        name: SourceName::new("shop"),
         path: folder.join("shop.sqlite"),
-    };
+    })
+}
+
+/// With a source `shop`, and a directory to deliver to.
+pub(crate) fn project(folder: &Path, source: Source) -> Project {
+    let (shop, main) = (SourceName::new("shop"), DestinationName::new("main"));
     let mapping = Mapping {
         rows: vec![(
             Pattern::Type(CallType::Identify),
@@ -119,7 +123,7 @@ fn project(folder: &Path) -> Project {
         mapping,
     );
     Project {
-        sources: [(shop, Source::Sqlite(source))].into(),
+        sources: [(shop, source)].into(),
         destinations: [(main, outlet)].into(),
         space_id: None,
         history: std::time::Duration::MAX,
@@ -128,14 +132,14 @@ fn project(folder: &Path) -> Project {
 
 /// What a consumer knows: the latest value by user and key, in whatever order records arrive.
 #[derive(Default)]
-struct Downstream {
+pub(crate) struct Downstream {
     latest: BTreeMap<(String, String), (String, Value)>,
     message_ids: BTreeSet<String>,
 }
 
 impl Downstream {
     /// Takes the files that have arrived, and counts their records.
-    fn take(&mut self, delivered: &Path) -> usize {
+    pub(crate) fn take(&mut self, delivered: &Path) -> usize {
         let records = records(delivered);
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         for record in &records {
@@ -159,7 +163,7 @@ impl Downstream {
     }
 
     #[track_caller]
-    fn is(&self, truth: &Truth<'_>, day: NaiveDate) {
+    pub(crate) fn is(&self, truth: &Truth<'_>, day: NaiveDate) {
         assert_eq!(self.latest.len(), truth.len(), "{day}");
         // Both are in order of user and key.
         for (found, expected) in self.latest.iter().zip(truth) {
@@ -181,7 +185,7 @@ async fn real_orders_leave_the_truth_downstream_after_every_day() {
     fill(&mut shop, &orders);
 
     let (project, keyed) = (
-        project(folder.path()),
+        project(folder.path(), sqlite(folder.path())),
         [
             audience("members", Class::Audience, MEMBERS),
             audience("revenue", Class::Trait, REVENUE),
@@ -235,7 +239,7 @@ async fn real_orders_told_by_their_changes_leave_the_truth_downstream_after_ever
     let (orders, delivered) = (orders(), folder.path().join("delivered"));
     let mut shop = rusqlite::Connection::open(folder.path().join("shop.sqlite")).unwrap();
     fill(&mut shop, &orders);
-    let project = project(folder.path());
+    let project = project(folder.path(), sqlite(folder.path()));
     let mut keyed = audience("members", Class::Audience, MEMBERS);
     keyed.audience.changes = Some(Changes {
         query: CHANGES.to_owned(),

@@ -176,7 +176,10 @@ fn a_disk_without_room_for_the_answers_costs_repeats_and_nothing_else() {
     let told = ran(&project, "first").lines();
     assert_eq!(told[0]["outcome"], "undelivered");
     let counts = ["delivered", "undelivered"].map(|field| told[0][field].as_u64().unwrap());
-    assert!(counts[1] > 0 && counts[0] + counts[1] == 5_000, "{counts:?}");
+    assert!(
+        counts[1] > 0 && counts[0] + counts[1] == 5_000,
+        "{counts:?}"
+    );
     let lines = ran(&project, "second").lines();
     assert_eq!(lines[0]["kind"], "resume");
     let all = distinct(&project.path("delivered"));

@@ -1,0 +1,290 @@
+//! Every kind of source gives the members that SQLite does.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::Path;
+
+use audience_sync::audience::{Class, SourceName};
+use audience_sync::progress::Progress;
+use audience_sync::run::Outcome;
+use audience_sync::snapshot::{Handle, Snapshot};
+use audience_sync::source::{Dialect, Files, Source};
+use audience_sync::stop::Stop;
+use audience_sync::sync::{Request, Runner};
+use chrono::NaiveDate;
+use serde_json::{Value, json};
+
+use crate::replay::{Downstream, Truth, audience, move_on, orders, project};
+use crate::support::Project;
+
+/// A source that holds what a day says.
+trait Kind {
+    fn source(&self, folder: &Path) -> Source;
+
+    /// Lets the source hold this.
+    fn hold(&self, folder: &Path, key: &str, members: &[(&str, &Value)]);
+
+    /// What the audience of a key asks of it.
+    fn ask(&self, key: &str) -> Ask;
+}
+
+/// What stands under an audience.
+#[derive(Default)]
+struct Ask {
+    query: String,
+    files: Option<String>,
+}
+
+/// What a day says of one key, and what it does not say any more.
+fn present<'t>(truth: &'t Truth<'_>, key: &str) -> Vec<(&'t str, &'t Value)> {
+    let of_key = truth.iter().filter(|((_, of), _)| *of == key);
+    let present = of_key.filter(|(_, value)| **value != json!(false) && **value != json!(null));
+    // In no order at all.
+    let mut members: Vec<_> = present.map(|((user, _), value)| (*user, value)).collect();
+    members.sort_by_key(|(user, _)| user.bytes().rev().collect::<Vec<_>>());
+    members
+}
+
+/// Real orders, day by day.
+async fn replay(kind: &impl Kind) {
+    let folder = tempfile::tempdir().unwrap();
+    let (orders, delivered) = (orders(), folder.path().join("delivered"));
+    let project = project(folder.path(), kind.source(folder.path()));
+    let keyed = [("members", Class::Audience), ("revenue", Class::Trait)].map(|(key, class)| {
+        let Ask { query, files } = kind.ask(key);
+        let mut keyed = audience(key, class, &query);
+        keyed.audience.files = files;
+        keyed
+    });
+    let snapshot = Handle::new(Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap());
+    let runner = Runner {
+        project: &project,
+        snapshot: &snapshot,
+        stop: Stop::new(),
+        progress: Progress::default(),
+    };
+    let (mut truth, mut downstream) = (Truth::new(), Downstream::default());
+    let (first, last) = ("1997-01-01".parse().unwrap(), "1998-06-30".parse().unwrap());
+    for day in NaiveDate::iter_days(&first).take_while(|day| *day <= last) {
+        let changes = move_on(&mut truth, &orders, day);
+        for keyed in &keyed {
+            let key = keyed.key.as_str();
+            kind.hold(folder.path(), key, &present(&truth, key));
+        }
+        let mut reports = Vec::new();
+        let ran = runner.run_all(&keyed, true, Request::default(), &mut reports);
+        ran.await.unwrap();
+        for report in reports {
+            let is_fine = matches!(report.outcome, Outcome::Delivered | Outcome::Unchanged);
+            assert!(is_fine, "{day}: {report:?}");
+        }
+        assert_eq!(downstream.take(&delivered), changes, "{day}");
+        downstream.is(&truth, day);
+    }
+}
+
+/// Files with this ending, written in this way.
+struct Exports {
+    ending: &'static str,
+    write: fn(&[(&str, &Value)]) -> Vec<u8>,
+}
+
+impl Kind for Exports {
+    fn source(&self, folder: &Path) -> Source {
+        Source::Files(Files {
+            name: SourceName::new("shop"),
+            pattern: folder.join("exports/*"),
+            format: None,
+            dialect: Dialect::default(),
+            columns: [("user_id".to_owned(), "customer".to_owned())].into(),
+        })
+    }
+
+    fn hold(&self, folder: &Path, key: &str, members: &[(&str, &Value)]) {
+        fs::create_dir_all(folder.join("exports")).unwrap();
+        // Two files, as large exports come.
+        for (number, members) in members.chunks(members.len() / 2 + 1).enumerate() {
+            let path = folder.join(format!("exports/{key}-{number}{}", self.ending));
+            fs::write(path, (self.write)(members)).unwrap();
+        }
+    }
+
+    fn ask(&self, key: &str) -> Ask {
+        Ask {
+            files: Some(format!("{key}-*")),
+            ..Ask::default()
+        }
+    }
+}
+
+fn delimited(members: &[(&str, &Value)], delimiter: char) -> Vec<u8> {
+    let mut text = format!("value{delimiter}customer\n");
+    for (user, value) in members {
+        text.push_str(&format!("{value}{delimiter}\"{user}\"\n"));
+    }
+    text.into_bytes()
+}
+
+fn json_lines(members: &[(&str, &Value)]) -> Vec<u8> {
+    let mut text = String::new();
+    for (user, value) in members {
+        text.push_str(&json!({ "value": value, "more": [1], "customer": user }).to_string());
+        text.push('\n');
+    }
+    text.into_bytes()
+}
+
+#[tokio::test]
+async fn real_orders_from_csv_leave_the_truth_downstream_after_every_day() {
+    replay(&Exports {
+        ending: ".csv",
+        write: |members| delimited(members, ','),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn real_orders_from_compressed_tsv_leave_the_truth_downstream_after_every_day() {
+    replay(&Exports {
+        ending: ".tsv.gz",
+        write: |members| {
+            let level = flate2::Compression::fast();
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+            encoder.write_all(&delimited(members, '\t')).unwrap();
+            encoder.finish().unwrap()
+        },
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn real_orders_from_json_lines_leave_the_truth_downstream_after_every_day() {
+    replay(&Exports {
+        ending: ".jsonl.zst",
+        write: |members| zstd::encode_all(&*json_lines(members), 1).unwrap(),
+    })
+    .await;
+}
+
+const EXPORTS: &str = r#"
+[source.exports]
+files = "exports/*.csv"
+columns = { user_id = "customer" }
+
+[destination.main]
+directory = "delivered"
+mapping = { identify = "members" }
+"#;
+
+const TWO: &str = r#"
+[[audience]]
+name = "Members"
+source = "exports"
+
+[[audience]]
+name = "Vips"
+source = "exports"
+files = "vips.jsonl"
+columns = { user_id = "id" }
+traits = ["email"]
+"#;
+
+fn exports(schedule: &str) -> Project {
+    let project = Project::empty();
+    project.write("audience-sync.toml", EXPORTS);
+    project.write("schedules/main.toml", schedule);
+    project.write("exports/one.csv", "customer,x\nb,1\na,2\n");
+    project.write("exports/two.csv", "x,customer\n3,c\n");
+    project.write("exports/vips.jsonl", "{\"id\":\"v\",\"email\":\"v@x\"}\n");
+    project
+}
+
+/// Of each line: what it is of, how it ended, members, added and removed.
+fn told(lines: &[Value]) -> Vec<Value> {
+    let fields = ["audience", "outcome", "members", "added", "removed"];
+    let told = |line: &Value| fields.map(|field| line[field].clone());
+    lines.iter().map(|line| json!(told(line))).collect()
+}
+
+#[test]
+fn an_audience_from_files_is_synced_and_said_to_be_unchanged_without_reading() {
+    let project = exports(TWO);
+    let ran = project.succeed(&["sync", "--json"]);
+    assert_eq!(
+        told(&ran.lines()),
+        [
+            json!(["members", "delivered", 3, 3, 0]),
+            json!(["vips", "delivered", 1, 1, 0])
+        ]
+    );
+    let of_vip = |record: &Value| record["userId"] == "v";
+    let delivered = project.delivered();
+    let vip = delivered.iter().find(|record| of_vip(record)).unwrap();
+    assert_eq!(vip["traits"], json!({ "vips": true, "email": "v@x" }));
+
+    project.write("exports/two.csv", "x,customer\n3,d\n");
+    let ran = project.succeed(&["sync", "--json"]);
+    assert_eq!(
+        told(&ran.lines())[0],
+        json!(["members", "delivered", 3, 1, 1])
+    );
+    // Files that rest are not read: they need not even be readable as what they are.
+    let was_not_read = || {
+        let ran = project.succeed(&["sync", "-v"]);
+        ran.stderr.matches("the source has not changed").count() == 2
+    };
+    crate::support::eventually("the files have rested", was_not_read);
+}
+
+#[test]
+fn a_file_that_cannot_be_used_fails_its_audience_and_no_other() {
+    let project = exports(TWO);
+    project.succeed(&["sync"]);
+    project.write("exports/one.csv", "customer,x\nb,1\na");
+    project.write("exports/vips.jsonl", "{\"id\":\"v\"}\n{\"id\":\"w\"}\n");
+    let ran = project.run(&["sync", "--json"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let lines = ran.lines();
+    assert_eq!(
+        told(&lines),
+        [
+            json!(["members", "failed", 0, 0, 0]),
+            json!(["vips", "delivered", 2, 1, 0])
+        ]
+    );
+    let error = lines[0]["error"].as_str().unwrap();
+    assert!(
+        error.contains("source `exports`: exports/one.csv, row 2: the file ends inside it"),
+        "{error}"
+    );
+    // No file at all is no empty audience.
+    for name in ["one", "two"] {
+        fs::remove_file(project.path(&format!("exports/{name}.csv"))).unwrap();
+    }
+    let ran = project.run(&["sync", "members", "--json"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let error = ran.lines()[0]["error"].as_str().unwrap().to_owned();
+    assert!(
+        error.contains("exports/*.csv: there is no such file"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_does_not_fit_a_source_of_files_is_a_mistake_in_the_configuration() {
+    let project = exports(TWO);
+    let check = |more: &str, words: &str| {
+        project.write("schedules/main.toml", &format!("{TWO}{more}\n"));
+        let ran = project.run(&["check"]);
+        assert_eq!(ran.code, 2, "{ran:?}");
+        assert!(ran.stderr.contains(words), "{ran:?}");
+    };
+    check(
+        "query = \"SELECT 1\"",
+        "`query` in [[audience]] does not fit source `exports`",
+    );
+    check(
+        "changes = \"SELECT :since\"",
+        "`changes` in [[audience]] does not fit source `exports`",
+    );
+}
