@@ -1,6 +1,7 @@
 //! The audiences that the benchmarks keep: made data in a folder, a source over it, and our own syncs of it.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use audience_sync::source::{Source, Sqlite};
 use audience_sync::stop::Stop;
 use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
 use rusqlite::Connection;
+
+pub(crate) const EXPORT: &str = "members.csv";
 
 /// So many audiences over the same users.
 #[derive(Debug, Clone)]
@@ -81,6 +84,21 @@ impl Shop {
             self.for_each_audience(connection, leave, 100, round, 0)?;
             self.for_each_audience(connection, enter, 100, round, 50)
         })
+    }
+
+    /// Writes the users to a CSV file, in no order.
+    pub(crate) fn export(&self) -> anyhow::Result<()> {
+        // A prime that is prime to every size: each user comes once.
+        const STEP: u64 = 6_700_417;
+
+        let mut file = std::io::BufWriter::new(std::fs::File::create(self.path(EXPORT))?);
+        writeln!(file, "user_id")?;
+        for number in 0..self.users {
+            let user = number * STEP % self.users * 100;
+            writeln!(file, "user-{user:019}")?;
+        }
+        file.into_inner()?.sync_all()?;
+        Ok(())
     }
 
     fn write(&self, write: impl FnOnce(&Connection) -> anyhow::Result<()>) -> anyhow::Result<()> {

@@ -71,6 +71,7 @@ fn compare_all(sizes: &[u64]) -> anyhow::Result<()> {
     }
     for size in sizes {
         let bare = compare(*size, &endpoint)?;
+        compare_exports(*size, by_hand.as_ref().ok(), &endpoint)?;
         if *size > LARGEST_OF_MANY {
             println!(
                 "(200 audiences, and what is written by hand: up to {} members only)",
@@ -104,9 +105,15 @@ struct Stage<'e> {
 
 impl<'e> Stage<'e> {
     fn set(users: u64, audiences: usize, endpoint: &'e Endpoint) -> anyhow::Result<Self> {
+        let stage = Self::of(users, audiences, endpoint)?;
+        stage.shop.make()?;
+        Ok(stage)
+    }
+
+    /// With nothing made yet.
+    fn of(users: u64, audiences: usize, endpoint: &'e Endpoint) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("there is no temporary folder")?;
         let shop = Shop::new(folder.path(), users, audiences);
-        shop.make()?;
         Ok(Self {
             endpoint,
             folder,
@@ -265,6 +272,29 @@ fn compare_by_hand(
             Some(bare.changes),
         );
     }
+    Ok(())
+}
+
+/// Members that come in no order from a file.
+fn compare_exports(
+    members: u64,
+    by_hand: Option<&ByHand>,
+    endpoint: &Endpoint,
+) -> anyhow::Result<()> {
+    let stage = Stage::of(members, 1, endpoint)?;
+    stage.shop.export()?;
+    let table = Table::open("  the same members in a CSV file, in no order", members);
+    let Some(by_hand) = by_hand else {
+        let [read] = stage.rounds(long_rounds(members), |_| Ok([stage.step("export")?]))?;
+        table.print("read and sorted", read, None);
+        return Ok(());
+    };
+    let [duckdb, read] = stage.rounds(long_rounds(members), |_| {
+        let duckdb = by_hand.step("export", stage.folder.path(), &endpoint.url)?;
+        Ok([duckdb, stage.step("export")?])
+    })?;
+    table.print("DuckDB, read_csv and ORDER BY", duckdb, None);
+    table.print("read and sorted", read, Some(duckdb));
     Ok(())
 }
 

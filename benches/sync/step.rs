@@ -1,13 +1,16 @@
 //! What is measured, each in a process of its own, so that its peak memory is its own.
 
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
-use audience_sync::audience::DestinationName;
+use audience_sync::audience::{DestinationName, SourceName};
+use audience_sync::diff::Members as _;
 use audience_sync::event::Identify;
 use audience_sync::firehose::{Api, Aws, AwsSettings, Destination, Quota};
+use audience_sync::source::{Dialect, Files, Interrupt, Source, SourceError};
 use audience_sync::sync::Request;
 use aws_sdk_firehose::primitives::Blob;
 use aws_sdk_firehose::types::Record;
@@ -90,6 +93,7 @@ pub(crate) fn run(step: &str, shop: &Shop, url: &str) -> anyhow::Result<()> {
     };
     match step {
         "scans" => scans(shop)?,
+        "export" => read_export(shop)?,
         "post" => runtime.block_on(post(shop, shop.members(), url))?,
         "post-changes" => runtime.block_on(post(shop, shop.changes(), url))?,
         "sync" => runtime.block_on(shop.sync(destination(url), Request::default()))?,
@@ -135,6 +139,30 @@ fn scans(shop: &Shop) -> anyhow::Result<()> {
         let number: i64 = number.query_row([audience.id.as_str()], |row| row.get(0))?;
         scan(delivered.query([number])?)?;
     }
+    Ok(())
+}
+
+/// All members of an export, in order, and nothing done with them.
+fn read_export(shop: &Shop) -> anyhow::Result<()> {
+    let source = Source::Files(Files {
+        name: SourceName::new("exports"),
+        pattern: shop.path(shop::EXPORT),
+        format: None,
+        dialect: Dialect::default(),
+        columns: BTreeMap::new(),
+    });
+    let audience = shop.audiences().next().context("there is an audience")?;
+    let read = source.read(&audience, &Interrupt::default(), |members| {
+        let mut bytes = 0;
+        while members.advance()? {
+            bytes += members.user().id.len();
+        }
+        Ok::<usize, SourceError>(bytes)
+    })?;
+    ensure!(
+        read as u64 == shop.members() * ID_BYTES as u64,
+        "everyone is read"
+    );
     Ok(())
 }
 
