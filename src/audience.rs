@@ -114,6 +114,17 @@ pub struct Audience {
     pub traits: Vec<String>,
     /// A way to hear of changes without reading everyone.
     pub changes: Option<Changes>,
+    pub expect: Expect,
+}
+
+/// What must be true of a source before anything is decided from it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expect {
+    pub min_members: u64,
+    /// How long ago it may have been brought up to date.
+    pub max_age: Option<Duration>,
+    /// The query that tells when that was; without one the files themselves do.
+    pub updated_at: Option<String>,
 }
 
 /// What a source says of those who have entered or left since a moment.

@@ -13,6 +13,7 @@ mod sqlite;
 mod stamp;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
@@ -110,6 +111,14 @@ pub enum SourceError {
         /// Such as `exports/a.csv, row 3`.
         place: String,
         /// In words, with the way out.
+        problem: String,
+    },
+    /// The source is not to be believed, by a rule of `expect`.
+    #[error(
+        "source `{source_name}` is not to be believed: {problem}\n\nhint: nothing is decided from it; see what fills it, or change `expect`"
+    )]
+    Unexpected {
+        source_name: SourceName,
         problem: String,
     },
     /// Of a source that does not sort.
@@ -258,6 +267,47 @@ impl Source {
             Self::Sqlite(sqlite) => sqlite.fingerprint(),
             Self::Files(files) => files.fingerprint(audience),
         }
+    }
+
+    /// When it was brought up to date last.
+    pub fn updated_at(&self, audience: &Audience) -> Result<Timestamp, SourceError> {
+        match self {
+            Self::Sqlite(sqlite) => sqlite.updated_at(audience),
+            Self::Files(files) => files.updated_at(audience),
+        }
+    }
+
+    /// Refuses a source that is older than an audience expects.
+    pub fn must_be_fresh(&self, audience: &Audience, now: Timestamp) -> Result<(), SourceError> {
+        let Some(max_age) = audience.expect.max_age else {
+            return Ok(());
+        };
+        let updated_at = self.updated_at(audience)?;
+        let age = u64::try_from(now.millis() - updated_at.millis()).unwrap_or_default();
+        if u128::from(age) <= max_age.as_millis() {
+            return Ok(());
+        }
+        let [age, max_age] =
+            [Duration::from_secs(age / 1_000), max_age].map(humantime::format_duration);
+        Err(SourceError::Unexpected {
+            source_name: audience.source.clone(),
+            problem: format!("it was brought up to date {age} ago, and `max_age` is {max_age}"),
+        })
+    }
+
+    /// Refuses one that has fewer members than an audience expects.
+    pub fn must_have(audience: &Audience, members: u64) -> Result<(), SourceError> {
+        let min_members = audience.expect.min_members;
+        if members >= min_members {
+            return Ok(());
+        }
+        Err(SourceError::Unexpected {
+            source_name: audience.source.clone(),
+            problem: format!(
+                "{:?} has {members} members there, and `min_members` is {min_members}",
+                audience.name
+            ),
+        })
     }
 
     /// Whether nobody can write to it while it is read.

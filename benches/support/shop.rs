@@ -156,6 +156,7 @@ impl Shop {
             guard: None,
             traits: Vec::new(),
             changes: None,
+            expect: Default::default(),
         })
     }
 

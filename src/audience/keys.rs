@@ -153,6 +153,7 @@ mod tests {
             guard: None,
             traits: Vec::new(),
             changes: None,
+            expect: Default::default(),
         }
     }
 
@@ -290,6 +291,7 @@ mod laws {
                 guard: None,
                 traits: Vec::new(),
                 changes: None,
+                expect: Default::default(),
             }
         });
         vec(audience, 0..4)

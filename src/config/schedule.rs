@@ -13,7 +13,7 @@ use super::document::{Document, Item, Table, shown};
 use super::error::{ConfigError, Location};
 use super::{Source, read_some_time, source};
 use crate::audience::{
-    Audience, AudienceId, Changes, Class, DestinationName, Guard, Key, SourceName,
+    Audience, AudienceId, Changes, Class, DestinationName, Expect, Guard, Key, SourceName,
 };
 use crate::source::SINCE;
 
@@ -163,6 +163,7 @@ impl Configured {
             "traits",
             "changes",
             "reconcile",
+            "expect",
         ])?;
         let name_item = table.require("name")?;
         let name = name_item.some_text()?;
@@ -223,6 +224,9 @@ impl Configured {
                 .get("traits")
                 .map_or(Ok(Vec::new()), |item| read_traits(&item, &key))?,
             changes: read_changes(table, class)?,
+            expect: table
+                .get("expect")
+                .map_or(Ok(Expect::default()), |item| read_expect(&item, is_asked))?,
             key,
         };
         Ok(Self {
@@ -375,6 +379,38 @@ fn read_changes(table: &Table<'_>, class: Class) -> Result<Option<Changes>, Conf
             )
         })?,
     }))
+}
+
+fn read_expect(item: &Item<'_>, is_asked: bool) -> Result<Expect, ConfigError> {
+    let table = item.table(item.what())?;
+    table.only(&["min_members", "max_age", "updated_at"])?;
+    let mut expect = Expect::default();
+    if let Some(item) = table.get("min_members") {
+        let count = item.integer()?;
+        expect.min_members =
+            count.ok_or_else(|| item.error("must be a whole number, 0 or more"))?;
+    }
+    if let Some(item) = table.get("max_age") {
+        let way_out = "leave it out to take the source however old it is";
+        expect.max_age = Some(read_some_time(&item, "6h", way_out)?);
+        if is_asked && table.get("updated_at").is_none() {
+            return Err(item
+                .error("needs to know how old the source is")
+                .hint("add updated_at = \"SELECT max(loaded_at) FROM ...\", a time in UTC or seconds since 1970"));
+        }
+    }
+    if let Some(item) = table.get("updated_at") {
+        if !is_asked || expect.max_age.is_none() {
+            return Err(item
+                .error("is a query that tells how old the source is, for `max_age`")
+                .hint(match is_asked {
+                    true => "add max_age = \"6h\"",
+                    false => "leave it out: files have a time of their own",
+                }));
+        }
+        expect.updated_at = Some(item.some_text()?.to_owned());
+    }
+    Ok(expect)
 }
 
 fn read_traits(item: &Item<'_>, key: &Key) -> Result<Vec<String>, ConfigError> {

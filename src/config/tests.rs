@@ -898,6 +898,30 @@ fn audiences_are_checked() {
         "traits = [\"user_id\"]",
         "`traits` in [[audience]] lists `user_id`, which means something else in a result\n  --> schedules/daily.toml:5:11",
     );
+    let expect = |expect: &str, problem: &str| {
+        check_schedule(
+            &format!(
+                "[[audience]]\nname = \"x\"\nsource = \"shop\"\nquery = \"SELECT 1\"\nexpect = {expect}"
+            ),
+            problem,
+        );
+    };
+    expect(
+        "{ min_member = 1 }",
+        "unknown key `min_member` in `expect` in [[audience]]\n  --> schedules/daily.toml:5:12\n\nhint: did you mean `min_members`?",
+    );
+    expect(
+        "{ min_members = -1 }",
+        "`min_members` in `expect` in [[audience]] must be a whole number, 0 or more\n  --> schedules/daily.toml:5:26",
+    );
+    expect(
+        "{ max_age = \"6h\" }",
+        "`max_age` in `expect` in [[audience]] needs to know how old the source is\n  --> schedules/daily.toml:5:22\n\nhint: add updated_at = \"SELECT max(loaded_at) FROM ...\", a time in UTC or seconds since 1970",
+    );
+    expect(
+        "{ updated_at = \"SELECT 1\" }",
+        "`updated_at` in `expect` in [[audience]] is a query that tells how old the source is, for `max_age`\n  --> schedules/daily.toml:5:25\n\nhint: add max_age = \"6h\"",
+    );
 }
 
 #[test]

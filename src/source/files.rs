@@ -23,6 +23,7 @@ use super::{
 };
 use crate::audience::{Audience, Member, SourceName, User, Value};
 use crate::diff::Members;
+use crate::run::Timestamp;
 pub use csv::Dialect;
 
 /// Files of one format, only ever read.
@@ -140,6 +141,23 @@ impl Files {
         };
         use_members(&mut members)?;
         Ok(())
+    }
+
+    /// The newest of the files tells: an export may come in parts that stay as they are.
+    pub(super) fn updated_at(&self, audience: &Audience) -> Result<Timestamp, SourceError> {
+        let paths = self.expand(audience)?;
+        let modified = |path: &PathBuf| {
+            let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+            modified.map_err(|error| self.broken(path.display().to_string(), error.to_string()))
+        };
+        let newest = paths.iter().map(modified).collect::<Result<Vec<_>, _>>()?;
+        let newest = newest.into_iter().max().unwrap_or(SystemTime::UNIX_EPOCH);
+        let since = newest
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .unwrap_or_default();
+        Ok(Timestamp::from_millis(
+            i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+        ))
     }
 
     /// Where the members of an audience are.

@@ -168,7 +168,10 @@ impl Reading {
         delivered: &mut Delivered<'_>,
         journal: &mut Journal<'_>,
     ) -> Result<(Tally, u64), PlanError> {
+        self.source
+            .must_be_fresh(&self.audience, Timestamp::now())?;
         if let Way::AsBefore(last) = &self.way {
+            Source::must_have(&self.audience, last.members)?;
             return Ok(self.find_as_before(last, journal));
         }
         let mut begun = self.begun.take().unwrap_or_else(|| self.start());
@@ -177,6 +180,7 @@ impl Reading {
             Way::Reconcile(_) => self.reconcile(&mut begun, delivered, journal)?,
             Way::AsBefore(_) | Way::Everyone => self.merge(&mut begun, delivered, journal)?,
         };
+        Source::must_have(&self.audience, tally.members)?;
         journal.rest_on(grounds);
         let skipped = &begun.members.skipped;
         self.warn_of(skipped);

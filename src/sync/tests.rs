@@ -67,6 +67,7 @@ impl Shop {
             guard: None,
             traits: Vec::new(),
             changes: None,
+            expect: Default::default(),
         };
         Self {
             snapshot: Handle::new(Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap()),

@@ -93,6 +93,7 @@ pub(crate) fn audience(key: &str, class: Class, query: &str) -> Keyed {
         guard: None,
         traits: Vec::new(),
         changes: None,
+        expect: Default::default(),
     };
     Keyed {
         key: audience.key.clone(),

@@ -288,3 +288,100 @@ fn what_does_not_fit_a_source_of_files_is_a_mistake_in_the_configuration() {
         "`changes` in [[audience]] does not fit source `exports`",
     );
 }
+
+#[test]
+fn a_source_that_is_stale_or_short_decides_nothing() {
+    let schedule = |source: &str, query: &str, expect: &str| {
+        format!(
+            "[[audience]]\nname = \"Members\"\nsource = \"{source}\"\n{query}\nexpect = {expect}\n"
+        )
+    };
+    let project = exports("");
+    let config = format!("{EXPORTS}\n[source.shop]\nsqlite = \"shop.sqlite\"\n");
+    project.write("audience-sync.toml", &config);
+    project.shop(
+        "CREATE TABLE users (id TEXT, loaded_at); INSERT INTO users VALUES ('a', '2026-01-02'), ('b', '2026-01-01 10:00:00')",
+    );
+    let query = "query = \"SELECT id AS user_id FROM users\"";
+    let told_at = |column: &str| {
+        format!("{{ max_age = \"6h\", updated_at = \"SELECT {column} FROM users\" }}")
+    };
+    let check = |schedule: String, words: Option<&str>| {
+        project.write("schedules/main.toml", &schedule);
+        let ran = project.run(&["sync", "--json"]);
+        let line = &ran.lines()[0];
+        match words {
+            Some(words) => {
+                assert_eq!(
+                    (ran.code, &line["outcome"]),
+                    (1, &json!("failed")),
+                    "{ran:?}"
+                );
+                assert!(line["error"].as_str().unwrap().contains(words), "{ran:?}");
+                assert!(!project.path("delivered").exists());
+            }
+            None => assert_eq!(ran.code, 0, "{ran:?}"),
+        }
+    };
+    let shop = |expect: &str| schedule("shop", query, expect);
+    check(
+        shop("{ min_members = 3 }"),
+        Some(
+            "source `shop` is not to be believed: \"Members\" has 2 members there, and `min_members` is 3",
+        ),
+    );
+    for (column, words) in [
+        ("max(loaded_at)", "ago, and `max_age` is 6h"),
+        (
+            "unixepoch() - 6 * 3600 - 60",
+            "6h 1m ago, and `max_age` is 6h",
+        ),
+        ("NULL", "`updated_at` tells no time"),
+        ("'soon'", "`updated_at` tells no time"),
+        (
+            "max(seen_at)",
+            "`updated_at` cannot run: no such column: seen_at",
+        ),
+    ] {
+        check(shop(&told_at(column)), Some(words));
+    }
+    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3 * 3_600);
+    let file = |name: &str| {
+        fs::File::options()
+            .write(true)
+            .open(project.path(name))
+            .unwrap()
+    };
+    for name in ["exports/one.csv", "exports/two.csv"] {
+        file(name).set_modified(old).unwrap();
+    }
+    let exports = |expect: &str| schedule("exports", "", expect);
+    check(
+        exports("{ max_age = \"2h\", min_members = 1 }"),
+        Some("source `exports` is not to be believed: it was brought up to date 3h"),
+    );
+    check(
+        exports("{ min_members = 4 }"),
+        Some("has 3 members there, and `min_members` is 4"),
+    );
+
+    check(exports("{ max_age = \"4h\", min_members = 3 }"), None);
+    // Nobody has to read it again to find it too old.
+    crate::support::eventually("the files have rested", || {
+        let ran = project.succeed(&["sync", "-v"]);
+        ran.stderr.contains("the source has not changed")
+    });
+    fs::remove_dir_all(project.path("delivered")).unwrap();
+    check(
+        exports("{ max_age = \"2h\" }"),
+        Some("ago, and `max_age` is 2h"),
+    );
+    check(exports("{ min_members = 4 }"), Some("`min_members` is 4"));
+    for column in [
+        "datetime('now', '-5 hours')",
+        "unixepoch()",
+        "max('2126-01-01T00:00:00Z')",
+    ] {
+        check(shop(&told_at(column)), None);
+    }
+}

@@ -36,6 +36,7 @@ impl Exports {
             guard: None,
             traits: Vec::new(),
             changes: None,
+            expect: Default::default(),
         };
         Self {
             folder,

@@ -54,6 +54,7 @@ fn audience(query: &str) -> Audience {
         guard: None,
         traits: Vec::new(),
         changes: None,
+        expect: Default::default(),
     }
 }
 

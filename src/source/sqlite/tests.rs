@@ -35,6 +35,7 @@ fn audience(query: &str) -> Audience {
         // Not the order of the columns.
         traits: traits.rev().map(str::to_owned).collect(),
         changes: None,
+        expect: Default::default(),
     }
 }
 
