@@ -146,7 +146,8 @@ fn scans(shop: &Shop) -> anyhow::Result<()> {
 fn read_export(shop: &Shop) -> anyhow::Result<()> {
     let source = Source::Files(Files {
         name: SourceName::new("exports"),
-        pattern: shop.path(shop::EXPORT),
+        root: shop.folder.clone(),
+        pattern: shop::EXPORT.into(),
         format: None,
         dialect: Dialect::default(),
         columns: BTreeMap::new(),

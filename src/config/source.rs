@@ -1,6 +1,7 @@
 //! `[source.NAME]`: where members come from.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::document::{Item, Table, shown};
 use super::error::ConfigError;
@@ -44,13 +45,17 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Source, C
     };
     table.only(known)?;
     let path = table.require(kind)?;
-    let path = root.join(path.path()?);
+    let path = path.path()?;
     let name = SourceName::new(name);
     Ok(match kind {
-        "sqlite" => Source::Sqlite(Sqlite { name, path }),
+        "sqlite" => Source::Sqlite(Sqlite {
+            name,
+            path: root.join(path),
+        }),
         _ => Source::Files(Files {
             name,
-            pattern: path,
+            root: root.join(Path::new("")),
+            pattern: path.to_owned(),
             format: table
                 .get("format")
                 .map(|item| read_format(&item))

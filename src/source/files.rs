@@ -30,6 +30,8 @@ pub use csv::Dialect;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     pub name: SourceName,
+    /// The folder that a relative pattern starts from.
+    pub root: PathBuf,
     /// A path, in which `*`, `?` and `[...]` stand for any that fit.
     pub pattern: PathBuf,
     /// `None` where each file's ending says it.
@@ -80,7 +82,7 @@ impl Files {
     }
 
     pub(super) fn definition(&self, audience: &Audience) -> String {
-        let pattern = self.pattern_of(audience);
+        let pattern = self.root.join(self.pattern_of(audience));
         let pattern = std::path::absolute(&pattern).unwrap_or(pattern);
         let columns = self.columns_of(audience);
         let texts = [
@@ -160,12 +162,12 @@ impl Files {
         ))
     }
 
-    /// Where the members of an audience are.
+    /// Where the members of an audience are, from the root.
     fn pattern_of(&self, audience: &Audience) -> PathBuf {
         let Some(own) = &audience.files else {
             return self.pattern.clone();
         };
-        folder_of(&self.pattern).join(own)
+        self.folder().join(own)
     }
 
     /// What the audience says of columns goes before what its source does.
@@ -179,11 +181,15 @@ impl Files {
     /// All files that fit, in the order of their names. None at all is an export that is missing, and not an empty one.
     fn expand(&self, audience: &Audience) -> Result<Vec<PathBuf>, SourceError> {
         let pattern = self.pattern_of(audience);
-        let broken = |problem: String| self.broken(pattern.display().to_string(), problem);
-        let Some(text) = pattern.to_str() else {
+        let shown = self.root.join(&pattern).display().to_string();
+        let broken = |problem: String| self.broken(shown.clone(), problem);
+        let (Some(root), Some(text)) = (self.root.to_str(), pattern.to_str()) else {
             return Err(broken("the path is not UTF-8".to_owned()));
         };
-        let paths = glob::glob(text).map_err(|error| broken(error.msg.to_owned()))?;
+        // Brackets in the root stand for themselves.
+        let text = PathBuf::from(glob::Pattern::escape(root)).join(text);
+        let paths =
+            glob::glob(&text.to_string_lossy()).map_err(|error| broken(error.msg.to_owned()))?;
         let paths: Result<Vec<PathBuf>, _> = paths.collect();
         let mut paths = paths.map_err(|error| {
             self.broken(
@@ -198,6 +204,19 @@ impl Files {
         Ok(paths)
     }
 
+    /// The folder in which the pattern begins to stand for several.
+    fn folder(&self) -> PathBuf {
+        let is_plain = |part: &std::path::Component<'_>| {
+            !part.as_os_str().to_string_lossy().contains(['*', '?', '['])
+        };
+        let parts = self.pattern.components();
+        let plain: PathBuf = parts.take_while(|part| is_plain(part)).collect();
+        match plain == self.pattern && !self.root.join(&plain).is_dir() {
+            true => plain.parent().unwrap_or(Path::new("")).to_owned(),
+            false => plain,
+        }
+    }
+
     fn read(&self, path: &Path, taker: &mut Taker<'_>) -> Result<(), SourceError> {
         let at = |row: u64| match row {
             0 => path.display().to_string(),
@@ -207,6 +226,10 @@ impl Files {
         let (format, compression) = self
             .format_of(path)
             .ok_or_else(|| broken(0, UNKNOWN_FORMAT.to_owned()))?;
+        // Whoever opens a pipe waits for a writer.
+        if !path.is_file() {
+            return Err(broken(0, "it is no file".to_owned()));
+        }
         let file = File::open(path).map_err(|error| broken(0, error.to_string()))?;
         let written = |file: &File| {
             file.metadata()
@@ -264,21 +287,6 @@ impl Files {
 
 const UNKNOWN_FORMAT: &str =
     "its ending names no format\n\nhint: add format = \"csv\", \"tsv\" or \"jsonl\" to the source";
-
-/// The folder in which a pattern begins to stand for several.
-fn folder_of(pattern: &Path) -> PathBuf {
-    let is_plain = |part: &&std::path::Component<'_>| {
-        !part.as_os_str().to_string_lossy().contains(['*', '?', '['])
-    };
-    let plain: PathBuf = pattern
-        .components()
-        .take_while(|part| is_plain(&part))
-        .collect();
-    match plain == pattern && !pattern.is_dir() {
-        true => pattern.parent().unwrap_or(Path::new("")).to_owned(),
-        false => plain,
-    }
-}
 
 fn stamp(path: &Path) -> Option<Stamp> {
     Stamp::of(&fs::metadata(path).ok()?)

@@ -166,7 +166,7 @@ fn a_change_query_that_fails_decides_nothing() {
     );
     assert!(
         ran.stderr
-            .contains("gives another type in column `is_member`, which takes 1 or 0"),
+            .contains("gives a text in column `is_member`, which takes 1 or 0"),
         "{ran:?}"
     );
     assert_eq!(project.delivered().len(), 400);

@@ -93,7 +93,8 @@ impl Kind for Exports {
     fn source(&self, folder: &Path) -> Source {
         Source::Files(Files {
             name: SourceName::new("shop"),
-            pattern: folder.join("exports/*"),
+            root: folder.to_owned(),
+            pattern: "exports/*".into(),
             format: None,
             dialect: Dialect::default(),
             columns: [("user_id".to_owned(), "customer".to_owned())].into(),

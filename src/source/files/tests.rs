@@ -17,7 +17,8 @@ impl Exports {
         let folder = tempfile::tempdir().unwrap();
         let source = Files {
             name: SourceName::new("exports"),
-            pattern: folder.path().join(pattern),
+            root: folder.path().to_owned(),
+            pattern: pattern.into(),
             format: None,
             dialect: Dialect::default(),
             columns: BTreeMap::new(),
@@ -302,17 +303,23 @@ fn an_audience_has_files_of_its_own_beside_those_of_its_source() {
     let check = |pattern: &str, own: &str, expected: &str| {
         let mut exports = Exports::new(pattern);
         exports.audience.files = Some(own.to_owned());
-        let folder = exports.folder.path();
-        assert_eq!(
-            exports.source.pattern_of(&exports.audience),
-            folder.join(expected)
-        );
+        let found = exports.source.pattern_of(&exports.audience);
+        assert_eq!(found, Path::new(expected));
     };
     check("exports/*.csv", "vip.csv", "exports/vip.csv");
     check("exports/all.csv", "vip/*.csv", "exports/vip/*.csv");
     check("*/all.csv", "vip.csv", "vip.csv");
     check("", "vip.csv", "vip.csv");
     check("a.csv", "/elsewhere/b.csv", "/elsewhere/b.csv");
+}
+
+#[test]
+fn brackets_in_the_folder_of_a_project_stand_for_themselves() {
+    let mut exports = Exports::new("*.csv");
+    exports.source.root = exports.folder.path().join("shop [old]");
+    fs::create_dir(&exports.source.root).unwrap();
+    fs::write(exports.source.root.join("a.csv"), "user_id\na\n").unwrap();
+    exports.gives(&["UserId \"a\""]);
 }
 
 #[test]

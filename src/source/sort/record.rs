@@ -43,7 +43,7 @@ pub(super) fn find(bytes: &[u8], at: usize) -> Option<Place> {
     (key < more && end <= bytes.len()).then_some(Place { key, more, end })
 }
 
-/// How many bytes [`write`] adds for a member.
+/// How many bytes [`write()`] adds for a member.
 pub(super) fn length(member: &Member<'_>) -> usize {
     let key = 1 + member.user.id.len();
     let more = match is_plain(member) {
