@@ -3,8 +3,10 @@ use std::io::Write as _;
 use tempfile::TempDir;
 
 use super::*;
-use crate::audience::{AudienceId, Class, Key};
+use crate::audience::{AudienceId, Class, Key, Value};
+use crate::diff::Members as _;
 use crate::source::Source;
+use crate::source::rows::MAX_ROW_BYTES;
 
 struct Exports {
     folder: TempDir,
