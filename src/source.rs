@@ -8,6 +8,7 @@ mod files;
 mod interrupt;
 mod json;
 mod row;
+mod rows;
 mod sort;
 mod sqlite;
 mod stamp;
@@ -22,8 +23,9 @@ use crate::diff::Members;
 use crate::run::Timestamp;
 
 pub use ahead::MembersAhead;
-pub use files::{Dialect, Files, Format};
+pub use files::Files;
 pub use interrupt::Interrupt;
+pub use rows::{Dialect, Format};
 pub use sort::SortError;
 pub use sqlite::{Sqlite, check_syntax, check_syntax_of_changes};
 

@@ -2,8 +2,6 @@
 //!
 //! They come in any order and are sorted on disk. What changes while it is read, or ends inside a row, decides nothing.
 
-mod csv;
-mod json_lines;
 #[cfg(test)]
 mod tests;
 
@@ -15,16 +13,11 @@ use std::time::SystemTime;
 
 use flate2::read::MultiGzDecoder;
 
-use super::row::{Columns, Read as ReadRow, Row, RowReader};
-use super::sort::{Sorted, Sorter};
+use super::rows::{BUFFER, Dialect, Format, Problem, Taker, columns_of};
 use super::stamp::Stamp;
-use super::{
-    Answer, Doubt, Fingerprint, Interrupt, Question, Skipped, SourceError, UseMembers, digest,
-};
-use crate::audience::{Audience, Member, SourceName, User, Value};
-use crate::diff::Members;
+use super::{Doubt, Fingerprint, Interrupt, SourceError, UseMembers, digest};
+use crate::audience::{Audience, SourceName};
 use crate::run::Timestamp;
-pub use csv::Dialect;
 
 /// Files of one format, only ever read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,38 +34,8 @@ pub struct Files {
     pub columns: BTreeMap<String, String>,
 }
 
-/// How the rows of a file are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Csv,
-    Tsv,
-    JsonLines,
-}
-
-impl Format {
-    pub const ALL: [(&'static str, Self); 4] = [
-        ("csv", Self::Csv),
-        ("tsv", Self::Tsv),
-        ("jsonl", Self::JsonLines),
-        ("ndjson", Self::JsonLines),
-    ];
-
-    pub fn parse(name: &str) -> Option<Self> {
-        let mut known = Self::ALL.into_iter();
-        known
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, format)| format)
-    }
-}
-
 /// How rows become members. Another number makes all files be read again.
 const READS_ROWS_AS: &[u8] = b"1";
-
-/// What sorting may take of memory. Up to three sources are read at a time.
-const SORT_BYTES: usize = 64 << 20;
-
-/// How many rows are read between two looks at whether to go on.
-const LOOK_EVERY: u64 = 4_096;
 
 impl Files {
     /// Sees whether there are files, and whether the first rows of the first one can be members.
@@ -84,7 +47,7 @@ impl Files {
     pub(super) fn definition(&self, audience: &Audience) -> String {
         let pattern = self.root.join(self.pattern_of(audience));
         let pattern = std::path::absolute(&pattern).unwrap_or(pattern);
-        let columns = self.columns_of(audience);
+        let columns = columns_of(&self.columns, audience);
         let texts = [
             READS_ROWS_AS.to_vec(),
             self.name.as_str().into(),
@@ -120,27 +83,16 @@ impl Files {
     ) -> Result<(), SourceError> {
         // What they were before anything is read: somebody may write at any moment.
         let before = self.fingerprint(audience);
-        let columns = self.columns_of(audience);
-        let mut taker = Taker {
-            audience,
-            columns: &columns,
-            interrupt,
-            sorter: Sorter::new(SORT_BYTES),
-            skipped: Skipped::default(),
-            read: ReadRow::default(),
-            rows: 0,
-        };
+        let columns = columns_of(&self.columns, audience);
+        let mut taker = Taker::new(audience, &columns, interrupt);
         for path in self.expand(audience)? {
             self.read(&path, &mut taker)?;
         }
-        let skipped = taker.skipped;
-        let mut members = FileMembers {
-            files: self,
-            audience,
-            before,
-            skipped,
-            sorted: taker.sorter.finish()?,
-        };
+        let mut members = taker.finish(|| {
+            let before = before.as_ref().ok()?;
+            let is_same = self.fingerprint(audience).as_ref() == Ok(before);
+            is_same.then(|| before.clone())
+        })?;
         use_members(&mut members)?;
         Ok(())
     }
@@ -168,14 +120,6 @@ impl Files {
             return self.pattern.clone();
         };
         self.folder().join(own)
-    }
-
-    /// What the audience says of columns goes before what its source does.
-    fn columns_of(&self, audience: &Audience) -> BTreeMap<String, String> {
-        let mut columns = self.columns.clone();
-        let own = audience.columns.iter();
-        columns.extend(own.map(|(column, name)| (column.clone(), name.clone())));
-        columns
     }
 
     /// All files that fit, in the order of their names. None at all is an export that is missing, and not an empty one.
@@ -237,25 +181,24 @@ impl Files {
                 .map(|it| (it.len(), it.modified().ok()))
         };
         let before = written(&file);
-        let input = compression
+        let mut input = compression
             .open(
                 file.try_clone()
                     .map_err(|error| broken(0, error.to_string()))?,
             )
             .map_err(|error| broken(0, error.to_string()))?;
-        taker.rows = 0;
-        let read = match format {
-            Format::Csv => csv::read(input, &self.dialect, taker),
-            Format::Tsv => csv::read(input, &self.dialect.with_tabs(), taker),
-            Format::JsonLines => json_lines::read(input, taker),
-        };
-        read.map_err(|problem| match problem {
-            Problem::Source(error) => error,
-            Problem::Stopped => SourceError::Interrupted {
-                source_name: self.name.clone(),
-            },
-            Problem::Here(problem) => broken(taker.rows, problem),
-        })?;
+        taker
+            .read(format, &self.dialect, &mut input)
+            .map_err(|problem| match problem {
+                Problem::Source(error) => error,
+                Problem::Stopped => SourceError::Interrupted {
+                    source_name: self.name.clone(),
+                },
+                Problem::Here(problem) => broken(taker.rows, problem),
+                Problem::Empty => broken(0, "the file is empty".to_owned()),
+                Problem::CutOff => broken(taker.rows, ENDS_INSIDE_A_ROW.to_owned()),
+                Problem::Io(error) => broken(taker.rows, unread(&error)),
+            })?;
         if written(&file) != before {
             let problem = "it changed while it was read\n\nhint: write exports under another name and rename them when they are whole";
             return Err(broken(0, problem.to_owned()));
@@ -288,6 +231,18 @@ impl Files {
 const UNKNOWN_FORMAT: &str =
     "its ending names no format\n\nhint: add format = \"csv\", \"tsv\" or \"jsonl\" to the source";
 
+const ENDS_INSIDE_A_ROW: &str =
+    "the file ends inside it\n\nhint: export it again; the last row ends with a newline, too";
+
+fn unread(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => {
+            "the file is cut off\n\nhint: export or copy it again".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
 fn stamp(path: &Path) -> Option<Stamp> {
     Stamp::of(&fs::metadata(path).ok()?)
 }
@@ -307,144 +262,5 @@ impl Compression {
             Self::Gzip => Box::new(MultiGzDecoder::new(BufReader::with_capacity(BUFFER, file))),
             Self::Zstandard => Box::new(zstd::Decoder::new(file)?),
         })
-    }
-}
-
-const BUFFER: usize = 128 << 10;
-
-/// No row of members is as long: a record of Firehose takes 1,000 KiB.
-const MAX_ROW_BYTES: usize = 4 << 20;
-
-/// Why a file cannot be used.
-enum Problem {
-    /// At the row that is being read.
-    Here(String),
-    Source(SourceError),
-    Stopped,
-}
-
-impl Problem {
-    fn too_long() -> Self {
-        Self::Here(format!("it is over {MAX_ROW_BYTES} bytes long"))
-    }
-
-    fn cut_off() -> Self {
-        Self::Here(
-            "the file ends inside it\n\nhint: export it again; the last row ends with a newline, too".to_owned(),
-        )
-    }
-}
-
-impl From<io::Error> for Problem {
-    fn from(error: io::Error) -> Self {
-        Self::Here(match error.kind() {
-            io::ErrorKind::UnexpectedEof => {
-                "the file is cut off\n\nhint: export or copy it again".to_owned()
-            }
-            _ => error.to_string(),
-        })
-    }
-}
-
-/// Makes members of rows and sorts them.
-struct Taker<'t> {
-    audience: &'t Audience,
-    columns: &'t BTreeMap<String, String>,
-    interrupt: &'t Interrupt,
-    sorter: Sorter,
-    skipped: Skipped,
-    read: ReadRow,
-    /// Of this file so far, with the one that is being read.
-    rows: u64,
-}
-
-impl Taker<'_> {
-    /// Finds the columns of a file by their names in it.
-    fn find(&self, names: &[String]) -> Result<Columns, Problem> {
-        let mut names = names.to_vec();
-        for (column, name) in self.columns {
-            let mut places = (0..names.len()).filter(|place| names[*place] == *name);
-            match (places.next(), places.next()) {
-                (Some(place), None) => names[place].clone_from(column),
-                (Some(_), Some(_)) => {
-                    return Err(Problem::Here(format!("it has two columns `{name}`")));
-                }
-                (None, _) => {
-                    let names = names.join("`, `");
-                    return Err(Problem::Here(format!(
-                        "it has no column `{name}`, which `columns` names, only `{names}`"
-                    )));
-                }
-            }
-        }
-        let name_it = |column: &str| format!("name it: columns = {{ {column} = \"...\" }}");
-        Columns::find(&names, self.audience, Question::Members, name_it).map_err(Problem::Here)
-    }
-
-    /// Counts a row that is about to be read.
-    fn count(&mut self) -> Result<(), Problem> {
-        self.rows += 1;
-        match self.rows.is_multiple_of(LOOK_EVERY) && self.interrupt.is_requested() {
-            true => Err(Problem::Stopped),
-            false => Ok(()),
-        }
-    }
-
-    fn take(&mut self, columns: &Columns, row: &impl Row) -> Result<(), Problem> {
-        let mut reader = RowReader {
-            columns,
-            skipped: &mut self.skipped,
-            has_numbers: &mut false,
-            row,
-        };
-        let is_usable = reader
-            .read(&mut self.read)
-            .map_err(|wrong| Problem::Here(wrong.to_string()))?;
-        if is_usable {
-            let pushed = self.sorter.push(&self.read.member.as_member());
-            pushed.map_err(|error| Problem::Source(error.into()))?;
-        }
-        Ok(())
-    }
-}
-
-/// The members of all files, in order.
-struct FileMembers<'f> {
-    files: &'f Files,
-    audience: &'f Audience,
-    before: Result<Fingerprint, Doubt>,
-    skipped: Skipped,
-    sorted: Sorted,
-}
-
-impl Members for FileMembers<'_> {
-    type Error = SourceError;
-
-    fn advance(&mut self) -> Result<bool, SourceError> {
-        Ok(self.sorted.advance()?)
-    }
-
-    fn current(&self) -> Member<'_> {
-        self.sorted.current()
-    }
-
-    fn user(&self) -> User<'_> {
-        self.sorted.user()
-    }
-
-    fn value(&self) -> Value<'_> {
-        self.sorted.value()
-    }
-}
-
-impl Answer for FileMembers<'_> {
-    fn skipped(&self) -> Skipped {
-        self.skipped
-    }
-
-    fn read_from(&self) -> Option<Fingerprint> {
-        let before = self.before.as_ref().ok()?;
-        let is_same = self.files.fingerprint(self.audience).as_ref() == Ok(before);
-        is_same.then(|| before.clone())
     }
 }

@@ -129,11 +129,11 @@ impl<'j> Visitor<'j> for RowVisitor<'_> {
 
     fn visit_map<A: MapAccess<'j>>(self, mut object: A) -> Result<JsonRow<'j>, A::Error> {
         let mut cells: Vec<Option<Found<'j>>> = self.0.names.iter().map(|_| None).collect();
-        let mut others = Vec::new();
+        let mut others = 0;
         while let Some(Name(name)) = object.next_key()? {
             let Some(place) = self.0.place_of(&name) else {
                 object.next_value::<IgnoredAny>()?;
-                others.push(name);
+                others += 1;
                 continue;
             };
             if cells[place].replace(object.next_value()?).is_some() {
@@ -142,10 +142,8 @@ impl<'j> Visitor<'j> for RowVisitor<'_> {
         }
         if !self.0.has_id(&cells) {
             return Err(A::Error::custom(format!(
-                "it has no member `{}` or `{}`, only `{}`",
-                self.0.names[0],
-                self.0.names[1],
-                others.join("`, `")
+                "it has no member `{}` or `{}` among its {others}",
+                self.0.names[0], self.0.names[1],
             )));
         }
         Ok(JsonRow(cells))

@@ -3,8 +3,10 @@ use std::io::Write as _;
 use tempfile::TempDir;
 
 use super::*;
-use crate::audience::{AudienceId, Class, Key};
+use crate::audience::{AudienceId, Class, Key, Value};
+use crate::diff::Members as _;
 use crate::source::Source;
+use crate::source::rows::MAX_ROW_BYTES;
 
 struct Exports {
     folder: TempDir,
@@ -119,7 +121,7 @@ fn csv_is_read_as_it_is_written_everywhere() {
     let ab = ["UserId \"a\"", "UserId \"b\""];
     csv("user_id\na\nb\n").gives(&ab);
     csv("\u{feff}user_id\r\na\r\nb\r\n").gives(&ab);
-    csv("any name\n\na\n\n\nb\n").gives(&ab);
+    csv("user_id\n\na\n\n\nb\n").gives(&ab);
     csv("x,\"USER_ID\"\n1,a\n2,\"b\"\n").gives(&ab);
     csv("user_id\n\"a,b\"\n\"a\nb\"\n\"a\"\"b\"\n").gives(&[
         "UserId \"a\\nb\"",
@@ -262,7 +264,13 @@ fn a_file_that_ends_inside_a_row_decides_nothing() {
 #[test]
 fn what_cannot_be_read_as_members_says_where_and_what_to_do() {
     csv("id,name\na,b\n").fails(
-        "a.csv: it has no column `user_id` or `anonymous_id`, only `id`, `name`\n\nhint: name it: columns = { user_id = \"...\" }",
+        "a.csv: it has no column `user_id` or `anonymous_id` among its 2\n\nhint: name it: columns = { user_id = \"...\" }; without a header, header = false and columns = { user_id = \"1\" }",
+    );
+    // A header that is missing would be a member who is.
+    let error = csv("user_1\nuser_2\n").read().unwrap_err().to_string();
+    assert!(
+        error.contains("among its 1") && !error.contains("user_1"),
+        "{error}"
     );
     csv("user_id,x,USER_ID\na,b,c\n").fails("a.csv: it has two columns `user_id`");
     csv("user_id,x\na,1\nb\n").fails("a.csv, row 2: it has 1 fields, and the header has 2");
@@ -271,13 +279,13 @@ fn what_cannot_be_read_as_members_says_where_and_what_to_do() {
         .source
         .columns
         .insert("user_id".to_owned(), "id".to_owned());
-    named.fails("a.csv: it has no column `id`, which `columns` names, only `user_id`");
+    named.fails("a.csv: it has no column `id`, which `columns` names, among its 1");
     csv([b"\xff\xfeu\0s\0".as_slice(), b"\n\0"].concat())
         .fails("a.csv: it is UTF-16\n\nhint: save it as UTF-8");
     jsonl("{\"user_id\":1.5}\n")
         .fails("a.jsonl, row 1: column `user_id` holds a real number, and takes text or integers");
     jsonl("{\"id\":\"a\"}\n").fails(
-        "a.jsonl, row 1: it is no JSON that names a member: it has no member `user_id` or `anonymous_id`, only `id` at line 1 column 10",
+        "a.jsonl, row 1: it is no JSON that names a member: it has no member `user_id` or `anonymous_id` among its 1 at line 1 column 10",
     );
     jsonl("{\"user_id\":\"a\",\"user_id\":\"b\"}\n").fails(
         "a.jsonl, row 1: it is no JSON that names a member: it has two members `user_id` at line 1 column 29",

@@ -94,13 +94,13 @@ fn number_or_text(field: &[u8]) -> Cell<'_> {
 }
 
 pub(super) fn read(
-    input: Box<dyn Read>,
+    input: &mut dyn Read,
     dialect: &Dialect,
     taker: &mut Taker<'_>,
 ) -> Result<(), Problem> {
-    let mut rows = Rows::new(input, dialect);
+    let mut rows = Rows::new(input, dialect, taker.end_is_certain);
     let Some(first) = rows.next()? else {
-        return Err(Problem::Here("the file is empty".to_owned()));
+        return Err(Problem::Empty);
     };
     if first.bytes.starts_with(b"\xff\xfe") || first.bytes.starts_with(b"\xfe\xff") {
         return Err(Problem::Here(
@@ -157,8 +157,8 @@ pub(super) fn read(
 }
 
 /// Splits what is read into rows.
-struct Rows {
-    input: Box<dyn Read>,
+struct Rows<'i> {
+    input: &'i mut dyn Read,
     reader: Reader,
     buffer: Vec<u8>,
     /// What of the buffer is yet to be split.
@@ -169,10 +169,12 @@ struct Rows {
     ends: Vec<usize>,
     /// Something of a row was read that has not come to its end.
     is_open: bool,
+    /// The last row needs no newline.
+    end_is_certain: bool,
 }
 
-impl Rows {
-    fn new(input: Box<dyn Read>, dialect: &Dialect) -> Self {
+impl<'i> Rows<'i> {
+    fn new(input: &'i mut dyn Read, dialect: &Dialect, end_is_certain: bool) -> Self {
         Self {
             input,
             reader: ReaderBuilder::new()
@@ -185,19 +187,25 @@ impl Rows {
             fields: vec![0; 1 << 10],
             ends: vec![0; 16],
             is_open: false,
+            end_is_certain,
         }
     }
 
-    /// The next row that is not blank. The last one must end with a newline: without it, nobody can tell it from one that
-    /// was cut off.
+    /// The next row that is not blank. The last one must end with a newline, unless the end is certain: without it, nobody
+    /// can tell it from one that was cut off.
     fn next(&mut self) -> Result<Option<Fields<'_>>, Problem> {
         let (mut filled, mut ended) = (0, 0);
         loop {
             if self.from == self.to && !self.fill()? {
-                return match self.is_open {
-                    true => Err(Problem::cut_off()),
-                    false => Ok(None),
-                };
+                if !self.is_open {
+                    return Ok(None);
+                }
+                if !std::mem::take(&mut self.end_is_certain) {
+                    return Err(Problem::CutOff);
+                }
+                // Inside quotes even that is no end.
+                self.buffer[0] = b'\n';
+                self.to = 1;
             }
             let input = &self.buffer[self.from..self.to];
             let (result, read, wrote, ends) =

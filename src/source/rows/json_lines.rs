@@ -7,7 +7,7 @@ use serde::de::DeserializeSeed as _;
 use super::{BUFFER, MAX_ROW_BYTES, Problem, Taker};
 use crate::source::json::Wanted;
 
-pub(super) fn read(input: Box<dyn Read>, taker: &mut Taker<'_>) -> Result<(), Problem> {
+pub(super) fn read(input: &mut dyn Read, taker: &mut Taker<'_>) -> Result<(), Problem> {
     let wanted = Wanted::of(taker.audience, taker.columns);
     let mut input = BufReader::with_capacity(BUFFER, input);
     let mut line = Vec::new();
@@ -16,12 +16,12 @@ pub(super) fn read(input: Box<dyn Read>, taker: &mut Taker<'_>) -> Result<(), Pr
         line.clear();
         let mut rest = input.by_ref().take(MAX_ROW_BYTES as u64 + 1);
         rest.read_until(b'\n', &mut line)?;
-        let Some(text) = line.strip_suffix(b"\n") else {
-            return match line.len() {
-                0 => Ok(()),
-                length if length > MAX_ROW_BYTES => Err(Problem::too_long()),
-                _ => Err(Problem::cut_off()),
-            };
+        let text = match line.strip_suffix(b"\n") {
+            Some(text) => text,
+            None if line.is_empty() => return Ok(()),
+            None if line.len() > MAX_ROW_BYTES => return Err(Problem::too_long()),
+            None if taker.end_is_certain => &line,
+            None => return Err(Problem::CutOff),
         };
         // A mark that editors on Windows put in front of a file.
         let text = match taker.rows {

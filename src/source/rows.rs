@@ -1,0 +1,243 @@
+//! Rows of text as they are read: CSV and JSON lines, from a file or from a server. Whoever can be used of them is sorted.
+
+mod csv;
+mod json_lines;
+
+use std::collections::BTreeMap;
+use std::io::{self, Read};
+
+use super::row::{Columns, Read as ReadRow, Row, RowReader};
+use super::sort::{Sorted, Sorter};
+use super::{Answer, Fingerprint, Interrupt, Question, Skipped, SourceError};
+use crate::audience::{Audience, Member, User, Value};
+use crate::diff::Members;
+pub use csv::Dialect;
+
+/// How the rows of a file are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Csv,
+    Tsv,
+    JsonLines,
+}
+
+impl Format {
+    pub const ALL: [(&'static str, Self); 4] = [
+        ("csv", Self::Csv),
+        ("tsv", Self::Tsv),
+        ("jsonl", Self::JsonLines),
+        ("ndjson", Self::JsonLines),
+    ];
+
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut known = Self::ALL.into_iter();
+        known
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, format)| format)
+    }
+}
+
+/// What sorting may take of memory. Up to three sources are read at a time.
+const SORT_BYTES: usize = 64 << 20;
+
+/// How many rows are read between two looks at whether to go on.
+const LOOK_EVERY: u64 = 4_096;
+
+pub(super) const BUFFER: usize = 128 << 10;
+
+/// No row of members is as long: a record of Firehose takes 1,000 KiB.
+pub(super) const MAX_ROW_BYTES: usize = 4 << 20;
+
+/// Why rows cannot be used.
+pub(super) enum Problem {
+    /// At the row that is being read.
+    Here(String),
+    /// There is not even a header.
+    Empty,
+    /// They end inside the row that is being read.
+    CutOff,
+    Io(io::Error),
+    Source(SourceError),
+    Stopped,
+}
+
+impl Problem {
+    pub(super) fn too_long() -> Self {
+        Self::Here(format!("it is over {MAX_ROW_BYTES} bytes long"))
+    }
+}
+
+impl From<io::Error> for Problem {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// What the audience says of columns goes before what its source does.
+pub(super) fn columns_of(
+    source: &BTreeMap<String, String>,
+    audience: &Audience,
+) -> BTreeMap<String, String> {
+    let mut columns = source.clone();
+    let own = audience.columns.iter();
+    columns.extend(own.map(|(column, name)| (column.clone(), name.clone())));
+    columns
+}
+
+/// Makes members of rows and sorts them.
+pub(super) struct Taker<'t> {
+    pub(super) audience: &'t Audience,
+    pub(super) columns: &'t BTreeMap<String, String>,
+    interrupt: &'t Interrupt,
+    /// What carries the rows says itself where they end. Then the last one needs no newline.
+    end_is_certain: bool,
+    sorter: Sorter,
+    skipped: Skipped,
+    read: ReadRow,
+    /// Of this file or page so far, with the one that is being read.
+    pub(super) rows: u64,
+    /// Of all, whether they could be used or not.
+    pub(super) taken: u64,
+}
+
+impl<'t> Taker<'t> {
+    pub(super) fn new(
+        audience: &'t Audience,
+        columns: &'t BTreeMap<String, String>,
+        interrupt: &'t Interrupt,
+    ) -> Self {
+        Self {
+            audience,
+            columns,
+            interrupt,
+            end_is_certain: false,
+            sorter: Sorter::new(SORT_BYTES),
+            skipped: Skipped::default(),
+            read: ReadRow::default(),
+            rows: 0,
+            taken: 0,
+        }
+    }
+
+    /// Reads all rows of an input. Of JSON lines it may have none.
+    pub(super) fn read(
+        &mut self,
+        format: Format,
+        dialect: &Dialect,
+        input: &mut dyn Read,
+    ) -> Result<(), Problem> {
+        self.rows = 0;
+        match format {
+            Format::Csv => csv::read(input, dialect, self),
+            Format::Tsv => csv::read(input, &dialect.with_tabs(), self),
+            Format::JsonLines => json_lines::read(input, self),
+        }
+    }
+
+    /// When all rows are read.
+    pub(super) fn finish<F>(self, read_from: F) -> Result<SortedMembers<F>, SourceError> {
+        Ok(SortedMembers {
+            skipped: self.skipped,
+            sorted: self.sorter.finish()?,
+            read_from,
+        })
+    }
+
+    /// Finds the columns of a file by their names in it.
+    fn find(&self, names: &[String]) -> Result<Columns, Problem> {
+        let mut names = names.to_vec();
+        for (column, name) in self.columns {
+            let mut places = (0..names.len()).filter(|place| names[*place] == *name);
+            match (places.next(), places.next()) {
+                (Some(place), None) => names[place].clone_from(column),
+                (Some(_), Some(_)) => {
+                    return Err(Problem::Here(format!("it has two columns `{name}`")));
+                }
+                (None, _) => {
+                    let count = names.len();
+                    return Err(Problem::Here(format!(
+                        "it has no column `{name}`, which `columns` names, among its {count}"
+                    )));
+                }
+            }
+        }
+        // Where the header is missing, names are ids: they are not shown, and the first of a single column is no name.
+        let is_id = |name: &String| {
+            let known = ["user_id", "anonymous_id"];
+            known.iter().any(|known| name.eq_ignore_ascii_case(known))
+        };
+        if !names.iter().any(is_id) {
+            return Err(Problem::Here(format!(
+                "it has no column `user_id` or `anonymous_id` among its {}\n\n\
+                 hint: name it: columns = {{ user_id = \"...\" }}; without a header, header = false and columns = {{ user_id = \"1\" }}",
+                names.len()
+            )));
+        }
+        let name_it = |column: &str| format!("name it: columns = {{ {column} = \"...\" }}");
+        Columns::find(&names, self.audience, Question::Members, name_it).map_err(Problem::Here)
+    }
+
+    /// Counts a row that is about to be read.
+    pub(super) fn count(&mut self) -> Result<(), Problem> {
+        self.rows += 1;
+        match self.rows.is_multiple_of(LOOK_EVERY) && self.interrupt.is_requested() {
+            true => Err(Problem::Stopped),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn take(&mut self, columns: &Columns, row: &impl Row) -> Result<(), Problem> {
+        self.taken += 1;
+        let mut reader = RowReader {
+            columns,
+            skipped: &mut self.skipped,
+            has_numbers: &mut false,
+            row,
+        };
+        let is_usable = reader
+            .read(&mut self.read)
+            .map_err(|wrong| Problem::Here(wrong.to_string()))?;
+        if is_usable {
+            let pushed = self.sorter.push(&self.read.member.as_member());
+            pushed.map_err(|error| Problem::Source(error.into()))?;
+        }
+        Ok(())
+    }
+}
+
+/// The members of all rows, in order.
+pub(super) struct SortedMembers<F> {
+    skipped: Skipped,
+    sorted: Sorted,
+    read_from: F,
+}
+
+impl<F> Members for SortedMembers<F> {
+    type Error = SourceError;
+
+    fn advance(&mut self) -> Result<bool, SourceError> {
+        Ok(self.sorted.advance()?)
+    }
+
+    fn current(&self) -> Member<'_> {
+        self.sorted.current()
+    }
+
+    fn user(&self) -> User<'_> {
+        self.sorted.user()
+    }
+
+    fn value(&self) -> Value<'_> {
+        self.sorted.value()
+    }
+}
+
+impl<F: Fn() -> Option<Fingerprint>> Answer for SortedMembers<F> {
+    fn skipped(&self) -> Skipped {
+        self.skipped
+    }
+
+    fn read_from(&self) -> Option<Fingerprint> {
+        (self.read_from)()
+    }
+}
