@@ -3,6 +3,7 @@
 //! Order is verified, never trusted, and the end is only reached when everything was read without an error: a source
 //! that fails, ends early or comes out of order decides nothing.
 
+mod adbc;
 mod ahead;
 mod files;
 mod interrupt;
@@ -20,6 +21,8 @@ use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
 use crate::diff::Members;
 use crate::run::Timestamp;
 
+pub use adbc::Adbc;
+pub(crate) use adbc::{has_password, is_password};
 pub use ahead::MembersAhead;
 pub use files::{Dialect, Files, Format};
 pub use interrupt::Interrupt;
@@ -220,6 +223,7 @@ fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
 pub enum Source {
     Sqlite(Sqlite),
     Files(Files),
+    Adbc(Adbc),
 }
 
 impl Source {
@@ -228,6 +232,7 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.check(audience),
             Self::Files(files) => files.check(audience),
+            Self::Adbc(adbc) => adbc.check(audience),
         }
     }
 
@@ -239,8 +244,8 @@ impl Source {
     ) -> Result<bool, SourceError> {
         match self {
             Self::Sqlite(sqlite) => sqlite.tells_of_anybody(audience, interrupt),
-            // Nobody can ask files what has changed.
-            Self::Files(_) => Ok(true),
+            // Nobody asks these what has changed.
+            Self::Files(_) | Self::Adbc(_) => Ok(true),
         }
     }
 
@@ -249,6 +254,7 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.definition(audience),
             Self::Files(files) => files.definition(audience),
+            Self::Adbc(adbc) => adbc.definition(audience),
         }
     }
 
@@ -257,6 +263,7 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.fingerprint(),
             Self::Files(files) => files.fingerprint(audience),
+            Self::Adbc(_) => Err(Doubt::Unseen),
         }
     }
 
@@ -264,7 +271,7 @@ impl Source {
     pub fn keeps_writers_waiting(&self) -> bool {
         match self {
             Self::Sqlite(sqlite) => sqlite.keeps_writers_waiting(),
-            Self::Files(_) => false,
+            Self::Files(_) | Self::Adbc(_) => false,
         }
     }
 
@@ -301,6 +308,7 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.ask(audience, questions, interrupt, use_members),
             Self::Files(files) => files.ask(audience, interrupt, use_members),
+            Self::Adbc(adbc) => adbc.ask(audience, interrupt, use_members),
         }
     }
 }
