@@ -47,7 +47,10 @@ pub struct Config {
     pub history: Duration,
     /// How long one command or tick may deliver; what is left then stays in the journal.
     pub deliver_for: Option<Duration>,
+    /// Without what nobody may see.
     pub sources: BTreeMap<SourceName, Source>,
+    /// Where that is, by option of a source.
+    pub secrets: BTreeMap<SourceName, BTreeMap<String, SecretRef>>,
     /// At least one.
     pub destinations: BTreeMap<DestinationName, Destination>,
     /// By name of the file.
@@ -97,10 +100,12 @@ impl Config {
                 )
             })
             .transpose()?;
-        let sources = named(&table, "source")?
-            .into_iter()
-            .map(|(name, item)| Ok((SourceName::new(name), source::read(name, &item, &root)?)))
-            .collect::<Result<_, _>>()?;
+        let (mut sources, mut secrets) = (BTreeMap::new(), BTreeMap::new());
+        for (name, item) in named(&table, "source")? {
+            let read = source::read(name, &item, &root)?;
+            sources.insert(SourceName::new(name), read.source);
+            secrets.insert(SourceName::new(name), read.secrets);
+        }
         let destinations: BTreeMap<_, _> = named(&table, "destination")?
             .into_iter()
             .map(|(name, item)| {
@@ -128,6 +133,7 @@ impl Config {
             deliver_for,
             root: root.0,
             sources,
+            secrets,
             destinations,
             schedules,
         })

@@ -3,7 +3,9 @@
 //! Order is verified, never trusted, and the end is only reached when everything was read without an error: a source
 //! that fails, ends early or comes out of order decides nothing.
 
+mod adbc;
 mod ahead;
+mod expect;
 mod files;
 mod interrupt;
 mod json;
@@ -14,7 +16,6 @@ mod sqlite;
 mod stamp;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 
@@ -22,6 +23,8 @@ use crate::audience::{Audience, MAX_ID_BYTES, MemberBuf, SourceName};
 use crate::diff::Members;
 use crate::run::Timestamp;
 
+pub use adbc::Adbc;
+pub(crate) use adbc::{has_password, is_password};
 pub use ahead::MembersAhead;
 pub use files::Files;
 pub use interrupt::Interrupt;
@@ -231,6 +234,7 @@ fn digest<T: AsRef<[u8]>>(parts: impl IntoIterator<Item = T>) -> String {
 pub enum Source {
     Sqlite(Sqlite),
     Files(Files),
+    Adbc(Adbc),
 }
 
 impl Source {
@@ -239,6 +243,7 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.check(audience),
             Self::Files(files) => files.check(audience),
+            Self::Adbc(adbc) => adbc.check(audience),
         }
     }
 
@@ -250,8 +255,8 @@ impl Source {
     ) -> Result<bool, SourceError> {
         match self {
             Self::Sqlite(sqlite) => sqlite.tells_of_anybody(audience, interrupt),
-            // Nobody can ask files what has changed.
-            Self::Files(_) => Ok(true),
+            // Nobody asks these what has changed.
+            Self::Files(_) | Self::Adbc(_) => Ok(true),
         }
     }
 
@@ -260,6 +265,7 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.definition(audience),
             Self::Files(files) => files.definition(audience),
+            Self::Adbc(adbc) => adbc.definition(audience),
         }
     }
 
@@ -268,6 +274,7 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.fingerprint(),
             Self::Files(files) => files.fingerprint(audience),
+            Self::Adbc(_) => Err(Doubt::Unseen),
         }
     }
 
@@ -276,47 +283,15 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.updated_at(audience),
             Self::Files(files) => files.updated_at(audience),
+            Self::Adbc(adbc) => adbc.updated_at(audience),
         }
-    }
-
-    /// Refuses a source that is older than an audience expects.
-    pub fn must_be_fresh(&self, audience: &Audience, now: Timestamp) -> Result<(), SourceError> {
-        let Some(max_age) = audience.expect.max_age else {
-            return Ok(());
-        };
-        let updated_at = self.updated_at(audience)?;
-        let age = u64::try_from(now.millis() - updated_at.millis()).unwrap_or_default();
-        if u128::from(age) <= max_age.as_millis() {
-            return Ok(());
-        }
-        let [age, max_age] =
-            [Duration::from_secs(age / 1_000), max_age].map(humantime::format_duration);
-        Err(SourceError::Unexpected {
-            source_name: audience.source.clone(),
-            problem: format!("it was brought up to date {age} ago, and `max_age` is {max_age}"),
-        })
-    }
-
-    /// Refuses one that has fewer members than an audience expects.
-    pub fn must_have(audience: &Audience, members: u64) -> Result<(), SourceError> {
-        let min_members = audience.expect.min_members;
-        if members >= min_members {
-            return Ok(());
-        }
-        Err(SourceError::Unexpected {
-            source_name: audience.source.clone(),
-            problem: format!(
-                "{:?} has {members} members there, and `min_members` is {min_members}",
-                audience.name
-            ),
-        })
     }
 
     /// Whether nobody can write to it while it is read.
     pub fn keeps_writers_waiting(&self) -> bool {
         match self {
             Self::Sqlite(sqlite) => sqlite.keeps_writers_waiting(),
-            Self::Files(_) => false,
+            Self::Files(_) | Self::Adbc(_) => false,
         }
     }
 
@@ -353,6 +328,7 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.ask(audience, questions, interrupt, use_members),
             Self::Files(files) => files.ask(audience, interrupt, use_members),
+            Self::Adbc(adbc) => adbc.ask(audience, interrupt, use_members),
         }
     }
 }

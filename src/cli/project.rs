@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use super::args::Args;
 use super::{Exit, Refusal};
 use crate::audience::keys::{self, Known};
-use crate::audience::{Audience, DestinationName};
+use crate::audience::{Audience, DestinationName, SourceName};
 use crate::bill::PRICE_PER_GB;
 use crate::config::{
     Aws as AwsConfiguration, Config, ConfigError, Configured, Destination as Configuration,
@@ -23,11 +23,11 @@ use crate::sync::{Keyed, Outlet, Project};
 /// Loads the configuration that the command line names.
 pub(super) fn load(args: &Args) -> anyhow::Result<Config> {
     let config = Config::load(&args.config)?;
-    let is_for_sqlite = |configured: &&Configured| {
-        let source = &config.sources[&configured.audience.source];
+    let is_sqlite = |it: &&Configured| {
+        let source = &config.sources[&it.audience.source];
         matches!(source, Source::Sqlite(_))
     };
-    for configured in config.audiences().filter(is_for_sqlite) {
+    for configured in config.audiences().filter(is_sqlite) {
         if let Some(reason) = check_syntax(&configured.audience.query) {
             let hint = "a query is one SELECT with a column `user_id` or `anonymous_id`";
             let at = Some(configured.query_at.clone());
@@ -71,11 +71,24 @@ pub(super) fn open(config: &Config) -> Result<Project, ConfigError> {
         Ok((name.clone(), outlet))
     });
     Ok(Project {
-        sources: config.sources.clone(),
+        sources: sources(config)?,
         destinations: outlets.collect::<Result<BTreeMap<_, _>, _>>()?,
         space_id: config.space_id.clone(),
         history: config.history,
     })
+}
+
+/// With what the configuration says of a secret in its place.
+fn sources(config: &Config) -> Result<BTreeMap<SourceName, Source>, ConfigError> {
+    let mut sources = config.sources.clone();
+    for (name, secrets) in &config.secrets {
+        if let Some(Source::Adbc(adbc)) = sources.get_mut(name) {
+            for (option, secret) in secrets {
+                adbc.secrets.insert(option.clone(), secret.resolve()?);
+            }
+        }
+    }
+    Ok(sources)
 }
 
 fn outlet(name: &DestinationName, configured: &Configuration) -> Result<Outlet, ConfigError> {

@@ -168,21 +168,15 @@ impl Configured {
         let name_item = table.require("name")?;
         let name = name_item.some_text()?;
         let source = read_source(table, known)?;
-        let is_asked = matches!(known.sources[&source], Source::Sqlite(_));
-        let query = match is_asked {
-            true => Some(table.require("query")?),
-            false => None,
-        };
-        let unfit: &[&str] = match is_asked {
-            true => &["files", "columns"],
-            false => &["query", "changes", "reconcile"],
-        };
+        let (unfit, way_out) = unfit(&known.sources[&source]);
         if let Some(item) = unfit.iter().find_map(|key| table.get(key)) {
-            return Err(item.error(format!("does not fit source `{source}`")).hint(match is_asked {
-                true => "a database is asked by a `query`",
-                false => "files are read as they are: `files`, `columns` and `traits` say what is used of them",
-            }));
+            let unfit = item.error(format!("does not fit source `{source}`"));
+            return Err(unfit.hint(way_out));
         }
+        let query = match unfit.contains(&"query") {
+            true => None,
+            false => Some(table.require("query")?),
+        };
         let explicit = table.get("key").map(|item| read_key(&item)).transpose()?;
         let key_is_explicit = explicit.is_some();
         let key = explicit.or_else(|| Key::from_name(name)).ok_or_else(|| {
@@ -224,9 +218,9 @@ impl Configured {
                 .get("traits")
                 .map_or(Ok(Vec::new()), |item| read_traits(&item, &key))?,
             changes: read_changes(table, class)?,
-            expect: table
-                .get("expect")
-                .map_or(Ok(Expect::default()), |item| read_expect(&item, is_asked))?,
+            expect: table.get("expect").map_or(Ok(Expect::default()), |item| {
+                read_expect(&item, query.is_some())
+            })?,
             key,
         };
         Ok(Self {
@@ -236,6 +230,21 @@ impl Configured {
             changes_at: table.get("changes").map(|item| item.location()),
             at: name_item.location(),
         })
+    }
+}
+
+/// What means nothing to a source, and what does.
+fn unfit(source: &Source) -> (&'static [&'static str], &'static str) {
+    match source {
+        Source::Sqlite(_) => (&["files", "columns"], "a database is asked by a `query`"),
+        Source::Files(_) => (
+            &["query", "changes", "reconcile"],
+            "files are read as they are: `files`, `columns` and `traits` say what is used of them",
+        ),
+        Source::Adbc(_) => (
+            &["files", "columns", "changes", "reconcile"],
+            "a warehouse is asked by a `query`, each time for everyone",
+        ),
     }
 }
 

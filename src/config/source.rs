@@ -5,20 +5,28 @@ use std::path::Path;
 
 use super::document::{Item, Table, shown};
 use super::error::ConfigError;
+use super::secret::SecretRef;
 use super::{Root, table_name};
 use crate::audience::SourceName;
-use crate::source::{Dialect, Files, Format, Source, Sqlite};
+use crate::source::{Adbc, Dialect, Files, Format, Source, Sqlite, has_password, is_password};
 
 /// What makes a source one of a kind, with the settings of that kind.
-const KINDS: [(&str, &[&str]); 2] = [
+const KINDS: [(&str, &[&str]); 3] = [
     ("sqlite", &["sqlite"]),
     (
         "files",
         &["files", "format", "columns", "delimiter", "quote", "header"],
     ),
+    ("adbc", &["adbc", "uri", "options"]),
 ];
 
-pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Source, ConfigError> {
+/// A source, and which of its options are where, since nobody may see them.
+pub(super) struct Read {
+    pub(super) source: Source,
+    pub(super) secrets: BTreeMap<String, SecretRef>,
+}
+
+pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Read, ConfigError> {
     let table = item.table(table_name("source", name))?;
     let mut kinds = KINDS.iter().filter(|(kind, _)| table.get(kind).is_some());
     let (kind, known) = match (kinds.next(), kinds.next()) {
@@ -31,8 +39,8 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Source, C
                 .collect();
             table.only(&all)?;
             return Err(table
-                .error(format!("`sqlite` or `files` is missing in {}", table_name("source", name)))
-                .hint("sqlite = \"PATH\" names a database, files = \"PATTERN\" one or several exports"));
+                .error(format!("`sqlite`, `files` or `adbc` is missing in {}", table_name("source", name)))
+                .hint("sqlite = \"PATH\" names a database, files = \"PATTERN\" one or several exports, adbc = \"DRIVER\" a warehouse"));
         }
         (Some((one, _)), Some((other, _))) => {
             return Err(table
@@ -44,18 +52,18 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Source, C
         }
     };
     table.only(known)?;
-    let path = table.require(kind)?;
-    let path = path.path()?;
+    let item = table.require(kind)?;
     let name = SourceName::new(name);
-    Ok(match kind {
+    let source = match kind {
+        "adbc" => return read_adbc(name, &item, &table, root),
         "sqlite" => Source::Sqlite(Sqlite {
             name,
-            path: root.join(path),
+            path: root.join(item.path()?),
         }),
         _ => Source::Files(Files {
             name,
             root: root.join(Path::new("")),
-            pattern: path.to_owned(),
+            pattern: item.path()?.to_owned(),
             format: table
                 .get("format")
                 .map(|item| read_format(&item))
@@ -63,7 +71,50 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Source, C
             dialect: read_dialect(&table)?,
             columns: read_columns(&table)?,
         }),
+    };
+    Ok(Read {
+        source,
+        secrets: BTreeMap::new(),
     })
+}
+
+fn read_adbc(
+    name: SourceName,
+    item: &Item<'_>,
+    table: &Table<'_>,
+    root: &Root,
+) -> Result<Read, ConfigError> {
+    let driver = item.some_text()?;
+    // A name is looked for where drivers are; a path starts where all of them do.
+    let is_path = driver.contains(['/', '\\']) || driver.ends_with(".toml");
+    let driver = match is_path {
+        true => root.join(item.path()?).display().to_string(),
+        false => driver.to_owned(),
+    };
+    let mut options = Vec::new();
+    if let Some(item) = table.get("options") {
+        options = item.table(item.what())?.items();
+        if let Some((_, item)) = options.iter().find(|(key, _)| *key == "uri") {
+            return Err(item.error("stands beside `options`, not in it"));
+        }
+    }
+    options.extend(table.get("uri").map(|item| ("uri", item)));
+    let (mut texts, mut secrets) = (BTreeMap::new(), BTreeMap::new());
+    for (key, item) in options {
+        let is_secret = |text: &str| is_password(key) || has_password(text);
+        if item.value().is_table() || item.value().as_str().is_some_and(is_secret) {
+            secrets.insert(key.to_owned(), SecretRef::read(&item, root)?);
+        } else {
+            texts.insert(key.to_owned(), item.text()?.to_owned());
+        }
+    }
+    let source = Source::Adbc(Adbc {
+        name,
+        driver,
+        options: texts,
+        secrets: BTreeMap::new(),
+    });
+    Ok(Read { source, secrets })
 }
 
 fn read_format(item: &Item<'_>) -> Result<Format, ConfigError> {

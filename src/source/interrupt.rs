@@ -4,22 +4,31 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, InterruptHandle};
+use rusqlite::Connection;
 
 /// Ends what a source does, from another thread. A query that has yet to begin is not held up by it: ask again.
 #[derive(Clone, Default)]
 pub struct Interrupt(Arc<Reading>);
 
+/// Ends a query that runs, and does not wait for that.
+type EndQuery = Box<dyn Fn() + Send>;
+
 #[derive(Default)]
 struct Reading {
-    query: Mutex<Option<InterruptHandle>>,
+    query: Mutex<Option<EndQuery>>,
     is_over: AtomicBool,
 }
 
 impl Interrupt {
     /// Lets the queries of this connection be ended.
     pub(super) fn watch(&self, connection: &Connection) {
-        *self.handle() = Some(connection.get_interrupt_handle());
+        let handle = connection.get_interrupt_handle();
+        self.end_by(move || handle.interrupt());
+    }
+
+    /// Says how the query that runs next is ended.
+    pub(super) fn end_by(&self, end: impl Fn() + Send + 'static) {
+        *self.query() = Some(Box::new(end));
     }
 
     /// Whether somebody has asked for the end: for those who read without a query.
@@ -29,12 +38,12 @@ impl Interrupt {
 
     pub fn interrupt(&self) {
         self.0.is_over.store(true, Ordering::Relaxed);
-        if let Some(handle) = self.handle().as_ref() {
-            handle.interrupt();
+        if let Some(end) = self.query().as_ref() {
+            end();
         }
     }
 
-    fn handle(&self) -> MutexGuard<'_, Option<InterruptHandle>> {
+    fn query(&self) -> MutexGuard<'_, Option<EndQuery>> {
         self.0.query.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -19,6 +19,8 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Statement};
 
+use super::expect::{NO_TIME, time_of};
+use super::row::Row as _;
 use super::{Doubt, Fingerprint, Interrupt, Question, SINCE, SourceError, UseMembers, digest};
 use crate::audience::{Audience, SourceName};
 use crate::disk::cut_off_at;
@@ -110,34 +112,6 @@ fn not_a_query(statement: &Statement<'_>, question: Question) -> Option<&'static
 /// A time as SQLite's `CURRENT_TIMESTAMP` writes it.
 fn in_sql(since: Timestamp) -> String {
     since.to_datetime().format("%Y-%m-%d %H:%M:%S").to_string()
-}
-
-/// A time as SQLite and others write it: in UTC unless it says otherwise, or in seconds since 1970.
-fn time_of(told: &rusqlite::types::Value) -> Option<Timestamp> {
-    use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime};
-    use rusqlite::types::Value::{Integer, Real, Text};
-
-    let text = match told {
-        Integer(seconds) => return seconds.checked_mul(1_000).map(Timestamp::from_millis),
-        Real(seconds) if seconds.is_finite() => {
-            return Some(Timestamp::from_millis((seconds * 1_000.0) as i64));
-        }
-        Text(text) => text.trim(),
-        _ => return None,
-    };
-    let zoned = DateTime::parse_from_rfc3339(text).map(|at| at.to_utc());
-    let naive = [
-        "%Y-%m-%d %H:%M:%S%.f",
-        "%Y-%m-%dT%H:%M:%S%.f",
-        "%Y-%m-%d %H:%M",
-    ];
-    let naive = naive
-        .into_iter()
-        .find_map(|format| NaiveDateTime::parse_from_str(text, format).ok());
-    let day = NaiveDate::parse_from_str(text, "%Y-%m-%d").ok();
-    let at = naive.or(day.map(|day| day.and_time(NaiveTime::MIN)));
-    let at = zoned.ok().or(at.map(|at| at.and_utc()))?;
-    Some(Timestamp::from_millis(at.timestamp_millis()))
 }
 
 /// SQLite's words for an error, without rusqlite's around them.
@@ -246,16 +220,17 @@ impl Sqlite {
             problem: format!("`updated_at` {problem}"),
         };
         let opened = self.open()?;
-        let told = opened
-            .connection
-            .query_row(query, [], |row| row.get::<_, rusqlite::types::Value>(0))
-            .map_err(|error| match error.sqlite_error_code() {
-                Some(ErrorCode::Unknown) | None => {
-                    unexpected(format!("cannot run: {}", message(&error)))
-                }
-                Some(_) => self.unreadable(error),
-            })?;
-        time_of(&told).ok_or_else(|| unexpected("tells no time: it is one in UTC such as 2026-11-24 10:00:00, or seconds since 1970".to_owned()))
+        let told = opened.connection.query_row(query, [], |row| {
+            row.get_ref(0)?;
+            Ok(time_of(row.cell(0)))
+        });
+        told.map_err(|error| match error.sqlite_error_code() {
+            Some(ErrorCode::Unknown) | None => {
+                unexpected(format!("cannot run: {}", message(&error)))
+            }
+            Some(_) => self.unreadable(error),
+        })?
+        .ok_or_else(|| unexpected(NO_TIME.to_owned()))
     }
 
     /// What the file is now.

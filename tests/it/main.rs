@@ -1,6 +1,7 @@
 //! The binary as people and programs use it: a directory, a command line, what it prints, and what arrives.
 
 mod access;
+mod adbc;
 mod changes;
 mod check;
 mod clock;

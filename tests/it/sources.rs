@@ -1,5 +1,6 @@
 //! Every kind of source gives the members that SQLite does.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
@@ -8,7 +9,7 @@ use audience_sync::audience::{Class, SourceName};
 use audience_sync::progress::Progress;
 use audience_sync::run::Outcome;
 use audience_sync::snapshot::{Handle, Snapshot};
-use audience_sync::source::{Dialect, Files, Source};
+use audience_sync::source::{Adbc, Dialect, Files, Source};
 use audience_sync::stop::Stop;
 use audience_sync::sync::{Request, Runner};
 use chrono::NaiveDate;
@@ -16,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::replay::{Downstream, Truth, audience, move_on, orders, project};
 use crate::support::Project;
+use crate::support::postgres::{Database, Postgres, drivers};
 
 /// A source that holds what a day says.
 trait Kind {
@@ -165,6 +167,68 @@ async fn real_orders_from_json_lines_leave_the_truth_downstream_after_every_day(
         write: |members| zstd::encode_all(&*json_lines(members), 1).unwrap(),
     })
     .await;
+}
+
+/// A database behind an ADBC driver.
+struct Warehouse {
+    driver: String,
+    database: Database<'static>,
+}
+
+impl Warehouse {
+    fn new() -> Option<Self> {
+        let library = drivers()?.join("lib");
+        // One version of Python is in the environment.
+        let python = fs::read_dir(library).unwrap().next().unwrap().unwrap();
+        let package = python.path().join("site-packages/adbc_driver_postgresql");
+        let driver = package.join("libadbc_driver_postgresql.so");
+        let database = Postgres::shared().database();
+        database.sql(
+            "CREATE TABLE members (user_id text); CREATE TABLE revenue (user_id text, value bigint)",
+        );
+        Some(Self {
+            driver: driver.to_str().unwrap().to_owned(),
+            database,
+        })
+    }
+}
+
+impl Kind for Warehouse {
+    fn source(&self, _: &Path) -> Source {
+        Source::Adbc(Adbc {
+            name: SourceName::new("shop"),
+            driver: self.driver.clone(),
+            options: [("uri".to_owned(), self.database.uri())].into(),
+            secrets: BTreeMap::new(),
+        })
+    }
+
+    fn hold(&self, _: &Path, key: &str, members: &[(&str, &Value)]) {
+        let rows = members.iter().map(|(user, value)| match key {
+            "members" => format!("('{user}')"),
+            _ => format!("('{user}', {value})"),
+        });
+        let rows: Vec<String> = rows.collect();
+        let insert = match rows.is_empty() {
+            true => String::new(),
+            false => format!("; INSERT INTO {key} VALUES {}", rows.join(", ")),
+        };
+        self.database.sql(&format!("TRUNCATE {key}{insert}"));
+    }
+
+    fn ask(&self, key: &str) -> Ask {
+        Ask {
+            query: format!("SELECT * FROM {key}"),
+            ..Ask::default()
+        }
+    }
+}
+
+#[tokio::test]
+async fn real_orders_from_postgresql_leave_the_truth_downstream_after_every_day() {
+    if let Some(warehouse) = Warehouse::new() {
+        replay(&warehouse).await;
+    }
 }
 
 const EXPORTS: &str = r#"
@@ -385,4 +449,50 @@ fn a_source_that_is_stale_or_short_decides_nothing() {
     ] {
         check(shop(&told_at(column)), None);
     }
+}
+
+#[test]
+fn a_stale_warehouse_decides_nothing() {
+    let Some(drivers) = drivers() else { return };
+    let database = Postgres::shared().database();
+    database.sql("CREATE TABLE users (id text, at timestamptz); INSERT INTO users VALUES ('a', now() - interval '3 hours')");
+    let mut project = Project::empty();
+    project.write(
+        "audience-sync.toml",
+        &format!(
+            "[source.wh]\nadbc = \"postgresql\"\nuri = {{ env = \"WAREHOUSE_URI\" }}\n{}",
+            EXPORTS
+                .split_once("[destination")
+                .map(|(_, rest)| format!("[destination{rest}"))
+                .unwrap()
+        ),
+    );
+    project
+        .variables
+        .insert("WAREHOUSE_URI".to_owned(), database.uri());
+    project.variables.insert(
+        "VIRTUAL_ENV".to_owned(),
+        drivers.to_str().unwrap().to_owned(),
+    );
+    let sync = |max_age: &str, at: &str| {
+        project.write("schedules/main.toml", &format!("[[audience]]\nname = \"Members\"\nsource = \"wh\"\nquery = \"SELECT id AS user_id FROM users\"\nexpect = {{ max_age = \"{max_age}\", updated_at = \"SELECT {at} FROM users\" }}\n"));
+        project.run(&["sync", "--json"])
+    };
+    for (max_age, at, words) in [
+        ("2h", "max(at)", "it was brought up to date 3h"),
+        ("2h", "max(at)::text", "it was brought up to date 3h"),
+        (
+            "2h",
+            "extract(epoch FROM max(at))::bigint",
+            "it was brought up to date 3h",
+        ),
+        ("2h", "max(seen_at)", "`updated_at` cannot run: "),
+        ("2h", "NULL", "`updated_at` tells no time"),
+    ] {
+        let ran = sync(max_age, at);
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.stderr.contains(words), "{at}: {ran:?}");
+        assert!(!project.path("delivered").exists());
+    }
+    assert_eq!(sync("4h", "max(at)").code, 0);
 }

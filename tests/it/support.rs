@@ -2,6 +2,8 @@
 
 pub(crate) mod endpoint;
 pub(crate) mod moto;
+pub(crate) mod postgres;
+pub(crate) mod venv;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

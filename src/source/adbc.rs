@@ -1,0 +1,306 @@
+//! Members from a query on any database that has an ADBC driver, as Arrow batches.
+//!
+//! A driver is a library that is loaded when it is needed. PostgreSQL is asked for the order of bytes, `COLLATE "C"`,
+//! which an index may give for nothing, and its rows go straight into the merge. Nobody else is: what an engine sorts
+//! by is its own affair, and asking for it costs a sort there for one that is cheap here. Their rows are sorted on disk.
+//!
+//! Only PostgreSQL can be held to reading, by its transaction. Elsewhere a statement must begin as one that reads,
+//! and the role should be one that may do no more.
+
+mod cells;
+mod driver;
+mod members;
+mod query;
+mod words;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use adbc_core::error::{Error, Status};
+use adbc_core::options::{OptionConnection, OptionValue};
+use adbc_core::{CancelHandle, Connection as _, Optionable as _, Statement as _};
+use adbc_driver_manager::{ManagedConnection, ManagedStatement};
+use arrow_array::RecordBatchReader;
+use arrow_schema::Schema;
+
+use super::expect::{NO_TIME, time_of};
+use super::row::{Columns, Row as _};
+use super::sort::Sorter;
+use super::{Interrupt, Question, SourceError, UseMembers, digest};
+use crate::audience::{Audience, SourceName};
+use crate::run::Timestamp;
+use crate::secret::Secret;
+use cells::Batch;
+use members::{OrderedMembers, Rows};
+use query::{in_order, not_a_query, statement};
+use words::{Words, hidden_in};
+
+pub(crate) use words::{has_password, is_password};
+
+/// A database behind an ADBC driver.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Adbc {
+    pub name: SourceName,
+    /// By name, path or manifest.
+    pub driver: String,
+    /// The driver's own, `uri` among them where it is no secret.
+    pub options: BTreeMap<String, String>,
+    /// Further ones.
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+/// How rows become members.
+const READS_ROWS_AS: &[u8] = b"1";
+
+/// What sorting may take of memory.
+const SORT_BYTES: usize = 64 << 20;
+
+/// What the only vendor is called that is asked for an order.
+const POSTGRESQL: &str = "PostgreSQL";
+
+/// Bytes of other encodings have another order.
+const IS_UTF8: &str = "SELECT current_setting('server_encoding') = 'UTF8' AS is_utf8";
+
+impl Adbc {
+    /// Sees whether there is a driver, and a query that reads. Nothing is connected to.
+    pub(super) fn check(&self, audience: &Audience) -> Result<(), SourceError> {
+        if let Some(reason) = not_a_query(&audience.query) {
+            return Err(self.query_error(audience, reason));
+        }
+        self.load()?;
+        Ok(())
+    }
+
+    pub(super) fn definition(&self, audience: &Audience) -> String {
+        let texts = [
+            READS_ROWS_AS,
+            self.name.as_str().as_bytes(),
+            self.driver.as_bytes(),
+            audience.class.as_str().as_bytes(),
+            audience.query.as_bytes(),
+        ];
+        digest(
+            texts
+                .into_iter()
+                .chain(audience.traits.iter().map(String::as_bytes)),
+        )
+    }
+
+    pub(super) fn ask(
+        &self,
+        audience: &Audience,
+        interrupt: &Interrupt,
+        use_members: &mut UseMembers<'_>,
+    ) -> Result<(), SourceError> {
+        if let Some(reason) = not_a_query(&audience.query) {
+            return Err(self.query_error(audience, reason));
+        }
+        let asked = Asked {
+            adbc: self,
+            audience,
+            interrupt,
+            connection: self.connect()?,
+        };
+        if interrupt.is_requested() {
+            return Err(self.interrupted());
+        }
+        asked.answer(use_members)
+    }
+
+    /// What the audience's `updated_at` says.
+    pub(super) fn updated_at(&self, audience: &Audience) -> Result<Timestamp, SourceError> {
+        let query = audience.expect.updated_at.as_deref().unwrap_or_default();
+        let unexpected = |problem: String| SourceError::Unexpected {
+            source_name: self.name.clone(),
+            problem: format!("`updated_at` {problem}"),
+        };
+        if let Some(reason) = not_a_query(query) {
+            return Err(unexpected(format!("cannot run: {reason}")));
+        }
+        let mut connection = self.connect()?;
+        let failed =
+            |error: &Error| unexpected(format!("cannot run: {}", Words::of(self, error).text));
+        let mut asked = connection.new_statement().map_err(|error| failed(&error))?;
+        let batch = asked
+            .set_sql_query(statement(query))
+            .and_then(|()| asked.execute())
+            .map_err(|error| failed(&error))?
+            .find_map(Result::ok)
+            .map(|batch| Batch::of(&batch));
+        let row = batch.as_ref().and_then(|batch| batch.row(0));
+        row.and_then(|row| time_of(row.cell(0)))
+            .ok_or_else(|| unexpected(NO_TIME.to_owned()))
+    }
+
+    fn interrupted(&self) -> SourceError {
+        SourceError::Interrupted {
+            source_name: self.name.clone(),
+        }
+    }
+
+    fn broken(&self, place: String, problem: String) -> SourceError {
+        SourceError::Broken {
+            source_name: self.name.clone(),
+            place,
+            problem,
+        }
+    }
+
+    /// A query that may be right, and failed.
+    fn failed(&self, audience: &Audience, said: Words) -> SourceError {
+        self.broken(
+            format!("the query of {:?} failed", audience.name),
+            said.text,
+        )
+    }
+
+    fn query_error(&self, audience: &Audience, reason: impl Into<String>) -> SourceError {
+        SourceError::Query {
+            question: Question::Members,
+            audience: audience.name.clone(),
+            source_name: self.name.clone(),
+            reason: reason.into(),
+        }
+    }
+
+    /// A text of the driver's with every secret blotted out.
+    fn redact(&self, text: &str) -> String {
+        let hidden = self.secrets.values().flat_map(hidden_in);
+        hidden.fold(text.to_owned(), |text, secret| secret.redact(&text))
+    }
+}
+
+/// A question that is being answered.
+struct Asked<'a> {
+    adbc: &'a Adbc,
+    audience: &'a Audience,
+    interrupt: &'a Interrupt,
+    connection: ManagedConnection,
+}
+
+impl Asked<'_> {
+    fn answer(mut self, use_members: &mut UseMembers<'_>) -> Result<(), SourceError> {
+        let plain = statement(&self.audience.query);
+        let is_postgresql = driver::vendor(&self.connection).as_deref() == Some(POSTGRESQL);
+        let ordered = match is_postgresql {
+            true => {
+                let ordered = self.find_order(&plain)?;
+                self.only_read()?;
+                ordered
+            }
+            false => None,
+        };
+        // Goes after the rows do: they come out of it.
+        let mut statement = self.statement(ordered.as_deref().unwrap_or(&plain))?;
+        watch(self.interrupt, statement.get_cancel_handle());
+        let reader = statement.execute().map_err(|error| self.failed(&error))?;
+        let columns = self.columns(&reader.schema())?;
+        let rows = self.rows(columns, reader);
+        match ordered {
+            Some(_) => use_members(&mut OrderedMembers::start(rows)?)?,
+            None => use_members(&mut rows.sorted(Sorter::new(SORT_BYTES))?)?,
+        };
+        Ok(())
+    }
+
+    fn rows(&self, columns: Columns, reader: Box<dyn RecordBatchReader + Send>) -> Rows<'_> {
+        Rows::new(self.adbc, self.audience, columns, self.interrupt, reader)
+    }
+
+    fn statement(&mut self, query: &str) -> Result<ManagedStatement, SourceError> {
+        let statement = self.connection.new_statement();
+        let asked = statement.and_then(|mut statement| {
+            statement.set_sql_query(query)?;
+            Ok(statement)
+        });
+        asked.map_err(|error| self.failed(&error))
+    }
+
+    /// The query in the order of its users, where the database can give it. What PostgreSQL's likes do not understand,
+    /// they are not asked.
+    fn find_order(&mut self, plain: &str) -> Result<Option<String>, SourceError> {
+        let schema = self.statement(plain)?.execute_schema();
+        let schema = schema.map_err(|error| self.failed(&error))?;
+        let columns = self.columns(&schema)?;
+        let Some(ordered) = in_order(plain, &schema, &columns) else {
+            return Ok(None);
+        };
+        let is_understood = self.statement(&ordered)?.execute_schema().is_ok();
+        Ok((is_understood && self.is_utf8()).then_some(ordered))
+    }
+
+    fn is_utf8(&mut self) -> bool {
+        use arrow_array::cast::AsArray as _;
+
+        let Ok(mut statement) = self.statement(IS_UTF8) else {
+            return false;
+        };
+        let Ok(batches) = statement.execute() else {
+            return false;
+        };
+        batches.flatten().any(|batch| {
+            let column = batch.columns().first().and_then(|it| it.as_boolean_opt());
+            column.is_some_and(|is_utf8| is_utf8.iter().flatten().any(|it| it))
+        })
+    }
+
+    /// In a transaction of its own, and no setting of the session: others may get the session later, from a pool.
+    fn only_read(&mut self) -> Result<(), SourceError> {
+        self.connection
+            .set_option(OptionConnection::AutoCommit, OptionValue::from(false))
+            .map_err(|error| self.failed(&error))?;
+        let mut statement = self.statement("SET TRANSACTION READ ONLY")?;
+        statement
+            .execute_update()
+            .map_err(|error| self.failed(&error))?;
+        Ok(())
+    }
+
+    fn columns(&self, schema: &Schema) -> Result<Columns, SourceError> {
+        let names: Vec<String> = schema.fields().iter().map(|it| it.name().clone()).collect();
+        let name_it = |column: &str| format!("write `... AS {column}`");
+        Columns::find(&names, self.audience, Question::Members, name_it)
+            .map_err(|reason| self.adbc.query_error(self.audience, reason))
+    }
+
+    /// A mistake in the query, a query that failed, or an interrupt.
+    fn failed(&self, error: &Error) -> SourceError {
+        if self.interrupt.is_requested() {
+            return self.adbc.interrupted();
+        }
+        let said = Words::of(self.adbc, error);
+        match is_mistake(error, &said) {
+            true => self.adbc.query_error(self.audience, said.text),
+            false => self.adbc.failed(self.audience, said),
+        }
+    }
+}
+
+/// Whether a query can never work as it is written. Class 42 is what is wrong with a statement, and what its role may not
+/// see; drivers that tell no class have a status for it.
+fn is_mistake(error: &Error, said: &Words) -> bool {
+    match said.state.as_str() {
+        "" => matches!(error.status, Status::InvalidArguments | Status::NotFound),
+        state => state.starts_with("42"),
+    }
+}
+
+/// Lets a statement be ended. On a thread of its own, since a cancellation goes over the network and may wait; one at
+/// a time is enough.
+fn watch(interrupt: &Interrupt, cancel: Box<dyn CancelHandle>) {
+    let cancel: Arc<dyn CancelHandle> = cancel.into();
+    let is_under_way = Arc::new(AtomicBool::new(false));
+    interrupt.end_by(move || {
+        if is_under_way.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let (cancel, is_under_way) = (cancel.clone(), is_under_way.clone());
+        thread::spawn(move || {
+            // Drivers that cannot do it are not waited for longer than a batch takes.
+            drop(cancel.try_cancel());
+            is_under_way.store(false, Ordering::Relaxed);
+        });
+    });
+}

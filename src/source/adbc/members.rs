@@ -1,0 +1,202 @@
+//! Rows of a driver as members: in the order in which they come, each once.
+
+use arrow_array::RecordBatchReader;
+
+use super::Adbc;
+use super::cells::Batch;
+use super::words::Words;
+use crate::audience::{Audience, Member};
+use crate::diff::Members;
+use crate::source::row::{Columns, Read, RowReader};
+use crate::source::sort::{Sorted, Sorter};
+use crate::source::{Answer, Fingerprint, Interrupt, Question, Skipped, SourceError, is_greater};
+
+/// How many rows are read between two looks at whether to go on.
+const LOOK_EVERY: usize = 4_096;
+
+/// The rows of a query that can be used.
+pub(super) struct Rows<'a> {
+    pub(super) adbc: &'a Adbc,
+    pub(super) audience: &'a Audience,
+    pub(super) columns: Columns,
+    pub(super) interrupt: &'a Interrupt,
+    pub(super) reader: Box<dyn RecordBatchReader + Send>,
+    batch: Option<Batch>,
+    /// The row of the batch that comes next.
+    next: usize,
+    skipped: Skipped,
+}
+
+impl<'a> Rows<'a> {
+    pub(super) fn new(
+        adbc: &'a Adbc,
+        audience: &'a Audience,
+        columns: Columns,
+        interrupt: &'a Interrupt,
+        reader: Box<dyn RecordBatchReader + Send>,
+    ) -> Self {
+        Self {
+            adbc,
+            audience,
+            columns,
+            interrupt,
+            reader,
+            batch: None,
+            next: 0,
+            skipped: Skipped::default(),
+        }
+    }
+
+    /// Reads on to the next row that is a member; `false` at the end.
+    fn read(&mut self, read: &mut Read) -> Result<bool, SourceError> {
+        loop {
+            let row = self.batch.as_ref().and_then(|batch| batch.row(self.next));
+            let Some(row) = row else {
+                if !self.fetch()? {
+                    return Ok(false);
+                }
+                continue;
+            };
+            self.next += 1;
+            if self.next.is_multiple_of(LOOK_EVERY) && self.interrupt.is_requested() {
+                return Err(self.adbc.interrupted());
+            }
+            let mut reader = RowReader {
+                columns: &self.columns,
+                skipped: &mut self.skipped,
+                has_numbers: &mut false,
+                row: &row,
+            };
+            let is_usable = reader.read(read);
+            if is_usable.map_err(|wrong| SourceError::WrongType {
+                question: Question::Members,
+                audience: self.audience.name.clone(),
+                column: wrong.column,
+                found: wrong.found,
+                expected: wrong.expected,
+            })? {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Asks for more rows; `false` where all have come.
+    fn fetch(&mut self) -> Result<bool, SourceError> {
+        // What was read goes first: two of them need not be held.
+        self.batch = None;
+        self.next = 0;
+        match self.reader.next() {
+            None => Ok(false),
+            Some(Ok(batch)) => {
+                self.batch = Some(Batch::of(&batch));
+                Ok(true)
+            }
+            Some(Err(_)) if self.interrupt.is_requested() => Err(self.adbc.interrupted()),
+            Some(Err(error)) => {
+                let said = Words::of_rows(self.adbc, &error);
+                Err(self.adbc.failed(self.audience, said))
+            }
+        }
+    }
+
+    /// All of them, brought into order here.
+    pub(super) fn sorted(mut self, mut sorter: Sorter) -> Result<SortedMembers, SourceError> {
+        let mut read = Read::default();
+        while self.read(&mut read)? {
+            sorter.push(&read.member.as_member())?;
+        }
+        Ok(SortedMembers {
+            sorted: sorter.finish()?,
+            skipped: self.skipped,
+        })
+    }
+}
+
+/// Members in the order of the database.
+pub(super) struct OrderedMembers<'a> {
+    rows: Rows<'a>,
+    current: Read,
+    /// One row ahead, to see whether it is the same user again.
+    next: Read,
+    has_next: bool,
+}
+
+impl<'a> OrderedMembers<'a> {
+    /// Moves up to the first member.
+    pub(super) fn start(rows: Rows<'a>) -> Result<Self, SourceError> {
+        let mut members = Self {
+            rows,
+            current: Read::default(),
+            next: Read::default(),
+            has_next: false,
+        };
+        members.has_next = members.rows.read(&mut members.next)?;
+        Ok(members)
+    }
+}
+
+impl Members for OrderedMembers<'_> {
+    type Error = SourceError;
+
+    fn advance(&mut self) -> Result<bool, SourceError> {
+        if !self.has_next {
+            return Ok(false);
+        }
+        std::mem::swap(&mut self.current, &mut self.next);
+        self.has_next = self.rows.read(&mut self.next)?;
+        while self.has_next && self.next.user() <= self.current.user() {
+            if self.next.user() < self.current.user() {
+                return Err(SourceError::OutOfOrder {
+                    source_name: self.rows.adbc.name.clone(),
+                });
+            }
+            if is_greater(&self.next.member, &self.current.member) {
+                std::mem::swap(&mut self.current, &mut self.next);
+            }
+            self.has_next = self.rows.read(&mut self.next)?;
+        }
+        Ok(true)
+    }
+
+    fn current(&self) -> Member<'_> {
+        self.current.member.as_member()
+    }
+}
+
+impl Answer for OrderedMembers<'_> {
+    fn skipped(&self) -> Skipped {
+        self.rows.skipped
+    }
+
+    fn read_from(&self) -> Option<Fingerprint> {
+        None
+    }
+}
+
+/// Members that were brought into order here.
+pub(super) struct SortedMembers {
+    sorted: Sorted,
+    skipped: Skipped,
+}
+
+impl Members for SortedMembers {
+    type Error = SourceError;
+
+    fn advance(&mut self) -> Result<bool, SourceError> {
+        Ok(self.sorted.advance()?)
+    }
+
+    fn current(&self) -> Member<'_> {
+        self.sorted.current()
+    }
+}
+
+impl Answer for SortedMembers {
+    fn skipped(&self) -> Skipped {
+        self.skipped
+    }
+
+    fn read_from(&self) -> Option<Fingerprint> {
+        None
+    }
+}
