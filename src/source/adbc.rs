@@ -19,10 +19,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use adbc_core::error::{Error, Status};
-use adbc_core::options::{OptionConnection, OptionValue};
+use adbc_core::options::{OptionConnection, OptionStatement, OptionValue};
 use adbc_core::{CancelHandle, Connection as _, Optionable as _, Statement as _};
 use adbc_driver_manager::{ManagedConnection, ManagedStatement};
-use arrow_array::RecordBatchReader;
 use arrow_schema::Schema;
 
 use super::expect::{NO_TIME, time_of};
@@ -33,7 +32,7 @@ use crate::audience::{Audience, SourceName};
 use crate::run::Timestamp;
 use crate::secret::Secret;
 use cells::Batch;
-use members::{OrderedMembers, Rows};
+use members::{OrderedMembers, Rows, fetch};
 use query::{in_order, not_a_query, statement};
 use words::{Words, hidden_in};
 
@@ -56,6 +55,9 @@ const READS_ROWS_AS: &[u8] = b"1";
 
 /// What sorting may take of memory.
 const SORT_BYTES: usize = 64 << 20;
+
+/// How much comes from PostgreSQL at once.
+const BATCH_BYTES: i64 = 1 << 20;
 
 /// What the only vendor is called that is asked for an order.
 const POSTGRESQL: &str = "PostgreSQL";
@@ -194,19 +196,27 @@ impl Asked<'_> {
         };
         // Goes after the rows do: they come out of it.
         let mut statement = self.statement(ordered.as_deref().unwrap_or(&plain))?;
+        if is_postgresql {
+            in_small_batches(&mut statement);
+        }
         watch(self.interrupt, statement.get_cancel_handle());
         let reader = statement.execute().map_err(|error| self.failed(&error))?;
         let columns = self.columns(&reader.schema())?;
-        let rows = self.rows(columns, reader);
-        match ordered {
-            Some(_) => use_members(&mut OrderedMembers::start(rows)?)?,
-            None => use_members(&mut rows.sorted(Sorter::new(SORT_BYTES))?)?,
-        };
+        thread::scope(|scope| {
+            let fetched = fetch(scope, reader);
+            let Self {
+                adbc,
+                audience,
+                interrupt,
+                ..
+            } = self;
+            let rows = Rows::new(adbc, audience, columns, interrupt, fetched);
+            match ordered {
+                Some(_) => use_members(&mut OrderedMembers::start(rows)?),
+                None => use_members(&mut rows.sorted(Sorter::new(SORT_BYTES))?),
+            }
+        })?;
         Ok(())
-    }
-
-    fn rows(&self, columns: Columns, reader: Box<dyn RecordBatchReader + Send>) -> Rows<'_> {
-        Rows::new(self.adbc, self.audience, columns, self.interrupt, reader)
     }
 
     fn statement(&mut self, query: &str) -> Result<ManagedStatement, SourceError> {
@@ -285,6 +295,12 @@ fn is_mistake(error: &Error, said: &Words) -> bool {
         "" => matches!(error.status, Status::InvalidArguments | Status::NotFound),
         state => state.starts_with("42"),
     }
+}
+
+/// The driver's own size is 16 MiB, for which everyone waits. One that does not know the option is as good.
+fn in_small_batches(statement: &mut ManagedStatement) {
+    let size = OptionStatement::from("adbc.postgresql.batch_size_hint_bytes");
+    drop(statement.set_option(size, OptionValue::from(BATCH_BYTES)));
 }
 
 /// Lets a statement be ended. On a thread of its own, since a cancellation goes over the network and may wait; one at

@@ -1,6 +1,12 @@
 //! Rows of a driver as members: in the order in which they come, each once.
+//!
+//! A thread of its own takes them from the driver, so that the database goes on while these are read.
 
-use arrow_array::RecordBatchReader;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::Scope;
+
+use arrow_array::{RecordBatch, RecordBatchReader};
+use arrow_schema::ArrowError;
 
 use super::Adbc;
 use super::cells::Batch;
@@ -14,13 +20,45 @@ use crate::source::{Answer, Fingerprint, Interrupt, Question, Skipped, SourceErr
 /// How many rows are read between two looks at whether to go on.
 const LOOK_EVERY: usize = 4_096;
 
+/// How many batches are taken ahead.
+const BATCHES_AHEAD: usize = 1;
+
+/// What the thread says that takes rows from a driver.
+pub(super) enum Fetched {
+    Batch(RecordBatch),
+    Failed(ArrowError),
+    End,
+}
+
+/// Takes all rows from a driver, or as many as somebody listens to. What gives them goes before the scope ends.
+pub(super) fn fetch<'s>(
+    scope: &'s Scope<'s, '_>,
+    reader: Box<dyn RecordBatchReader + Send>,
+) -> Receiver<Fetched> {
+    let (say, fetched) = sync_channel(BATCHES_AHEAD);
+    scope.spawn(move || fetch_all(reader, &say));
+    fetched
+}
+
+fn fetch_all(reader: Box<dyn RecordBatchReader + Send>, say: &SyncSender<Fetched>) {
+    for batch in reader {
+        let has_failed = batch.is_err();
+        let said = say.send(batch.map_or_else(Fetched::Failed, Fetched::Batch));
+        if has_failed || said.is_err() {
+            return;
+        }
+    }
+    // Nobody listens any more when the merge has failed.
+    drop(say.send(Fetched::End));
+}
+
 /// The rows of a query that can be used.
 pub(super) struct Rows<'a> {
-    pub(super) adbc: &'a Adbc,
-    pub(super) audience: &'a Audience,
-    pub(super) columns: Columns,
-    pub(super) interrupt: &'a Interrupt,
-    pub(super) reader: Box<dyn RecordBatchReader + Send>,
+    adbc: &'a Adbc,
+    audience: &'a Audience,
+    columns: Columns,
+    interrupt: &'a Interrupt,
+    fetched: Receiver<Fetched>,
     batch: Option<Batch>,
     /// The row of the batch that comes next.
     next: usize,
@@ -33,14 +71,14 @@ impl<'a> Rows<'a> {
         audience: &'a Audience,
         columns: Columns,
         interrupt: &'a Interrupt,
-        reader: Box<dyn RecordBatchReader + Send>,
+        fetched: Receiver<Fetched>,
     ) -> Self {
         Self {
             adbc,
             audience,
             columns,
             interrupt,
-            reader,
+            fetched,
             batch: None,
             next: 0,
             skipped: Skipped::default(),
@@ -85,14 +123,15 @@ impl<'a> Rows<'a> {
         // What was read goes first: two of them need not be held.
         self.batch = None;
         self.next = 0;
-        match self.reader.next() {
-            None => Ok(false),
-            Some(Ok(batch)) => {
+        let fetched = self.fetched.recv();
+        match fetched.expect("the thread that takes rows says how it ended") {
+            Fetched::End => Ok(false),
+            Fetched::Batch(batch) => {
                 self.batch = Some(Batch::of(&batch));
                 Ok(true)
             }
-            Some(Err(_)) if self.interrupt.is_requested() => Err(self.adbc.interrupted()),
-            Some(Err(error)) => {
+            Fetched::Failed(_) if self.interrupt.is_requested() => Err(self.adbc.interrupted()),
+            Fetched::Failed(error) => {
                 let said = Words::of_rows(self.adbc, &error);
                 Err(self.adbc.failed(self.audience, said))
             }

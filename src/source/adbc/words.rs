@@ -60,7 +60,13 @@ fn essence(message: &str) -> String {
     let ends = ["\nLINE ", "\nQuery was", "\nquery: ", " SQLSTATE: "];
     let end = ends.iter().filter_map(|end| message.find(end)).min();
     let message = &message[..end.unwrap_or(message.len())];
-    let begin = ["ERROR:", "FATAL:", "[libpq] ", "[SQLite] "];
+    let begin = [
+        "ERROR:",
+        "FATAL:",
+        "[libpq] ",
+        "[SQLite] ",
+        "Failed to connect: ",
+    ];
     let begins = begin
         .iter()
         .filter_map(|begin| Some(message.find(begin)? + begin.len()));
