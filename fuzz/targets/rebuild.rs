@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     while let Ok(Some((_, landed))) = records.read() {
         let statements = match landed {
             Landed::Ours(statement) => vec![statement],
-            Landed::Coalesced(statements) => statements,
+            Landed::Coalesced { statements, .. } => statements,
             Landed::Foreign(_) => continue,
         };
         let rebuild = rebuild.get_or_insert_with(|| Rebuild::new().expect("room to gather in"));

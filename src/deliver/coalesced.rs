@@ -2,7 +2,8 @@
 //!
 //! It goes in rounds, and what became of a round is remembered in one transaction: all of a line has left the journal
 //! or nothing of it. Which changes share a line follows from these changes alone, and not from what else still waits.
-//! So what is sent again is the same bytes. Of each run, one chunk of those who enter and one of those who leave is in
+//! So what is sent again is the same bytes. A line that is refused is taken apart for good, and the journal knows it
+//! before its parts go by themselves: one that Firehose will not have keeps no other. Of each run, one chunk of those who enter and one of those who leave is in
 //! memory, and what a round holds.
 
 #[cfg(test)]
@@ -21,7 +22,7 @@ use crate::batch::{LineBuffer, MAX_CALL_BYTES, MAX_CALL_RECORDS, MAX_RECORD_BYTE
 use crate::event::Part;
 use crate::mapping::StreamName;
 use crate::snapshot::{Chunk, Handle, Settled, Snapshot, SnapshotError};
-use merge::{Cursor, Merge, Open, Place};
+use merge::{Cursor, Doubts, Merge, Open, Place};
 
 /// Positions of the runs that go by themselves, and of those that go together.
 pub(super) fn groups(runs: &[Errand]) -> (Vec<usize>, Vec<Vec<usize>>) {
@@ -75,14 +76,28 @@ async fn deliver_group(
             .await?;
         group = left;
         if round.loads.is_empty() {
-            break;
+            if !group.begin_again() {
+                break;
+            }
+            continue;
         }
-        let settled = carry(courier, round).await;
+        let mut chunks = carry(courier, round).await;
+        for open in &mut chunks {
+            open.recall(&mut group.doubts);
+        }
+        let apart: Vec<_> = chunks.iter().filter_map(Open::newly_apart).collect();
+        group.has_apart |= !apart.is_empty();
+        let settled: Vec<_> = chunks.into_iter().map(Open::settle).collect();
         for (run, part) in &settled {
             account.note(*run, part);
         }
         let there = Arc::clone(courier);
-        let remember = move |snapshot: &mut Snapshot| there.remember(snapshot, settled);
+        let remember = move |snapshot: &mut Snapshot| {
+            for (run, seq, entries) in &apart {
+                snapshot.set_apart(&there.runs[*run].run, *seq, entries)?;
+            }
+            there.remember(snapshot, settled)
+        };
         snapshot
             .with(move |snapshot| snapshot.together(remember))
             .await?;
@@ -90,8 +105,8 @@ async fn deliver_group(
     Ok(group)
 }
 
-/// All of a round at once; returns what became of each chunk of which something is in it.
-async fn carry(courier: &Arc<Courier>, round: Round) -> Vec<(usize, Settled)> {
+/// All of a round at once; returns the chunks of which something is in it, with what became of that.
+async fn carry(courier: &Arc<Courier>, round: Round) -> Vec<Open> {
     let Round { mut chunks, loads } = round;
     let mut under_way = JoinSet::new();
     for (load, places) in loads {
@@ -101,8 +116,8 @@ async fn carry(courier: &Arc<Courier>, round: Round) -> Vec<(usize, Settled)> {
     for (settled, places) in under_way.join_all().await {
         bring_back(&settled, &places, &mut chunks);
     }
-    let chunks = chunks.into_iter().filter(|open| open.is_in_round);
-    chunks.map(Open::settle).collect()
+    chunks.retain(|open| open.is_in_round);
+    chunks
 }
 
 /// What became of lines became of each of their parts.
@@ -110,7 +125,8 @@ fn bring_back(settled: &[(usize, Settled)], places: &Places, chunks: &mut [Open]
     for (run, settled) in settled {
         for (line, places) in places[run].iter().enumerate() {
             for place in places {
-                chunks[place.chunk].take_back(place.entry, line, settled);
+                let is_shared = places.len() > 1;
+                chunks[place.chunk].take_back(place.entry, is_shared, line, settled);
             }
         }
     }
@@ -122,8 +138,11 @@ struct Group {
     runs: Vec<usize>,
     /// What of them was in no round yet.
     cursors: Vec<Cursor>,
-    /// As many bytes as each may have of a record: a change whose own line has more goes by itself.
+    /// As many bytes as each may have of a record: a change that may take more goes by itself.
     share: usize,
+    /// Lines were taken apart, and their parts are yet to go.
+    has_apart: bool,
+    doubts: Doubts,
 }
 
 /// What is sent together and remembered together.
@@ -149,8 +168,20 @@ impl Group {
         Ok(Self {
             cursors: runs.iter().flat_map(|run| Cursor::both(*run)).collect(),
             share: MAX_RECORD_BYTES / snapshot.coalesced(together)?.max(1),
+            has_apart: false,
+            doubts: Doubts::new(),
             runs,
         })
+    }
+
+    /// Goes back to the first change where some behind are to go by themselves.
+    fn begin_again(&mut self) -> bool {
+        self.cursors = self
+            .runs
+            .iter()
+            .flat_map(|run| Cursor::both(*run))
+            .collect();
+        std::mem::take(&mut self.has_apart)
     }
 
     /// The next changes, as many as may be under way.
@@ -200,7 +231,7 @@ impl Group {
 struct Line<'m> {
     parts: Vec<Part<'m>>,
     places: Vec<Place>,
-    /// It is too long to be shared.
+    /// It is not to be shared.
     is_full: bool,
 }
 
@@ -219,7 +250,7 @@ fn lines<'m>(
     let mut lines: Vec<Line<'_>> = Vec::new();
     for place in places {
         let part = merge.part(place)?;
-        let is_full = part.is_longer_than(share);
+        let is_full = merge.is_apart(place) || part.takes_more_than(share);
         match lines.iter_mut().find(|line| !is_full && line.takes(&part)) {
             Some(line) => {
                 line.parts.push(part);

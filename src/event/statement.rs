@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::Computation;
 use super::call::position_only;
+use super::message_id::MessageId;
 use super::pick::pick;
 use crate::audience::{
     Action, AudienceId, Change, Class, DestinationName, Key, Member, User, UserKind, Value,
@@ -23,7 +24,11 @@ use crate::run::{RunId, Timestamp};
 pub enum Landed<'l> {
     Ours(Statement<'l>),
     /// One of ours that says several things about one user.
-    Coalesced(Vec<Statement<'l>>),
+    Coalesced {
+        statements: Vec<Statement<'l>>,
+        /// Whether it is the line that was made of these.
+        is_theirs: bool,
+    },
     /// Any other JSON object, by its `messageId` where it has one.
     Foreign(Option<Cow<'l, str>>),
 }
@@ -64,7 +69,7 @@ pub enum StatementError {
     User,
     #[error("the trait that its `computation_key` names has no value that is ever sent")]
     Value,
-    #[error("its `coalesced` does not list further computations, each with its message id")]
+    #[error("its `coalesced` does not list computations, each with its message id")]
     Coalesced,
 }
 
@@ -120,12 +125,14 @@ impl<'l> Landed<'l> {
             return Ok(Self::Ours(first));
         };
         let traits = traits.ok_or(StatementError::Value)?;
-        let mut statements = vec![first];
-        for part in parts(coalesced)? {
-            let further = statements[0].beside(part, traits)?;
-            statements.push(further);
-        }
-        Ok(Self::Coalesced(statements))
+        let statements = parts(coalesced)?
+            .into_iter()
+            .map(|part| first.listed(part, traits))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self::Coalesced {
+            is_theirs: first.names(&statements),
+            statements,
+        })
     }
 }
 
@@ -134,9 +141,20 @@ fn parts(coalesced: &RawValue) -> Result<Vec<&RawValue>, StatementError> {
 }
 
 impl<'l> Statement<'l> {
-    /// What its line says beside it, of the same user. The line has the time of its first statement only, but a run's
-    /// id tells when the run began.
-    fn beside(&self, part: &'l RawValue, traits: &'l RawValue) -> Result<Self, StatementError> {
+    /// Whether the line that this names is that of these.
+    fn names(&self, parts: &[Self]) -> bool {
+        let ids = parts.iter().map(|part| &*part.message_id);
+        let id = MessageId::of_line(self.at, ids);
+        let of_first = |first: &Self| {
+            (first.run, first.at, first.class) == (self.run, self.at, self.class)
+                && (&first.audience, &first.key) == (&self.audience, &self.key)
+        };
+        parts.first().is_some_and(of_first) && id.as_str() == self.message_id
+    }
+
+    /// One of those that its line lists, about the same user. The line has the time of the first only, but a run's id
+    /// tells when the run began.
+    fn listed(&self, part: &'l RawValue, traits: &'l RawValue) -> Result<Self, StatementError> {
         let personas = Personas::read(part).ok_or(StatementError::Coalesced)?;
         let [message_id] =
             pick(part.get(), ["messageId"]).map_err(|_| StatementError::Coalesced)?;
@@ -425,17 +443,22 @@ mod tests {
 
     /// An audience and a trait of a later run.
     fn two_computations() -> [Computation; 2] {
+        let at = |millis, computation| {
+            let started_at = Timestamp::from_millis(millis);
+            Computation {
+                started_at,
+                run: RunId::at(started_at),
+                ..computation
+            }
+        };
         let first = computation(Class::Audience, "main");
-        let run = RunId::at(Timestamp::from_millis(1_795_428_000_129));
         let second = Computation {
             audience: AudienceId::new("spend"),
             key: Key::new("spend"),
             class: Class::Trait,
-            started_at: run.started_at().unwrap(),
-            run,
             ..first.clone()
         };
-        [first, second]
+        [at(1_795_428_000_123, first), at(1_795_428_000_129, second)]
     }
 
     #[test]
@@ -446,9 +469,14 @@ mod tests {
         let mut changed = change(Action::Change, "u", Value::Real(0.1));
         changed.member.anonymous_id = Some("a");
         let line = coalesced(&[&first, &second], &[entering, changed]);
-        let Landed::Coalesced(statements) = Landed::parse(&line).unwrap() else {
+        let Landed::Coalesced {
+            statements,
+            is_theirs,
+        } = Landed::parse(&line).unwrap()
+        else {
             panic!("{line}");
         };
+        assert!(is_theirs);
         assert_eq!(statements.len(), 2);
         let names = [DestinationName::new("main")];
         for ((statement, computation), change) in statements
@@ -479,7 +507,7 @@ mod tests {
             let error = Landed::parse(&line.replace(from, to)).unwrap_err();
             assert_eq!(error.to_string(), expected);
         };
-        let list = "its `coalesced` does not list further computations, each with its message id";
+        let list = "its `coalesced` does not list computations, each with its message id";
         check(r#""coalesced":["#, r#""coalesced":[1,"#, list);
         check(r#""coalesced":["#, r#""coalesced":7,"x":["#, list);
         check(r#""computation_id":"spend","#, "", list);
@@ -503,6 +531,29 @@ mod tests {
             r#""spent":null"#,
             "the trait that its `computation_key` names has no value that is ever sent",
         );
+    }
+
+    #[test]
+    fn a_coalesced_record_that_was_tampered_with_is_not_that_of_its_parts() {
+        let [first, second] = two_computations();
+        let changes = [Action::Enter, Action::Leave].map(|action| change(action, "u", Value::True));
+        let line = coalesced(&[&first, &second], &changes);
+        let (before, listed) = line.split_once(r#""coalesced":["#).unwrap();
+        let (_, other) = listed.split_once("},").unwrap();
+        let (_, after) = other.split_once(']').unwrap();
+        let check = |line: &str, expected: bool| match Landed::parse(line) {
+            Ok(Landed::Coalesced { is_theirs, .. }) => assert_eq!(is_theirs, expected, "{line}"),
+            other => panic!("{line}: {other:?}"),
+        };
+        check(&line, true);
+        check(&format!(r#"{before}"coalesced":[{other}"#), false);
+        check(&format!(r#"{before}"coalesced":[]{after}"#), false);
+        check(&line.replacen("aud_1", "spend", 1), false);
+        check(
+            &line.replacen(&first.run.to_string(), &second.run.to_string(), 1),
+            false,
+        );
+        check(&line.replace("T10:00:00.123Z", "T10:00:01.123Z"), false);
     }
 
     /// A record of ours with one part of it replaced.

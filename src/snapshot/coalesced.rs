@@ -1,5 +1,7 @@
 //! Runs whose changes to one user share a record.
 
+use std::collections::BTreeSet;
+
 use rusqlite::params;
 
 use super::journal::{Chunk, JournaledRun, waiting_chunk};
@@ -54,5 +56,33 @@ impl Snapshot {
         let row = rows.next()?;
         row.map(|row| waiting_chunk(&self.connection, run, row))
             .transpose()
+    }
+
+    /// The entries of a chunk that share no record any more.
+    pub fn apart(&self, run: &JournaledRun, seq: i64) -> Result<BTreeSet<usize>, SnapshotError> {
+        let mut statement = self
+            .connection
+            .prepare_cached("SELECT position FROM apart WHERE run = ?1 AND seq = ?2")?;
+        let positions = statement.query_map([run.number, seq], |row| row.get::<_, i64>(0))?;
+        let positions = positions.map(|position| position.map(|position| position as usize));
+        Ok(positions.collect::<Result<_, _>>()?)
+    }
+
+    /// Notes of some of them that they share none from now on.
+    pub fn set_apart(
+        &mut self,
+        run: &JournaledRun,
+        seq: i64,
+        entries: &BTreeSet<usize>,
+    ) -> Result<(), SnapshotError> {
+        let transaction = self.begin()?;
+        for entry in entries {
+            transaction
+                .prepare_cached(
+                    "INSERT OR IGNORE INTO apart (run, seq, position) VALUES (?1, ?2, ?3)",
+                )?
+                .execute([run.number, seq, *entry as i64])?;
+        }
+        Ok(transaction.commit()?)
     }
 }

@@ -156,6 +156,17 @@ const MIGRATIONS: &[&str] = &[
     -- How the source was asked by the plan that `planned_from` is of.
     ALTER TABLE audience ADD COLUMN planned_by TEXT;
     ",
+    "
+    -- Entries that go in a record of their own for ever, since one that they shared was refused.
+    CREATE TABLE apart (
+        run      INTEGER NOT NULL,
+        seq      INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        PRIMARY KEY (run, seq, position)
+    ) WITHOUT ROWID, STRICT;
+    INSERT INTO apart
+    SELECT dead.run, seq, position FROM dead JOIN run ON run.number = dead.run WHERE together IS NOT NULL;
+    ",
 ];
 
 /// Brings a file up to this version, or says why it cannot be used.
@@ -224,5 +235,34 @@ mod tests {
             })
             .unwrap();
         assert_eq!(dead, ("too long".to_owned(), false));
+    }
+
+    #[test]
+    fn a_letter_that_shared_a_record_shares_none_any_more() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        MIGRATIONS[..4]
+            .iter()
+            .for_each(|migration| connection.execute_batch(migration).unwrap());
+        connection
+            .execute_batch(
+                "INSERT INTO run (number, id, destination, kind, started_at, streams, together)
+                 VALUES (1, 'a', 'main', 'delta', 0, '[]', NULL), (2, 'b', 'main', 'delta', 0, '[]', 2);
+                 INSERT INTO dead (run, seq, position, reason) VALUES (1, 0, 3, 'bad'), (2, 1, 4, 'bad')",
+            )
+            .unwrap();
+        let application = i64::from(APPLICATION_ID);
+        connection
+            .pragma_update(None, "application_id", application)
+            .unwrap();
+        connection.pragma_update(None, "user_version", 4).unwrap();
+        migrate(&mut connection).unwrap();
+        let apart: Vec<(i64, i64, i64)> = connection
+            .prepare("SELECT * FROM apart")
+            .unwrap()
+            .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        assert_eq!(apart, [(2, 1, 4)]);
     }
 }

@@ -584,7 +584,7 @@ fn what_is_no_snapshot_of_ours_is_refused_and_stays_as_it_is() {
             drop(Snapshot::open(path).unwrap());
             sql(path, "PRAGMA user_version = 99");
         },
-        "the snapshot is of version 99, and this audience-sync knows versions up to 4",
+        "the snapshot is of version 99, and this audience-sync knows versions up to 5",
     );
     let foreign = "the file is a SQLite database, but not a snapshot of audience-sync";
     check(

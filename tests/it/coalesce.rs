@@ -87,13 +87,12 @@ fn said(lines: &[Value]) -> Vec<(&str, &Value)> {
     said.collect()
 }
 
-/// The message ids of a line: its own, and those of its other parts.
+/// The message ids of the parts of a line: its own where it has one only.
 fn message_ids(line: &Value) -> Vec<&str> {
-    let coalesced = line["context"]["personas"]["coalesced"].as_array();
-    let others = coalesced.into_iter().flatten();
-    let ids = [line].into_iter().chain(others);
-    ids.map(|part| part["messageId"].as_str().unwrap())
-        .collect()
+    let listed = line["context"]["personas"]["coalesced"].as_array();
+    let parts = listed.map_or(std::slice::from_ref(line), Vec::as_slice);
+    let ids = parts.iter().map(|part| part["messageId"].as_str());
+    ids.map(Option::unwrap).collect()
 }
 
 /// The snapshot has all that was decided.
@@ -131,23 +130,21 @@ fn what_a_command_says_of_a_user_goes_in_one_record() {
             ("d", &json!({"vip": true})),
         ];
         assert_eq!(said(&arrived), expected);
-        // It is the record of its first part, and names the others.
+        // It is the record of its first part, and lists all of them.
         let b = &arrived[1];
         let personas = &b["context"]["personas"];
         assert_eq!(personas["computation_key"], "buyers");
         assert_eq!(personas["computation_run_id"], reports[0]["run"]);
-        let others = personas["coalesced"].as_array().unwrap();
-        let runs: Vec<_> = others
+        let parts = personas["coalesced"].as_array().unwrap();
+        let runs: Vec<_> = parts
             .iter()
             .map(|part| (&part["computation_key"], &part["computation_run_id"]))
             .collect();
-        assert_eq!(
-            runs,
-            [
-                (&json!("spend"), &reports[1]["run"]),
-                (&json!("vip"), &reports[2]["run"])
-            ]
-        );
+        let expected: Vec<_> = reports
+            .iter()
+            .map(|report| (&report["audience"], &report["run"]))
+            .collect();
+        assert_eq!(runs, expected);
         // It is counted for its first part.
         let bytes = |report: &Value| numbers(report, ["bytes"])[0] > 0;
         assert_eq!(
@@ -514,15 +511,18 @@ fn letters(project: &Project) -> Vec<Value> {
     project.succeed(&["snapshot", "dead", "--json"]).lines()
 }
 
-/// The line of a user that Firehose would not have.
-fn refused(ledger: &Ledger, user: &str) -> Vec<u8> {
+/// Each line of a user that Firehose would not have.
+fn refused(ledger: &Ledger, user: &str) -> Vec<Vec<u8>> {
     let records = ledger.calls.iter().flat_map(|call| &call.records);
-    let mut of_user = records.filter(|record| parsed(record)["userId"] == user);
-    of_user.next().unwrap().clone()
+    let mut known = BTreeSet::new();
+    records
+        .filter(|record| parsed(record)["userId"] == user && known.insert(*record))
+        .cloned()
+        .collect()
 }
 
 #[test]
-fn a_line_that_is_refused_is_a_dead_letter_of_each_of_its_parts() {
+fn a_line_that_is_refused_is_taken_apart_and_each_part_is_its_own_dead_letter() {
     let endpoint = Endpoint::start();
     let project = at(&endpoint, "", TO_MEMBERS);
     endpoint.script(will_not_have("\"b\""));
@@ -534,13 +534,20 @@ fn a_line_that_is_refused_is_a_dead_letter_of_each_of_its_parts() {
         .map(|report| numbers(report, ["delivered", "undelivered"]))
         .collect();
     assert_eq!(counts, [[2, 1], [2, 1], [1, 1]]);
-    let line = refused(&endpoint.take_ledger(), "b");
+    let ledger = endpoint.take_ledger();
+    let refused = refused(&ledger, "b");
+    let (line, parts) = refused.split_first().unwrap();
     let dead = letters(&project);
     let ids: Vec<_> = dead
         .iter()
         .map(|letter| letter["messageId"].as_str().unwrap())
         .collect();
-    assert_eq!(ids, message_ids(&parsed(&line)));
+    assert_eq!(ids, message_ids(&parsed(line)));
+    let alone: Vec<_> = parts
+        .iter()
+        .map(|part| parsed(part)["messageId"].clone())
+        .collect();
+    assert_eq!(alone, ids);
     assert_eq!(
         dead.iter()
             .map(|letter| &letter["audience"])
@@ -548,10 +555,10 @@ fn a_line_that_is_refused_is_a_dead_letter_of_each_of_its_parts() {
         KEYS
     );
 
-    // Sent again as it was.
+    // Sent again as they were.
     endpoint.accept_everything();
     project.succeed(&["snapshot", "dead", "--retry"]);
-    assert_eq!(endpoint.take_ledger().accepted_by("members"), [line]);
+    assert_eq!(endpoint.take_ledger().accepted_by("members"), parts);
     assert_eq!(letters(&project).len(), 0);
     nothing_is_left(&project);
 }
@@ -570,7 +577,101 @@ fn a_part_that_was_decided_anew_is_not_sent_again_with_the_others() {
     project.succeed(&["snapshot", "dead", "--retry"]);
     let ledger = endpoint.take_ledger();
     let arrived = lines(ledger.accepted_by("members"));
-    let traits = json!({"buyers": true, "spend": 2.5, "email": "b@x"});
+    let expected = [
+        ("b", &json!({"buyers": true, "email": "b@x"})),
+        ("b", &json!({"spend": 2.5, "email": "b@x"})),
+    ];
+    assert_eq!(said(&arrived), expected);
+    nothing_is_left(&project);
+}
+
+#[test]
+fn a_part_that_is_refused_keeps_no_other_part() {
+    let endpoint = Endpoint::start();
+    let project = at(&endpoint, "", TO_BOTH);
+    endpoint.script(will_not_have("\"spend\":2.5"));
+    let ran = project.run(&["sync", "--json"]);
+    assert_eq!(ran.code, 3, "{ran:?}");
+    let reports = ran.lines();
+    let counts = reports
+        .iter()
+        .map(|report| numbers(report, ["delivered", "undelivered"]));
+    assert_eq!(counts.collect::<Vec<_>>(), [[3, 0], [2, 1], [2, 0]]);
+    let ledger = endpoint.take_ledger();
+    for stream in ["members", "copies"] {
+        let arrived = lines(ledger.accepted_by(stream));
+        let of_b: Vec<_> = arrived
+            .iter()
+            .filter(|line| line["userId"] == "b")
+            .collect();
+        let keys = of_b
+            .iter()
+            .map(|line| &line["context"]["personas"]["computation_key"]);
+        assert_eq!(keys.collect::<Vec<_>>(), ["buyers", "vip"]);
+    }
+    let keys: Vec<_> = letters(&project)
+        .iter()
+        .map(|letter| letter["audience"].clone())
+        .collect();
+    assert_eq!(keys, ["spend"]);
+}
+
+/// One call is accepted without a word, and then Firehose will not have what was in it. Whatever is decided anew meanwhile.
+#[test]
+fn no_other_bytes_come_under_a_message_id_that_may_have_arrived() {
+    for anew in KEYS {
+        let endpoint = Endpoint::start();
+        let project = at(&endpoint, "", TO_MEMBERS);
+        let mut first = true;
+        endpoint.script(move |_| match std::mem::take(&mut first) {
+            true => Answer::AcceptAndClose,
+            false => Answer::error(400, "ValidationException"),
+        });
+        assert_eq!(project.run(&["sync"]).code, 3);
+        endpoint.accept_everything();
+        project.succeed(&["sync", anew]);
+        project.succeed(&["snapshot", "dead", "--retry"]);
+        nothing_is_left(&project);
+
+        let ledger = endpoint.ledger();
+        let mut records: BTreeMap<String, &[u8]> = BTreeMap::new();
+        let mut parts: BTreeMap<String, usize> = BTreeMap::new();
+        for record in ledger.accepted_by("members") {
+            let line = parsed(record);
+            let id = line["messageId"].as_str().unwrap().to_owned();
+            assert!(*records.entry(id).or_insert(record) == record);
+            for id in message_ids(&line) {
+                *parts.entry(id.to_owned()).or_default() += 1;
+            }
+        }
+        // A part comes once more at most, under the id that it was listed with.
+        assert!(parts.values().all(|times| *times <= 2));
+        let shown = shown(&project).len();
+        assert_eq!(shown, 8);
+    }
+}
+
+#[test]
+fn who_may_have_been_told_in_a_shared_record_is_told_what_is_so_now() {
+    let endpoint = Endpoint::start();
+    let project = at(&endpoint, "", TO_MEMBERS);
+    project.shop("DELETE FROM vip; DELETE FROM buyers WHERE user_id <> 'b'");
+    project.succeed(&["sync"]);
+    endpoint.take_ledger();
+    project.shop("INSERT INTO vip VALUES ('b'); UPDATE buyers SET spend = 9");
+    let mut first = true;
+    endpoint.script(move |_| match std::mem::take(&mut first) {
+        true => Answer::AcceptAndClose,
+        false => Answer::error(400, "ValidationException"),
+    });
+    assert_eq!(project.run(&["sync"]).code, 3);
+    project.shop("DELETE FROM vip; UPDATE buyers SET spend = 2.5");
+    endpoint.accept_everything();
+    endpoint.take_ledger();
+    project.succeed(&["sync"]);
+    let ledger = endpoint.take_ledger();
+    let arrived = lines(ledger.accepted_by("members"));
+    let traits = json!({"spend": 2.5, "vip": false, "email": "b@x"});
     assert_eq!(said(&arrived), [("b", &traits)]);
     nothing_is_left(&project);
 }

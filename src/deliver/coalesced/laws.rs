@@ -1,6 +1,6 @@
 //! Whatever is delivered first, and however often a process ends in between.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use fastrand::Rng;
 use proptest::collection::{btree_map, vec};
@@ -77,21 +77,34 @@ fn plan(snapshot: &mut Snapshot, number: usize, users: &Users<Said>) -> i64 {
     plan.unwrap().run.number
 }
 
-/// Every line that was sent, by its message id, and those of its parts.
-type Sent = BTreeMap<String, (Vec<u8>, Vec<String>)>;
+/// Every line that was sent, by its message id.
+type Sent = BTreeMap<String, Line>;
+
+struct Line {
+    bytes: Vec<u8>,
+    /// Their message ids.
+    parts: Vec<String>,
+    is_refused: bool,
+}
 
 /// Sends what is not accepted yet, of which some is accepted and some refused for ever, unless all is well.
 fn send(load: Load, dice: &mut Rng, is_well: bool, sent: &mut Sent) -> Vec<(usize, Settled)> {
     let mut accepted: Vec<Vec<bool>> = (0..STREAMS).map(|stream| load.accepted(stream)).collect();
     let mut dead = Vec::new();
+    let mut ids = BTreeMap::new();
     for (stream, before) in accepted.clone().iter().enumerate() {
         for record in load.records(false, before) {
-            note(&record.data, sent);
+            ids.insert(record.lines.start, note(&record.data, sent));
             accepted[stream][record.lines.start] = is_well || dice.u8(..3) == 0;
         }
     }
     for (line, has) in accepted[0].iter().enumerate() {
-        if *has && !accepted[1][line] && dice.u8(..5) == 0 {
+        if *has
+            && !accepted[1][line]
+            && let Some(id) = ids.get(&line)
+            && dice.u8(..3) == 0
+        {
+            sent.get_mut(id).unwrap().is_refused = true;
             dead.push(Dead {
                 position: line,
                 reason: "bad".to_owned(),
@@ -103,20 +116,26 @@ fn send(load: Load, dice: &mut Rng, is_well: bool, sent: &mut Sent) -> Vec<(usiz
     load.settle(&accepted, dead)
 }
 
-fn note(line: &[u8], sent: &mut Sent) {
+fn note(line: &[u8], sent: &mut Sent) -> String {
     let text = std::str::from_utf8(line).unwrap();
     let parts = match Landed::parse(text).unwrap() {
         Landed::Ours(statement) => vec![statement],
-        Landed::Coalesced(statements) => statements,
+        Landed::Coalesced { statements, .. } => statements,
         Landed::Foreign(_) => panic!("{text}"),
     };
     let parts: Vec<String> = parts
         .iter()
         .map(|part| part.message_id.to_string())
         .collect();
-    let known = sent.entry(parts[0].clone());
-    let (bytes, _) = known.or_insert_with(|| (line.to_vec(), parts));
-    assert!(bytes == line, "other bytes");
+    let said: serde_json::Value = serde_json::from_str(text).unwrap();
+    let id = said["messageId"].as_str().unwrap();
+    let known = sent.entry(id.to_owned()).or_insert_with(|| Line {
+        bytes: line.to_vec(),
+        parts,
+        is_refused: false,
+    });
+    assert!(known.bytes == line, "other bytes");
+    id.to_owned()
 }
 
 /// What one process does.
@@ -134,8 +153,13 @@ fn deliver(snapshot: &mut Snapshot, dice: &mut Rng, is_well: bool, sent: &mut Se
             let back = send(load, dice, is_well, sent);
             bring_back(&back, &places, &mut chunks);
         }
-        let chunks = chunks.into_iter().filter(|open| open.is_in_round);
-        settled.extend(chunks.map(Open::settle));
+        chunks.retain(|open| open.is_in_round);
+        for (run, seq, entries) in chunks.iter().filter_map(Open::newly_apart) {
+            snapshot
+                .set_apart(&errands[run].run, seq, &entries)
+                .unwrap();
+        }
+        settled.extend(chunks.into_iter().map(Open::settle));
     }
     for run in alone {
         let journaled = &errands[run].run;
@@ -172,14 +196,24 @@ proptest! {
         let (mut dice, mut sent) = (Rng::with_seed(seed), Sent::new());
         for _ in 0..processes {
             deliver(&mut snapshot, &mut dice, false, &mut sent);
+            if dice.bool() {
+                snapshot.revive_dead_letters().unwrap();
+            }
         }
         deliver(&mut snapshot, &mut dice, true, &mut sent);
         prop_assert_eq!(snapshot.waiting().unwrap().len(), 0);
 
-        let parts: Vec<&String> = sent.values().flat_map(|(_, parts)| parts).collect();
-        let changes: usize = runs.iter().map(BTreeMap::len).sum();
-        prop_assert_eq!(parts.len(), changes);
-        prop_assert_eq!(parts.into_iter().collect::<BTreeSet<_>>().len(), changes);
-        prop_assert!(sent.values().all(|(line, _)| line.len() <= MAX_RECORD_BYTES));
+        let mut said_in: BTreeMap<&String, Vec<&Line>> = BTreeMap::new();
+        for line in sent.values() {
+            prop_assert!(line.bytes.len() <= MAX_RECORD_BYTES);
+            line.parts.iter().for_each(|part| said_in.entry(part).or_default().push(line));
+        }
+        prop_assert_eq!(said_in.len(), runs.iter().map(BTreeMap::len).sum::<usize>());
+        for (part, mut lines) in said_in {
+            // Once, and once more by itself where a line that it shared was refused.
+            lines.sort_by_key(|line| line.parts.len());
+            prop_assert!(lines.len() == 1 || lines[0].parts == [part.as_str()]);
+            prop_assert!(lines.len() <= 2 && lines[1..].iter().all(|line| line.is_refused));
+        }
     }
 }

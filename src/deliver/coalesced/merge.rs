@@ -1,7 +1,7 @@
 //! What several runs have in the journal, user by user.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use crate::audience::{Change, UserKind};
 use crate::deliver::Errand;
@@ -50,10 +50,22 @@ pub(super) struct Open {
     starts: Vec<usize>,
     accepted: Vec<Vec<bool>>,
     dead: Vec<Dead>,
+    /// Entries that share no line,
+    apart: BTreeSet<usize>,
+    /// and those that shared one that was refused just now, with the streams that may have accepted it all the same.
+    newly_apart: BTreeMap<usize, Vec<usize>>,
 }
 
+/// Streams that may have accepted what a change shared: by its run, chunk and entry.
+pub(super) type Doubts = BTreeMap<(usize, i64, usize), Vec<usize>>;
+
 impl Open {
-    fn new(run: usize, chunk: Chunk, streams: usize) -> Result<Self, Unreadable> {
+    fn new(
+        run: usize,
+        chunk: Chunk,
+        apart: BTreeSet<usize>,
+        streams: usize,
+    ) -> Result<Self, Unreadable> {
         let starts = chunk::starts(&chunk.entries)?;
         if starts.len() != chunk.count {
             return Err(Unreadable);
@@ -69,6 +81,8 @@ impl Open {
             starts,
             accepted,
             dead: Vec::new(),
+            apart,
+            newly_apart: BTreeMap::new(),
         })
     }
 
@@ -89,16 +103,49 @@ impl Open {
         end.unwrap_or(&self.chunk.entries.len()) - self.starts[entry]
     }
 
-    /// Takes what became of a line of which an entry is a part.
-    pub(super) fn take_back(&mut self, entry: usize, line: usize, settled: &Settled) {
+    /// Takes what became of a line of which an entry is a part, and maybe the only one.
+    pub(super) fn take_back(
+        &mut self,
+        entry: usize,
+        is_shared: bool,
+        line: usize,
+        settled: &Settled,
+    ) {
         for (accepted, lines) in self.accepted.iter_mut().zip(&settled.accepted) {
             accepted[entry] |= lines[line];
         }
         let letter = settled.dead.iter().find(|dead| dead.position == line);
-        self.dead.extend(letter.map(|letter| Dead {
-            position: entry,
-            ..letter.clone()
-        }));
+        match letter {
+            Some(letter) if is_shared => {
+                self.newly_apart.insert(entry, letter.doubtful.clone());
+            }
+            Some(letter) => self.dead.push(Dead {
+                position: entry,
+                ..letter.clone()
+            }),
+            None => {}
+        }
+    }
+
+    /// A letter is in doubt where the line was that it once shared.
+    pub(super) fn recall(&mut self, doubts: &mut Doubts) {
+        for letter in &mut self.dead {
+            let at = (self.run, self.chunk.seq, letter.position);
+            letter
+                .doubtful
+                .extend(doubts.remove(&at).into_iter().flatten());
+        }
+        let newly_apart = self.newly_apart.iter();
+        doubts.extend(
+            newly_apart
+                .map(|(entry, streams)| ((self.run, self.chunk.seq, *entry), streams.clone())),
+        );
+    }
+
+    /// The entries that share no line any more, and of which run and chunk they are.
+    pub(super) fn newly_apart(&self) -> Option<(usize, i64, BTreeSet<usize>)> {
+        let entries: BTreeSet<usize> = self.newly_apart.keys().copied().collect();
+        (!entries.is_empty()).then_some((self.run, self.chunk.seq, entries))
     }
 
     pub(super) fn settle(self) -> (usize, Settled) {
@@ -216,7 +263,8 @@ impl<'a> Merge<'a> {
             return Ok(false);
         };
         cursor.seq = chunk.seq;
-        let open = Open::new(cursor.run, chunk, run.streams.len());
+        let apart = self.snapshot.apart(run, chunk.seq)?;
+        let open = Open::new(cursor.run, chunk, apart, run.streams.len());
         let unreadable = |_| SnapshotError::UnreadableChunk {
             run: run.number,
             seq: cursor.seq,
@@ -224,6 +272,11 @@ impl<'a> Merge<'a> {
         cursor.open = Some(self.chunks.len());
         self.chunks.push(open.map_err(unreadable)?);
         Ok(true)
+    }
+
+    /// Whether a change has a line of its own, whoever else says something of its user.
+    pub(super) fn is_apart(&self, place: Place) -> bool {
+        self.chunks[place.chunk].apart.contains(&place.entry)
     }
 
     fn change(&self, place: Place) -> Result<Change<'_>, SnapshotError> {

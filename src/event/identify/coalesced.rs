@@ -1,13 +1,17 @@
 //! What several runs say of one user, as one line.
 //!
-//! It is the line of the first of them with the traits of all: whoever reads traits by name needs to know nothing else.
-//! Under `coalesced` it names the computations of the others, each with the message id of its own line.
+//! It names the first of them as its computation and has the traits of all: whoever reads traits by name needs to know
+//! nothing else. Under `coalesced` it lists the computations of all, each with the message id that it would have alone.
+//! Its own message id follows from these, so no line of other parts, and none of a single one, stands under it.
 
 use serde_json::value::RawValue;
 
 use super::super::pick::fields;
 use super::{Identify, MessageId, TAIL, json, open};
 use crate::audience::{Action, Change};
+
+/// No place in the list has more bytes beside its computation.
+const LISTED: usize = 80;
 
 /// What one run says of a user.
 pub struct Part<'a> {
@@ -33,14 +37,15 @@ impl<'a> Part<'a> {
         })
     }
 
-    /// Whether its own line is longer than that. No line of several is longer than their own lines together.
-    pub fn is_longer_than(&self, bytes: usize) -> bool {
-        let is_longer = || {
+    /// Whether it may take more than that of a line with others: its own line, and its place in the list.
+    pub fn takes_more_than(&self, bytes: usize) -> bool {
+        let listed = self.identify.computation.len() + LISTED;
+        let takes_more = || {
             let mut line = Vec::new();
             self.identify.render(&self.change, &mut line);
-            line.len() > bytes
+            line.len() + listed > bytes
         };
-        self.identify.longest_line(&self.change) > bytes && is_longer()
+        self.identify.longest_line(&self.change) + listed > bytes && takes_more()
     }
 
     /// Whether both are about one user, who is known by the same identifiers in both.
@@ -51,8 +56,8 @@ impl<'a> Part<'a> {
 
     /// Appends the line for all of them, newline included. They are about one user; of one part, it is its own line.
     pub fn render(parts: &[Self], line: &mut Vec<u8>) {
-        let [first, further @ ..] = parts else { return };
-        if further.is_empty() {
+        let Some(first) = parts.first() else { return };
+        if parts.len() == 1 {
             return first.identify.render(&first.change, line);
         }
         open(&first.change, line);
@@ -60,9 +65,11 @@ impl<'a> Part<'a> {
         render_extra_traits(parts, line);
         let context = &first.identify.context;
         line.extend(&context[..context.len() - TAIL.len()]);
-        render_further(further, &ids[1..], line);
+        render_list(parts, &ids, line);
         line.extend(TAIL);
-        line.extend(ids[0].as_str().as_bytes());
+        let ids = ids.iter().map(MessageId::as_str);
+        let id = MessageId::of_line(first.identify.started_at, ids);
+        line.extend(id.as_str().as_bytes());
         line.extend(&first.identify.times);
     }
 }
@@ -98,7 +105,7 @@ fn render_extra_traits(parts: &[Part<'_>], line: &mut Vec<u8>) {
     }
 }
 
-fn render_further(parts: &[Part<'_>], ids: &[MessageId], line: &mut Vec<u8>) {
+fn render_list(parts: &[Part<'_>], ids: &[MessageId], line: &mut Vec<u8>) {
     line.extend(br#","coalesced":["#);
     for (position, (part, id)) in parts.iter().zip(ids).enumerate() {
         if position > 0 {
@@ -115,6 +122,8 @@ fn render_further(parts: &[Part<'_>], ids: &[MessageId], line: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -184,21 +193,37 @@ mod tests {
                 r#""context":{"library":{"name":"audience-sync"},"personas":{"computation_class":"audience","#,
                 r#""computation_id":"buyers","computation_key":"buyers","#,
                 r#""computation_run_id":"0195f3c2-0000-7000-8000-000000000000","namespace":"spa_x","space_id":"spa_x","#,
-                r#""coalesced":[{"computation_class":"trait","computation_id":"spend","computation_key":"spend","#,
+                r#""coalesced":[{"computation_class":"audience","computation_id":"buyers","computation_key":"buyers","#,
+                r#""computation_run_id":"0195f3c2-0000-7000-8000-000000000000","messageId":"personas_3MVFoFaoQ8a3z5E1wF1y7TF6TBU"},"#,
+                r#"{"computation_class":"trait","computation_id":"spend","computation_key":"spend","#,
                 r#""computation_run_id":"0195f3c2-0000-7000-8000-000000000001","messageId":"personas_3MVFoH5IheH9SH9tDyySG25yNvm"},"#,
                 r#"{"computation_class":"audience","computation_id":"vip","computation_key":"vip","#,
                 r#""computation_run_id":"0195f3c2-0000-7000-8000-000000000002","messageId":"personas_3MVFoAOl6UYxwo0XmV6CQZsgiYx"}]}},"#,
                 r#""integrations":{"All":false,"Amazon Kinesis Firehose":true},"#,
-                r#""messageId":"personas_3MVFoFaoQ8a3z5E1wF1y7TF6TBU","timestamp":"2026-11-23T10:00:00.000Z","#,
+                r#""messageId":"personas_3MVFoCYHV8ArZoK7h5sliCAsEUq","timestamp":"2026-11-23T10:00:00.000Z","#,
                 r#""originalTimestamp":"2026-11-23T10:00:00.000Z","receivedAt":"2026-11-23T10:00:00.000Z","sentAt":null}"#,
                 "\n"
             )
         );
-        // Each is known by the message id that it would have by itself.
+        // Each is known by the message id that it would have by itself, and the line by none of these.
         for (identify, change) in &said {
             let id = identify.message_id(change);
             assert_eq!(line(&said).matches(id.as_str()).count(), 1);
         }
+    }
+
+    #[test]
+    fn a_line_has_an_id_of_its_own_for_just_these_parts() {
+        let runs = ["a", "b", "c"].map(|key| identify(key, Class::Audience, 0));
+        let id = |parts: &[usize]| {
+            let entering = change(Action::Enter, Value::True, "");
+            let said: Vec<_> = parts.iter().map(|part| (&runs[*part], entering)).collect();
+            let line = line(&said);
+            let (_, id) = line.rsplit_once(r#""messageId":""#).unwrap();
+            id[..36].to_owned()
+        };
+        let ids = [&[0][..], &[1], &[0, 1], &[0, 2], &[1, 2], &[0, 1, 2]].map(id);
+        assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len());
     }
 
     #[test]
@@ -267,8 +292,8 @@ mod tests {
 
         /// So whatever each may have of a record, all together fit into it.
         #[test]
-        fn a_coalesced_line_is_no_longer_than_the_lines_of_its_parts(
-            said in prop::collection::vec(("\\PC{1,12}", "\\PC{0,30}", prop::bool::ANY), 1..6),
+        fn a_coalesced_line_is_no_longer_than_what_its_parts_may_take(
+            said in prop::collection::vec(("\\PC{1,12}|x{900}", "\\PC{0,30}", prop::bool::ANY), 1..6),
         ) {
             let traits: Vec<String> = said.iter().map(|(_, text, _)| format!(",\"x\":{}", serde_json::json!(text))).collect();
             let runs: Vec<Identify> = said.iter().map(|(key, ..)| identify(key, Class::Trait, 0)).collect();
@@ -277,13 +302,14 @@ mod tests {
                 false => change(Action::Leave, Value::True, ""),
             });
             let said: Vec<_> = runs.iter().zip(changes).collect();
-            let alone: usize = said.iter().map(|one| line(&[*one]).len()).sum();
-            prop_assert!(line(&said).len() <= alone);
+            let mut all = 0;
             for (identify, change) in &said {
-                let length = line(&[(*identify, *change)]).len();
+                let takes = line(&[(*identify, *change)]).len() + identify.computation.len() + LISTED;
                 let part = Part::new(identify, *change).unwrap();
-                prop_assert!(!part.is_longer_than(length) && part.is_longer_than(length - 1));
+                prop_assert!(!part.takes_more_than(takes) && part.takes_more_than(takes - 1));
+                all += takes;
             }
+            prop_assert!(line(&said).len() <= all);
         }
     }
 }

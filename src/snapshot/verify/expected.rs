@@ -193,7 +193,7 @@ impl Verify<'_> {
         let text = std::str::from_utf8(line).unwrap_or_default();
         let message_ids = match Landed::parse(text) {
             Ok(Landed::Ours(statement)) => vec![statement.message_id],
-            Ok(Landed::Coalesced(statements)) => {
+            Ok(Landed::Coalesced { statements, .. }) => {
                 let ids = statements.into_iter().map(|statement| statement.message_id);
                 ids.collect()
             }

@@ -36,13 +36,13 @@ struct Context<'l> {
 #[derive(Deserialize)]
 struct Personas<'l> {
     computation_key: &'l str,
-    /// What else it says of the user.
+    /// All that it says of the user, where it says several things.
     #[serde(borrow, default)]
-    coalesced: Vec<Further<'l>>,
+    coalesced: Vec<Part<'l>>,
 }
 
 #[derive(Deserialize)]
-struct Further<'l> {
+struct Part<'l> {
     computation_key: &'l str,
     #[serde(rename = "messageId")]
     message_id: &'l str,
@@ -55,25 +55,27 @@ impl<'l> Line<'l> {
             computation_key,
             coalesced,
         } = &self.context.personas;
-        let further = coalesced.iter();
-        let further = further.map(|part| (part.message_id, part.computation_key));
-        let all = [(self.message_id, *computation_key)]
-            .into_iter()
-            .chain(further);
+        let listed = coalesced.iter();
+        let listed = listed.map(|part| (part.message_id, part.computation_key));
+        let mut all: Vec<_> = listed.collect();
+        if all.is_empty() {
+            all.push((self.message_id, *computation_key));
+        }
         let part = |(id, key): (&'l str, &'l str)| {
             let known = AUDIENCES.iter().map(|audience| audience.key);
             let known = known.into_iter().find(|known| *known == key).unwrap();
             (id, known, &self.traits[key])
         };
-        let parts: Vec<_> = all.map(part).collect();
+        let parts: Vec<_> = all.into_iter().map(part).collect();
         assert_eq!(parts.len(), self.traits.len());
         parts
     }
 }
 
-/// What is known of one record at one stream.
+/// What is known of one statement at one stream.
 struct Accepted {
-    digest: u64,
+    /// The `messageId` of the record that had it.
+    record: String,
     times: usize,
     /// It may be sent once more: nobody was told, or who was told could not remember.
     may_come_again: bool,
@@ -89,10 +91,12 @@ pub(super) struct Book {
     began: Vec<i64>,
     accepted: HashMap<(usize, String), Accepted>,
     folded: Folded,
-    /// Every change that was ever decided.
+    /// The bytes of each record, by its `messageId`.
+    bytes: HashMap<String, u64>,
+    /// Every change that was ever decided,
     decided: HashSet<String>,
-    /// Those that were a dead letter once: others that shared their record may have been decided anew.
-    died: HashSet<String>,
+    /// and those that shared a record which was refused.
+    apart: HashSet<String>,
     pub repeats: usize,
     pub coalesced: usize,
 }
@@ -112,6 +116,8 @@ impl Book {
     ) {
         self.decided
             .extend(left.iter().map(|entry| entry.id.clone()));
+        let apart = left.iter().filter(|entry| entry.is_apart);
+        self.apart.extend(apart.map(|entry| entry.id.clone()));
         let mut told = HashSet::new();
         for ((stream, record), acknowledged) in arrived.accepted.iter().zip(&arrived.acknowledged) {
             let stream = STREAMS.iter().position(|known| known == stream).unwrap();
@@ -129,8 +135,6 @@ impl Book {
                 }
             }
         }
-        let dead = left.iter().filter(|entry| entry.is_dead);
-        self.died.extend(dead.map(|entry| entry.id.clone()));
     }
 
     /// One record that was accepted.
@@ -143,6 +147,13 @@ impl Book {
     ) -> Vec<(usize, String)> {
         let line: Line<'_> = serde_json::from_slice(record).unwrap();
         self.coalesced += usize::from(line.traits.len() > 1);
+        let digest = digest(record);
+        let known = self.bytes.entry(line.message_id.to_owned());
+        assert!(
+            *known.or_insert(digest) == digest,
+            "other bytes: {}",
+            text(record)
+        );
         let part = |part| self.enter_part(stream, &line, part, record, acknowledged, source);
         line.parts().into_iter().map(part).collect()
     }
@@ -157,10 +168,9 @@ impl Book {
         source: &Source,
     ) -> (usize, String) {
         let key = (stream, message_id.to_owned());
-        let digest = digest(record);
         if let Some(accepted) = self.accepted.get_mut(&key) {
-            let is_same = accepted.digest == digest || self.died.contains(message_id);
-            assert!(is_same, "other bytes: {}", text(record));
+            let is_same = accepted.record == line.message_id || self.apart.contains(message_id);
+            assert!(is_same, "in another record: {}", text(record));
             assert!(
                 accepted.may_come_again,
                 "sent {} times, and again without need: {}",
@@ -178,7 +188,7 @@ impl Book {
         self.check_said(line, audience, value, record, source);
         self.fold(stream, line, audience, value);
         let accepted = Accepted {
-            digest,
+            record: line.message_id.to_owned(),
             times: 1,
             may_come_again: !acknowledged,
             was_told: acknowledged,

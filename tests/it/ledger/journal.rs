@@ -16,6 +16,8 @@ pub(super) struct Entry {
     /// Of the streams, those it still waits for.
     pub waits_for: [bool; STREAMS.len()],
     pub is_dead: bool,
+    /// A record that it shared was refused.
+    pub is_apart: bool,
 }
 
 impl Entry {
@@ -95,12 +97,18 @@ fn entries(connection: &Connection, run: i64, identify: &Identify) -> Vec<Entry>
             id: identify.message_id(&change.unwrap()).as_str().to_owned(),
             waits_for: [!is_delivered; STREAMS.len()],
             is_dead: false,
+            is_apart: false,
         }));
         let chunk = &mut entries[from..];
         if !is_delivered {
             note_accepted(connection, run, seq, chunk);
         }
-        note_dead(connection, run, seq, chunk);
+        for position in positions(connection, "dead", run, seq) {
+            chunk[position].is_dead = true;
+        }
+        for position in positions(connection, "apart", run, seq) {
+            chunk[position].is_apart = true;
+        }
     }
     entries
 }
@@ -120,11 +128,13 @@ fn note_accepted(connection: &Connection, run: i64, seq: i64, chunk: &mut [Entry
     }
 }
 
-fn note_dead(connection: &Connection, run: i64, seq: i64, chunk: &mut [Entry]) {
-    let sql = "SELECT position FROM dead WHERE run = ?1 AND seq = ?2";
-    let mut statement = connection.prepare_cached(sql).unwrap();
+/// The entries of a chunk that a table names.
+fn positions(connection: &Connection, table: &str, run: i64, seq: i64) -> Vec<usize> {
+    let sql = format!("SELECT position FROM {table} WHERE run = ?1 AND seq = ?2");
+    let mut statement = connection.prepare_cached(&sql).unwrap();
     let positions = statement.query_map(params![run, seq], |row| row.get::<_, i64>(0));
-    for position in positions.unwrap() {
-        chunk[position.unwrap() as usize].is_dead = true;
-    }
+    let positions = positions.unwrap();
+    positions
+        .map(|position| position.unwrap() as usize)
+        .collect()
 }
