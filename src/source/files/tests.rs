@@ -303,6 +303,8 @@ fn what_cannot_be_read_as_members_says_where_and_what_to_do() {
 fn a_row_without_end_takes_no_memory_without_end() {
     let long = "x".repeat(MAX_ROW_BYTES * 3);
     csv(format!("user_id\n{long}\n")).fails("a.csv, row 1: it is over 4194304 bytes long");
+    let wide = ",".repeat(1 << 17);
+    csv(format!("user_id\n{wide}\n")).fails("a.csv, row 1: it has over 65536 fields");
     jsonl(format!("\"{long}\"\n")).fails("a.jsonl, row 1: it is over 4194304 bytes long");
 }
 

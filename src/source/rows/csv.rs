@@ -156,6 +156,9 @@ pub(super) fn read(
     Ok(())
 }
 
+/// No table has as many.
+const MAX_COLUMNS: usize = 1 << 16;
+
 /// Splits what is read into rows.
 struct Rows<'i> {
     input: &'i mut dyn Read,
@@ -224,6 +227,9 @@ impl<'i> Rows<'i> {
                     return Err(Problem::too_long());
                 }
                 ReadRecordResult::OutputFull => self.fields.resize(self.fields.len() * 2, 0),
+                ReadRecordResult::OutputEndsFull if self.ends.len() >= MAX_COLUMNS => {
+                    return Err(Problem::Here(format!("it has over {MAX_COLUMNS} fields")));
+                }
                 ReadRecordResult::OutputEndsFull => self.ends.resize(self.ends.len() * 2, 0),
                 ReadRecordResult::Record => {
                     self.is_open = false;
