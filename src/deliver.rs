@@ -27,7 +27,7 @@ use crate::snapshot::{
     Chunk, Credit, Dead, Handle, JournaledRun, Settled, Snapshot, SnapshotError,
 };
 use crate::stop::Stop;
-use parcel::{Load, Parcel, parcels};
+use parcel::{Answer, Load, Parcel, parcels};
 use turns::{Freight, Turns};
 
 /// What is taken and not yet remembered, at most: lines, which a crash can repeat, and their bytes in the journal. On
@@ -136,7 +136,7 @@ pub async fn deliver(
         }
         for (run, part) in &settled {
             freight.take_off(&part.chunk);
-            account.note(*run, part);
+            account.note(*run, part.newly_delivered(), &part.dead);
         }
     }
     if let Some(error) = broken {
@@ -176,14 +176,13 @@ impl<'p> Account<'p> {
         }
     }
 
-    fn note(&mut self, run: usize, settled: &Settled) {
+    fn note(&mut self, run: usize, delivered: u64, dead: &[Dead]) {
         let sent = &mut self.sent[run];
-        let delivered = settled.newly_delivered();
         sent.delivered += delivered;
-        sent.dead += settled.dead.len() as u64;
+        sent.dead += dead.len() as u64;
         sent.took = self.began.elapsed();
         let obituary = &mut self.obituaries[run];
-        settled.dead.iter().for_each(|dead| obituary.add(dead));
+        dead.iter().for_each(|dead| obituary.add(dead));
         self.progress.delivered(delivered);
     }
 }
@@ -208,7 +207,7 @@ pub async fn foresee(
         after = last.seq;
         let chunks = chunks.into_iter().map(|chunk| (0, chunk)).collect();
         for parcel in parcels(chunks, |_| &*run.streams) {
-            let load = Load::render(parcel, &errand)?;
+            let load = Load::render(&parcel, &errand)?;
             for (stream, foreseen) in foreseen.iter_mut().enumerate() {
                 let accepted = load.accepted(stream);
                 *foreseen += destination.foresee(|pack| load.records(pack, &accepted));
@@ -380,22 +379,21 @@ impl Courier {
         self: Arc<Self>,
         parcel: Parcel,
     ) -> Result<Vec<(usize, Settled)>, SnapshotError> {
-        let load = Load::render(parcel, &self.runs)?;
-        Ok(self.carry_load(load).await)
+        let load = Load::render(&parcel, &self.runs)?;
+        Ok(parcel.settle(self.carry_load(load).await))
     }
 
     /// One load to every stream that does not have all of it yet.
-    async fn carry_load(self: Arc<Self>, load: Load) -> Vec<(usize, Settled)> {
+    async fn carry_load(self: Arc<Self>, load: Load) -> Answer {
         let load = Arc::new(load);
         let brought = self.carry_to_all(&load).await;
         let mut dead = load.too_long();
         dead.extend(self.dead_of(&load, &brought));
-        let accepted: Vec<Vec<bool>> = brought
-            .into_iter()
-            .map(|brought| brought.accepted)
-            .collect();
-        let load = Arc::into_inner(load).expect("no stream has anything of it any more");
-        load.settle(&accepted, dead)
+        let accepted = brought.into_iter().map(|brought| brought.accepted);
+        Answer {
+            accepted: accepted.collect(),
+            dead,
+        }
     }
 
     /// To all streams at once: one that is slow keeps nothing from the others.

@@ -1,10 +1,12 @@
 //! Runs that were planned together and whose changes to one user share a line: their chunks are merged by user.
 //!
-//! It goes in rounds, and what became of a round is remembered in one transaction: all of a line has left the journal
-//! or nothing of it. Which changes share a line follows from these changes alone, and not from what else still waits.
-//! So what is sent again is the same bytes. A line that is refused is taken apart for good, and the journal knows it
-//! before its parts go by themselves: one that Firehose will not have keeps no other. Of each run, one chunk of those who enter and one of those who leave is in
-//! memory, and what a round holds.
+//! It goes in rounds, and what became of several is remembered in one transaction: all of a line has left the journal or
+//! nothing of it. Which changes share a line follows from these changes alone, and not from what else still waits. So
+//! what is sent again is the same bytes. A line that is refused is taken apart for good, and the journal knows it before
+//! its parts go by themselves: one that Firehose will not have keeps no other.
+//!
+//! Of each run, one chunk of those who enter and one of those who leave is in memory, and those of which something is not
+//! remembered yet. Each is read once, and settled when it is through: a round may hold few users of many audiences.
 
 #[cfg(test)]
 mod laws;
@@ -15,14 +17,13 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 
-use super::parcel::Load;
-use super::turns::Freight;
-use super::{Account, Courier, Errand, UNDER_WAY};
+use super::parcel::{Answer, Load};
+use super::{Account, Courier, Errand};
 use crate::batch::{LineBuffer, MAX_CALL_BYTES, MAX_CALL_RECORDS, MAX_RECORD_BYTES};
 use crate::event::Part;
 use crate::mapping::StreamName;
-use crate::snapshot::{Chunk, Handle, Settled, Snapshot, SnapshotError};
-use merge::{Cursor, Doubts, Merge, Open, Place};
+use crate::snapshot::{Dead, Handle, Snapshot, SnapshotError};
+use merge::{Cursor, Doubts, Fate, Merge, Place};
 
 /// Positions of the runs that go by themselves, and of those that go together.
 pub(super) fn groups(runs: &[Errand]) -> (Vec<usize>, Vec<Vec<usize>>) {
@@ -68,91 +69,100 @@ async fn deliver_group(
     mut group: Group,
     account: &mut Account<'_>,
 ) -> Result<Group, SnapshotError> {
-    // All of them go to the same streams.
-    while courier.takes_more() && courier.goes_on(group.runs[0]) {
+    loop {
+        // All of them go to the same streams.
+        let goes_on = courier.takes_more() && courier.goes_on(group.runs[0]);
         let there = Arc::clone(courier);
         let (left, round) = snapshot
-            .with(move |snapshot| group.next_round(snapshot, &there.runs))
+            .with(move |snapshot| group.go_on(snapshot, &there.runs, goes_on))
             .await?;
         group = left;
-        if round.loads.is_empty() {
-            if !group.begin_again() {
-                break;
-            }
-            continue;
+        if round.is_empty() {
+            return Ok(group);
         }
-        let mut chunks = carry(courier, round).await;
-        for open in &mut chunks {
-            open.recall(&mut group.doubts);
+        for (answer, lines) in carry(courier, round).await {
+            group.take_back(&answer, &lines, account);
         }
-        let apart: Vec<_> = chunks.iter().filter_map(Open::newly_apart).collect();
-        group.has_apart |= !apart.is_empty();
-        let settled: Vec<_> = chunks.into_iter().map(Open::settle).collect();
-        for (run, part) in &settled {
-            account.note(*run, part);
-        }
-        let there = Arc::clone(courier);
-        let remember = move |snapshot: &mut Snapshot| {
-            for (run, seq, entries) in &apart {
-                snapshot.set_apart(&there.runs[*run].run, *seq, entries)?;
-            }
-            there.remember(snapshot, settled)
-        };
-        snapshot
-            .with(move |snapshot| snapshot.together(remember))
-            .await?;
     }
-    Ok(group)
 }
 
-/// All of a round at once; returns the chunks of which something is in it, with what became of that.
-async fn carry(courier: &Arc<Courier>, round: Round) -> Vec<Open> {
-    let Round { mut chunks, loads } = round;
+/// All of a round at once.
+async fn carry(courier: &Arc<Courier>, round: Round) -> Vec<(Answer, Places)> {
     let mut under_way = JoinSet::new();
-    for (load, places) in loads {
+    for (load, lines) in round {
         let courier = Arc::clone(courier);
-        under_way.spawn(async move { (courier.carry_load(load).await, places) });
+        under_way.spawn(async move { (courier.carry_load(load).await, lines) });
     }
-    for (settled, places) in under_way.join_all().await {
-        bring_back(&settled, &places, &mut chunks);
-    }
-    chunks.retain(|open| open.is_in_round);
-    chunks
+    under_way.join_all().await
 }
 
-/// What became of lines became of each of their parts.
-fn bring_back(settled: &[(usize, Settled)], places: &Places, chunks: &mut [Open]) {
-    for (run, settled) in settled {
-        for (line, places) in places[run].iter().enumerate() {
-            for place in places {
-                let is_shared = places.len() > 1;
-                chunks[place.chunk].take_back(place.entry, is_shared, line, settled);
-            }
-        }
-    }
-}
+/// Loads that are under way together.
+type Round = Vec<(Load, Places)>;
+/// Where the parts of each line of a load are.
+type Places = Vec<Vec<Place>>;
 
 /// Runs that go together.
 struct Group {
     /// By their positions, in the order of keys: that of the traits in a line.
     runs: Vec<usize>,
-    /// What of them was in no round yet.
     cursors: Vec<Cursor>,
     /// As many bytes as each may have of a record: a change that may take more goes by itself.
     share: usize,
-    /// Lines were taken apart, and their parts are yet to go.
+    /// What was handed out since the snapshot was last told what became of it.
+    unremembered: Bulk,
+    /// Places were taken apart, and their parts are yet to go.
     has_apart: bool,
     doubts: Doubts,
 }
 
-/// What is sent together and remembered together.
-struct Round {
-    chunks: Vec<Open>,
-    loads: Vec<(Load, Places)>,
+/// Places, their bytes as they are sent, and those of their parts in the journal.
+#[derive(Debug, Clone, Copy, Default)]
+struct Bulk {
+    lines: usize,
+    sent: usize,
+    held: usize,
 }
 
-/// Where the parts of each line are. Lines are counted for the run of their first part, and stand with those of that run.
-type Places = BTreeMap<usize, Vec<Vec<Place>>>;
+/// What a crash can repeat: as much as sixteen calls carry. As many chunks as hold that are in memory.
+const UNREMEMBERED: Bulk = Bulk {
+    lines: 16 * MAX_CALL_RECORDS,
+    sent: 16 * MAX_CALL_BYTES,
+    held: 8 << 20,
+};
+/// As many bytes go in one round. On its way through the SDK each of those is held about five times.
+const ROUND_BYTES: usize = 8 << 20;
+
+impl Bulk {
+    const fn add(&mut self, other: Self) {
+        self.lines += other.lines;
+        self.sent += other.sent;
+        self.held += other.held;
+    }
+
+    /// What may come to it in a round. The last user may be one of each run, with a line each.
+    const fn room(self, runs: usize) -> Self {
+        Self {
+            lines: UNREMEMBERED.lines.saturating_sub(self.lines + runs),
+            sent: ROUND_BYTES,
+            held: UNREMEMBERED.held.saturating_sub(self.held),
+        }
+    }
+
+    /// Whether there is room for another line. A round ends with a full call where it can.
+    const fn fits(self, room: Self, is_call_full: bool) -> bool {
+        let sent = match is_call_full {
+            true => self.sent + MAX_CALL_BYTES / 2,
+            false => self.sent,
+        };
+        self.lines <= room.lines && sent < room.sent && self.held < room.held
+    }
+
+    /// Whether the next round had better not wait to be remembered with it.
+    const fn is_half(self) -> bool {
+        let Bulk { lines, sent, held } = UNREMEMBERED;
+        self.lines >= lines / 2 || self.sent >= sent / 2 || self.held >= held / 2
+    }
+}
 
 impl Group {
     fn new(
@@ -166,54 +176,121 @@ impl Group {
         });
         let together = errands[runs[0]].run.together.unwrap_or_default();
         Ok(Self {
-            cursors: runs.iter().flat_map(|run| Cursor::both(*run)).collect(),
+            cursors: cursors(&runs),
             share: MAX_RECORD_BYTES / snapshot.coalesced(together)?.max(1),
+            unremembered: Bulk::default(),
             has_apart: false,
-            doubts: Doubts::new(),
+            doubts: Doubts::default(),
             runs,
         })
     }
 
-    /// Goes back to the first change where some behind are to go by themselves.
+    /// Remembers what came back, now and then, and hands out the next round: none where all is remembered and nothing
+    /// is left, or nothing more is wanted.
+    fn go_on(
+        mut self,
+        snapshot: &mut Snapshot,
+        errands: &[Errand],
+        is_wanted: bool,
+    ) -> Result<(Self, Round), SnapshotError> {
+        if self.unremembered.is_half() {
+            self.remember(snapshot, errands)?;
+        }
+        let mut round = match is_wanted {
+            true => self.next_round(snapshot, errands),
+            false => Ok(Round::new()),
+        };
+        // What came back before a chunk that cannot be read is remembered, too.
+        if round.as_ref().map_or(true, Vec::is_empty) {
+            self.remember(snapshot, errands)?;
+        }
+        if is_wanted && round.as_ref().is_ok_and(Vec::is_empty) && self.begin_again() {
+            round = self.next_round(snapshot, errands);
+        }
+        round.map(|round| (self, round))
+    }
+
+    /// Goes back to the first change where some behind are to go by themselves. The journal knows by now which.
     fn begin_again(&mut self) -> bool {
-        self.cursors = self
-            .runs
-            .iter()
-            .flat_map(|run| Cursor::both(*run))
-            .collect();
+        self.cursors = cursors(&self.runs);
         std::mem::take(&mut self.has_apart)
     }
 
     /// The next changes, as many as may be under way.
     fn next_round(
-        mut self,
+        &mut self,
         snapshot: &Snapshot,
         errands: &[Errand],
-    ) -> Result<(Self, Round), SnapshotError> {
+    ) -> Result<Round, SnapshotError> {
         let streams = &errands[self.runs[0]].run.streams;
+        let room = self.unremembered.room(self.runs.len());
         let mut merge = Merge::new(snapshot, errands, &mut self.cursors)?;
-        let mut loads = Vec::new();
+        let mut round = Round::new();
         let mut filling = Filling::default();
-        // Of one user there is at most one change in each run.
-        let most = Freight {
-            lines: UNDER_WAY.lines.saturating_sub(self.runs.len()),
-            ..UNDER_WAY
-        };
-        while merge.has_given_less_than(most)
+        let mut given = Bulk::default();
+        while (given.lines == 0 || given.fits(room, filling.is_full))
             && let Some(places) = merge.next_user()?
         {
             for line in lines(places, &merge, self.share)? {
-                filling.push(line, &merge);
-            }
-            if filling.is_full() {
-                loads.push(std::mem::take(&mut filling).close(streams, &merge));
+                let rendered = line.render();
+                if !filling.has_room(rendered.len()) {
+                    round.push(std::mem::take(&mut filling).close(streams, &merge));
+                }
+                given.add(Bulk {
+                    lines: 1,
+                    sent: rendered.len(),
+                    held: line.places.iter().map(|place| merge.bytes(*place)).sum(),
+                });
+                filling.push(line.places, &rendered, &merge);
             }
         }
         if filling.count > 0 {
-            loads.push(filling.close(streams, &merge));
+            round.push(filling.close(streams, &merge));
         }
-        let chunks = merge.chunks;
-        Ok((self, Round { chunks, loads }))
+        self.unremembered.add(given);
+        Ok(round)
+    }
+
+    /// What became of lines became of each of their parts.
+    fn take_back(&mut self, answer: &Answer, lines: &Places, account: &mut Account<'_>) {
+        let mut came_to: BTreeMap<usize, (u64, Vec<Dead>)> = BTreeMap::new();
+        for (line, places) in lines.iter().enumerate() {
+            for place in places {
+                let cursor = &mut self.cursors[place.cursor];
+                let run = cursor.run;
+                let open = cursor.chunk(*place);
+                let (delivered, dead) = came_to.entry(run).or_default();
+                match open.take_back(*place, places.len() > 1, line, answer) {
+                    Fate::Delivered => *delivered += 1,
+                    Fate::Apart(streams) => {
+                        self.has_apart = true;
+                        self.doubts.note(run, open, *place, streams);
+                    }
+                    Fate::Dead(mut letter) => {
+                        self.doubts.recall(run, open, &mut letter);
+                        open.bury(letter.clone());
+                        dead.push(letter);
+                    }
+                    Fate::Waits => {}
+                }
+            }
+        }
+        for (run, (delivered, dead)) in came_to {
+            account.note(run, delivered, &dead);
+        }
+    }
+
+    /// Writes down all that came back: of each line in one transaction.
+    fn remember(
+        &mut self,
+        snapshot: &mut Snapshot,
+        errands: &[Errand],
+    ) -> Result<(), SnapshotError> {
+        self.unremembered = Bulk::default();
+        snapshot.together(|snapshot| {
+            let mut cursors = self.cursors.iter_mut();
+            cursors.try_for_each(|cursor| cursor.remember(snapshot, &errands[cursor.run].run))
+        })
     }
 
     /// Notes of which runs something stays in the journal.
@@ -227,6 +304,10 @@ impl Group {
     }
 }
 
+fn cursors(runs: &[usize]) -> Vec<Cursor> {
+    runs.iter().flat_map(|run| Cursor::both(*run)).collect()
+}
+
 /// What is said of one user together.
 struct Line<'m> {
     parts: Vec<Part<'m>>,
@@ -236,6 +317,12 @@ struct Line<'m> {
 }
 
 impl Line<'_> {
+    fn render(&self) -> Vec<u8> {
+        let mut line = Vec::new();
+        Part::render(&self.parts, &mut line);
+        line
+    }
+
     fn takes(&self, part: &Part<'_>) -> bool {
         !self.is_full && self.parts[0].has_same_ids(part)
     }
@@ -266,50 +353,46 @@ fn lines<'m>(
     Ok(lines)
 }
 
-/// Lines that become a load.
+/// Places that become a load.
 #[derive(Default)]
 struct Filling {
-    lines: BTreeMap<usize, LineBuffer>,
-    places: Places,
+    /// By the run of their first part, which they are counted for.
+    by_run: BTreeMap<usize, (LineBuffer, Places)>,
     count: usize,
     bytes: usize,
+    /// Another line like the last is for another call.
+    is_full: bool,
 }
 
 impl Filling {
-    const fn is_full(&self) -> bool {
-        self.count >= MAX_CALL_RECORDS || self.bytes >= MAX_CALL_BYTES
+    /// Whether one call still carries all of it with a line of so many bytes.
+    const fn has_room(&self, bytes: usize) -> bool {
+        self.count == 0 || self.count < MAX_CALL_RECORDS && self.bytes + bytes <= MAX_CALL_BYTES
     }
 
-    fn push(&mut self, line: Line<'_>, merge: &Merge<'_>) {
-        let run = merge.chunks[line.places[0].chunk].run;
-        self.lines.entry(run).or_default().push(|bytes| {
-            let before = bytes.len();
-            Part::render(&line.parts, bytes);
-            self.bytes += bytes.len() - before;
-        });
-        self.places.entry(run).or_default().push(line.places);
+    fn push(&mut self, places: Vec<Place>, line: &[u8], merge: &Merge<'_>) {
+        let (lines, parts) = self.by_run.entry(merge.run(places[0])).or_default();
+        lines.push(|bytes| bytes.extend(line));
+        parts.push(places);
         self.count += 1;
+        self.bytes += line.len();
+        self.is_full = !self.has_room(line.len());
     }
 
     fn close(self, streams: &[StreamName], merge: &Merge<'_>) -> (Load, Places) {
         let mut load = Load::new(streams.to_vec());
-        for ((run, lines), places) in self.lines.into_iter().zip(self.places.values()) {
-            let has = |stream| {
-                places
-                    .iter()
-                    .map(|line| merge.has_all(stream, line))
-                    .collect()
-            };
-            // As if they were a chunk of that run.
-            let chunk = Chunk {
-                seq: 0,
-                count: places.len(),
-                entries: Vec::new(),
-                accepted: (0..streams.len()).map(has).collect(),
-                dead: Vec::new(),
-            };
-            load.push(run, &merge.errands[run], chunk, lines.finish());
+        let mut all = Places::with_capacity(self.count);
+        for (run, (lines, parts)) in self.by_run {
+            load.push(run, &merge.errands[run], lines.finish());
+            all.extend(parts);
         }
-        (load, self.places)
+        for (position, places) in all.iter().enumerate() {
+            for stream in 0..streams.len() {
+                if merge.has_all(stream, places) {
+                    load.has(stream, position);
+                }
+            }
+        }
+        (load, all)
     }
 }

@@ -1,5 +1,7 @@
 //! What goes in one call: the chunk of a large run, or small ones of several.
 
+use std::ops::Range;
+
 use super::Errand;
 use crate::batch::{LineBuffer, Lines, MAX_CALL_BYTES, MAX_CALL_RECORDS, MAX_RECORD_BYTES, Record};
 use crate::firehose::Meters;
@@ -55,57 +57,118 @@ pub(super) fn parcels<'r>(
     parcels
 }
 
-/// A parcel as lines, those of one chunk after those of another. Positions are those of its lines.
+/// What became of the lines of a load.
+pub(super) struct Answer {
+    /// For each stream, which lines it has accepted by now.
+    pub(super) accepted: Vec<Vec<bool>>,
+    /// Lines that can never be delivered, and of which that was not known before.
+    pub(super) dead: Vec<Dead>,
+}
+
+impl Parcel {
+    /// What became of each chunk: which entries each stream has accepted by now, and which are newly dead.
+    pub(super) fn settle(self, answer: Answer) -> Vec<(usize, Settled)> {
+        let Answer { accepted, mut dead } = answer;
+        let mut from = 0;
+        let settle = |(run, chunk): (usize, Chunk)| {
+            let lines = from..from + chunk.count;
+            from = lines.end;
+            let own = dead.extract_if(.., |dead| lines.contains(&dead.position));
+            let own = own.map(|dead| Dead {
+                position: dead.position - lines.start,
+                ..dead
+            });
+            let settled = Settled {
+                dead: own.collect(),
+                accepted: accepted
+                    .iter()
+                    .map(|stream| stream[lines.clone()].to_vec())
+                    .collect(),
+                chunk,
+            };
+            (run, settled)
+        };
+        self.chunks.into_iter().map(settle).collect()
+    }
+}
+
+/// Lines that go to the same streams, those of one run after those of another.
 pub(super) struct Load {
     pub(super) streams: Vec<StreamName>,
     pub(super) meters: Meters,
     parts: Vec<Part>,
-    /// Lines that are dead already, or too long.
+    /// For each stream, which lines it accepted before.
+    accepted: Vec<Vec<bool>>,
+    /// Lines that an earlier attempt found dead.
+    dead: Vec<bool>,
+    /// These, and those that are too long.
     is_out: Vec<bool>,
 }
 
-/// The lines of one chunk.
+/// The lines of one run, or of one of its chunks.
 struct Part {
     run: usize,
-    chunk: Chunk,
     lines: Lines,
     from: usize,
 }
 
+impl Part {
+    fn positions(&self) -> Range<usize> {
+        self.from..self.from + self.lines.count()
+    }
+}
+
 impl Load {
-    pub(super) fn render(parcel: Parcel, runs: &[Errand]) -> Result<Self, SnapshotError> {
-        let mut load = Self::new(runs[parcel.chunks[0].0].run.streams.clone());
-        for (run, chunk) in parcel.chunks {
-            let lines = render(&runs[run], &chunk)?;
-            load.push(run, &runs[run], chunk, lines);
+    /// The lines of a parcel, in its order.
+    pub(super) fn render(parcel: &Parcel, runs: &[Errand]) -> Result<Self, SnapshotError> {
+        let (first, _) = &parcel.chunks[0];
+        let mut load = Self::new(runs[*first].run.streams.clone());
+        for (run, chunk) in &parcel.chunks {
+            let lines = render(&runs[*run], chunk)?;
+            let from = load.dead.len();
+            load.push(*run, &runs[*run], lines);
+            for line in &chunk.dead {
+                load.dead[from + line] = true;
+                load.is_out[from + line] = true;
+            }
+            for (accepted, before) in load.accepted.iter_mut().zip(&chunk.accepted) {
+                accepted[from..].copy_from_slice(before);
+            }
         }
         Ok(load)
     }
 
     pub(super) fn new(streams: Vec<StreamName>) -> Self {
         Self {
+            accepted: vec![Vec::new(); streams.len()],
             streams,
             meters: Meters::default(),
             parts: Vec::new(),
+            dead: Vec::new(),
             is_out: Vec::new(),
         }
     }
 
-    /// Adds the lines of a chunk.
-    pub(super) fn push(&mut self, run: usize, errand: &Errand, chunk: Chunk, lines: Lines) {
-        let from = self.is_out.len();
-        self.is_out.resize(from + chunk.count, false);
-        let too_long = lines.too_long().map(|(line, _)| line);
-        for line in too_long.chain(chunk.dead.iter().copied()) {
+    /// Adds lines of which no stream has any yet.
+    pub(super) fn push(&mut self, run: usize, errand: &Errand, lines: Lines) {
+        let from = self.dead.len();
+        let part = Part { run, lines, from };
+        let end = part.positions().end;
+        self.dead.resize(end, false);
+        self.is_out.resize(end, false);
+        for accepted in &mut self.accepted {
+            accepted.resize(end, false);
+        }
+        for (line, _) in part.lines.too_long() {
             self.is_out[from + line] = true;
         }
-        self.meters.add(chunk.count, &errand.meter);
-        self.parts.push(Part {
-            run,
-            from,
-            chunk,
-            lines,
-        });
+        self.meters.add(part.lines.count(), &errand.meter);
+        self.parts.push(part);
+    }
+
+    /// Notes that a stream has a line already.
+    pub(super) fn has(&mut self, stream: usize, position: usize) {
+        self.accepted[stream][position] = true;
     }
 
     fn part_of(&self, position: usize) -> &Part {
@@ -120,13 +183,7 @@ impl Load {
 
     /// What a stream accepted before.
     pub(super) fn accepted(&self, stream: usize) -> Vec<bool> {
-        let mut accepted = vec![false; self.is_out.len()];
-        for Part { chunk, from, .. } in &self.parts {
-            if let Some(before) = chunk.accepted.get(stream) {
-                accepted[*from..from + chunk.count].copy_from_slice(before);
-            }
-        }
-        accepted
+        self.accepted[stream].clone()
     }
 
     /// What is yet to be accepted. A record holds lines of one run only.
@@ -150,21 +207,18 @@ impl Load {
     /// Runs of which something is not accepted.
     pub(super) fn left_by(&self, accepted: &[bool]) -> impl Iterator<Item = usize> {
         let is_left = |line: usize| !accepted[line] && !self.is_out[line];
-        let parts = self.parts.iter().filter(move |part| {
-            let mut lines = part.from..part.from + part.chunk.count;
-            lines.any(is_left)
-        });
-        parts.map(|part| part.run)
+        let parts = self.parts.iter();
+        let left = parts.filter(move |part| part.positions().any(is_left));
+        left.map(|part| part.run)
     }
 
     /// The lines that no record can hold, and that were not known before.
     pub(super) fn too_long(&self) -> Vec<Dead> {
         let mut dead = Vec::new();
-        for part in &self.parts {
-            let lines = part.lines.too_long();
-            let new = lines.filter(|(line, _)| !part.chunk.dead.contains(line));
+        for Part { lines, from, .. } in &self.parts {
+            let new = lines.too_long().filter(|(line, _)| !self.dead[from + line]);
             dead.extend(new.map(|(line, bytes)| Dead {
-                position: part.from + line,
+                position: from + line,
                 reason: format!(
                     "the record is {bytes} bytes, over the limit of {MAX_RECORD_BYTES}"
                 ),
@@ -173,32 +227,6 @@ impl Load {
             }));
         }
         dead
-    }
-
-    /// What became of each chunk: which lines each stream has accepted by now, and which are newly dead.
-    pub(super) fn settle(
-        self,
-        accepted: &[Vec<bool>],
-        mut dead: Vec<Dead>,
-    ) -> Vec<(usize, Settled)> {
-        let settle = |part: Part| {
-            let lines = part.from..part.from + part.chunk.count;
-            let own = dead.extract_if(.., |dead| lines.contains(&dead.position));
-            let own = own.map(|dead| Dead {
-                position: dead.position - part.from,
-                ..dead
-            });
-            let settled = Settled {
-                chunk: part.chunk,
-                dead: own.collect(),
-                accepted: accepted
-                    .iter()
-                    .map(|stream| stream[lines.clone()].to_vec())
-                    .collect(),
-            };
-            (part.run, settled)
-        };
-        self.parts.into_iter().map(settle).collect()
     }
 }
 

@@ -347,6 +347,73 @@ fn a_large_delivery_says_everything_of_everybody_once() {
     nothing_is_left(&project);
 }
 
+/// Records of many parts are long: what fits into calls is counted in lines and bytes, not in changes.
+#[test]
+fn a_record_of_many_audiences_costs_no_more_calls_than_its_bytes() {
+    let endpoint = Endpoint::start();
+    let project = at(&endpoint, "", TO_MEMBERS);
+    let audience = |number| {
+        format!(
+            "[[audience]]\nname = \"a{number:03}\"\nsource = \"shop\"\nquery = \"SELECT user_id FROM vip\"\n"
+        )
+    };
+    let schedule: String = (0..100).map(audience).collect();
+    project.write("schedules/main.toml", &schedule);
+    project.shop(
+        "DELETE FROM vip;
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 800)
+         INSERT INTO vip SELECT printf('u%03d', i) FROM n",
+    );
+    project.succeed(&["sync"]);
+    let ledger = endpoint.take_ledger();
+    let bytes: usize = ledger.accepted.iter().map(|(_, record)| record.len()).sum();
+    assert_eq!(ledger.accepted.len(), 800);
+    let full = bytes.div_ceil(4 << 20);
+    assert!(
+        ledger.calls.len() <= full + 1,
+        "{} of {full}",
+        ledger.calls.len()
+    );
+    nothing_is_left(&project);
+}
+
+#[test]
+fn a_crash_repeats_at_most_what_sixteen_calls_carry() {
+    let endpoint = Endpoint::start();
+    let project = at(&endpoint, "", TO_MEMBERS);
+    project.shop(
+        "DELETE FROM buyers; DELETE FROM vip;
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+         INSERT INTO vip SELECT printf('u%05d', i) FROM n;
+         INSERT INTO buyers SELECT user_id, 'e', 1 FROM vip",
+    );
+    let mut calls = 0;
+    endpoint.script(move |_| {
+        calls += 1;
+        match calls {
+            30.. => Answer::AcceptAndHang,
+            _ => Answer::Accept,
+        }
+    });
+    let running = project.start(&["sync"]);
+    endpoint.wait_until(|ledger| ledger.accepted.len() >= 15_000);
+    running.signal("KILL");
+    assert_eq!(running.end().code, -1);
+    endpoint.wait_until_idle();
+    let before = endpoint.take_ledger();
+    endpoint.accept_everything();
+    project.succeed(&["sync"]);
+    let after = endpoint.ledger();
+    let known: BTreeSet<&[u8]> = before.accepted_by("members").into_iter().collect();
+    let again = after.accepted_by("members");
+    let repeated = again
+        .iter()
+        .filter(|record| known.contains(*record))
+        .count();
+    assert_eq!(known.len() + again.len() - repeated, 20_000);
+    assert!((1..=8_000).contains(&repeated), "{repeated}");
+}
+
 #[test]
 fn a_crash_repeats_the_same_records_and_loses_nothing() {
     let endpoint = Endpoint::start();

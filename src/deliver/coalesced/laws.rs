@@ -14,8 +14,9 @@ use crate::deliver::parcel::parcels;
 use crate::diff::Tally;
 use crate::event::{Computation, Landed};
 use crate::laws::{Users, cases, ids, kinds, user};
+use crate::progress::Progress;
 use crate::run::{RunId, RunKind, Timestamp};
-use crate::snapshot::{Credit, Dead, Planning};
+use crate::snapshot::{Credit, Planning};
 
 const STREAMS: usize = 2;
 
@@ -88,7 +89,7 @@ struct Line {
 }
 
 /// Sends what is not accepted yet, of which some is accepted and some refused for ever, unless all is well.
-fn send(load: Load, dice: &mut Rng, is_well: bool, sent: &mut Sent) -> Vec<(usize, Settled)> {
+fn send(load: &Load, dice: &mut Rng, is_well: bool, sent: &mut Sent) -> Answer {
     let mut accepted: Vec<Vec<bool>> = (0..STREAMS).map(|stream| load.accepted(stream)).collect();
     let mut dead = Vec::new();
     let mut ids = BTreeMap::new();
@@ -113,7 +114,7 @@ fn send(load: Load, dice: &mut Rng, is_well: bool, sent: &mut Sent) -> Vec<(usiz
             });
         }
     }
-    load.settle(&accepted, dead)
+    Answer { accepted, dead }
 }
 
 fn note(line: &[u8], sent: &mut Sent) -> String {
@@ -138,28 +139,31 @@ fn note(line: &[u8], sent: &mut Sent) -> String {
     id.to_owned()
 }
 
-/// What one process does.
+/// What one process does. It may end before it remembers what came back.
 fn deliver(snapshot: &mut Snapshot, dice: &mut Rng, is_well: bool, sent: &mut Sent) {
     let waiting = snapshot.waiting().unwrap().into_iter();
     let errands: Vec<Errand> = waiting
         .map(|run| Errand::new(run, Arc::default()))
         .collect();
+    let progress = Progress::default();
+    let mut account = Account::new(errands.len(), &progress);
     let (alone, together) = groups(&errands);
-    let mut settled = Vec::new();
     for runs in together {
-        let group = Group::new(runs, &errands, snapshot).unwrap();
-        let (_, Round { mut chunks, loads }) = group.next_round(snapshot, &errands).unwrap();
-        for (load, places) in loads {
-            let back = send(load, dice, is_well, sent);
-            bring_back(&back, &places, &mut chunks);
+        let mut group = Group::new(runs, &errands, snapshot).unwrap();
+        while is_well || dice.u8(..3) > 0 {
+            let (left, round) = group.go_on(snapshot, &errands, true).unwrap();
+            group = left;
+            if round.is_empty() {
+                break;
+            }
+            for (load, places) in round {
+                let answer = send(&load, dice, is_well, sent);
+                group.take_back(&answer, &places, &mut account);
+            }
         }
-        chunks.retain(|open| open.is_in_round);
-        for (run, seq, entries) in chunks.iter().filter_map(Open::newly_apart) {
-            snapshot
-                .set_apart(&errands[run].run, seq, &entries)
-                .unwrap();
+        if dice.bool() {
+            group.remember(snapshot, &errands).unwrap();
         }
-        settled.extend(chunks.into_iter().map(Open::settle));
     }
     for run in alone {
         let journaled = &errands[run].run;
@@ -170,13 +174,14 @@ fn deliver(snapshot: &mut Snapshot, dice: &mut Rng, is_well: bool, sent: &mut Se
         let chunks = snapshot.settle(journaled, &[], -1, credit).unwrap();
         let chunks = chunks.into_iter().map(|chunk| (run, chunk)).collect();
         for parcel in parcels(chunks, |run| &*errands[run].run.streams) {
-            let load = Load::render(parcel, &errands).unwrap();
-            settled.extend(send(load, dice, is_well, sent));
+            let load = Load::render(&parcel, &errands).unwrap();
+            let answer = send(&load, dice, is_well, sent);
+            for (_, settled) in parcel.settle(answer) {
+                snapshot
+                    .settle(journaled, &[settled], -1, Credit::NONE)
+                    .unwrap();
+            }
         }
-    }
-    for (run, settled) in settled {
-        let run = &errands[run].run;
-        snapshot.settle(run, &[settled], -1, Credit::NONE).unwrap();
     }
 }
 

@@ -2,24 +2,25 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::slice;
 
 use crate::audience::{Change, UserKind};
 use crate::deliver::Errand;
-use crate::deliver::turns::Freight;
+use crate::deliver::parcel::Answer;
 use crate::event::Part;
 use crate::snapshot::chunk::{self, Unreadable};
-use crate::snapshot::{Chunk, Dead, Settled, Snapshot, SnapshotError};
+use crate::snapshot::{Chunk, Credit, Dead, JournaledRun, Settled, Snapshot, SnapshotError};
 
 /// How far the changes of one run and kind were handed out.
 pub(super) struct Cursor {
-    run: usize,
+    pub(super) run: usize,
     leaving: bool,
-    /// The chunk with the next one, or a number before it,
-    seq: i64,
-    /// and how many changes of that chunk are behind.
+    /// Chunks of which something was handed out that is not remembered yet, and last the one with the next change.
+    open: Vec<Open>,
+    /// So many changes of that one are behind.
     entry: usize,
-    /// The chunk itself, among those of a round.
-    open: Option<usize>,
+    /// The next chunk has this number, or a greater one.
+    seq: i64,
 }
 
 impl Cursor {
@@ -27,45 +28,62 @@ impl Cursor {
         [false, true].map(|leaving| Self {
             run,
             leaving,
-            seq: 0,
+            open: Vec::new(),
             entry: 0,
-            open: None,
+            seq: 0,
         })
+    }
+
+    pub(super) fn chunk(&mut self, place: Place) -> &mut Open {
+        &mut self.open[place.chunk]
+    }
+
+    /// Writes down what became of changes. Places in its chunks are none any more.
+    pub(super) fn remember(
+        &mut self,
+        snapshot: &mut Snapshot,
+        run: &JournaledRun,
+    ) -> Result<(), SnapshotError> {
+        for open in self.open.iter_mut().filter(|open| open.has_news) {
+            open.remember(snapshot, run)?;
+        }
+        // The last may have further changes.
+        self.open.drain(..self.open.len().saturating_sub(1));
+        Ok(())
     }
 }
 
-/// Where a change is: which entry of which chunk of a round.
+/// Where a change is: with which cursor, and which entry of which of its chunks.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
-    pub(super) chunk: usize,
-    pub(super) entry: usize,
+    pub(super) cursor: usize,
+    chunk: usize,
+    entry: usize,
 }
 
 /// A chunk that is read, and what became of it.
 pub(super) struct Open {
-    pub(super) run: usize,
-    /// Whether something of it was handed out.
-    pub(super) is_in_round: bool,
-    chunk: Chunk,
+    settled: Settled,
     starts: Vec<usize>,
-    accepted: Vec<Vec<bool>>,
-    dead: Vec<Dead>,
     /// Entries that share no line,
     apart: BTreeSet<usize>,
-    /// and those that shared one that was refused just now, with the streams that may have accepted it all the same.
-    newly_apart: BTreeMap<usize, Vec<usize>>,
+    /// and those that shared one which was refused since.
+    newly_apart: BTreeSet<usize>,
+    has_news: bool,
 }
 
-/// Streams that may have accepted what a change shared: by its run, chunk and entry.
-pub(super) type Doubts = BTreeMap<(usize, i64, usize), Vec<usize>>;
+/// What a part came to.
+pub(super) enum Fate {
+    /// Every stream has it.
+    Delivered,
+    Dead(Dead),
+    /// The line that it shared was refused, and these streams may have accepted it all the same.
+    Apart(Vec<usize>),
+    Waits,
+}
 
 impl Open {
-    fn new(
-        run: usize,
-        chunk: Chunk,
-        apart: BTreeSet<usize>,
-        streams: usize,
-    ) -> Result<Self, Unreadable> {
+    fn new(chunk: Chunk, apart: BTreeSet<usize>, streams: usize) -> Result<Self, Unreadable> {
         let starts = chunk::starts(&chunk.entries)?;
         if starts.len() != chunk.count {
             return Err(Unreadable);
@@ -75,86 +93,92 @@ impl Open {
             false => chunk.accepted.clone(),
         };
         Ok(Self {
-            run,
-            is_in_round: false,
-            chunk,
+            settled: Settled {
+                chunk,
+                accepted,
+                dead: Vec::new(),
+            },
             starts,
-            accepted,
-            dead: Vec::new(),
             apart,
-            newly_apart: BTreeMap::new(),
+            newly_apart: BTreeSet::new(),
+            has_news: false,
         })
+    }
+
+    pub(super) const fn seq(&self) -> i64 {
+        self.settled.chunk.seq
     }
 
     /// The next entry that is yet to be delivered.
     fn next_waiting(&self, from: usize) -> Option<usize> {
-        (from..self.chunk.count).find(|entry| {
-            let is_everywhere = self.accepted.iter().all(|stream| stream[*entry]);
-            !is_everywhere && !self.chunk.dead.contains(entry)
+        let Settled {
+            chunk, accepted, ..
+        } = &self.settled;
+        (from..chunk.count).find(|entry| {
+            let is_everywhere = accepted.iter().all(|stream| stream[*entry]);
+            !is_everywhere && !chunk.dead.contains(entry)
         })
     }
 
     fn change(&self, entry: usize) -> Result<Change<'_>, Unreadable> {
-        chunk::change_at(&self.chunk.entries, self.starts[entry])
+        chunk::change_at(&self.settled.chunk.entries, self.starts[entry])
     }
 
     fn bytes(&self, entry: usize) -> usize {
         let end = self.starts.get(entry + 1);
-        end.unwrap_or(&self.chunk.entries.len()) - self.starts[entry]
+        end.unwrap_or(&self.settled.chunk.entries.len()) - self.starts[entry]
     }
 
     /// Takes what became of a line of which an entry is a part, and maybe the only one.
     pub(super) fn take_back(
         &mut self,
-        entry: usize,
+        place: Place,
         is_shared: bool,
         line: usize,
-        settled: &Settled,
-    ) {
-        for (accepted, lines) in self.accepted.iter_mut().zip(&settled.accepted) {
+        answer: &Answer,
+    ) -> Fate {
+        let entry = place.entry;
+        self.has_news = true;
+        for (accepted, lines) in self.settled.accepted.iter_mut().zip(&answer.accepted) {
             accepted[entry] |= lines[line];
         }
-        let letter = settled.dead.iter().find(|dead| dead.position == line);
-        match letter {
+        let mut streams = self.settled.accepted.iter();
+        match answer.dead.iter().find(|dead| dead.position == line) {
+            None if streams.all(|stream| stream[entry]) => Fate::Delivered,
+            None => Fate::Waits,
             Some(letter) if is_shared => {
-                self.newly_apart.insert(entry, letter.doubtful.clone());
+                self.newly_apart.insert(entry);
+                Fate::Apart(letter.doubtful.clone())
             }
-            Some(letter) => self.dead.push(Dead {
+            Some(letter) => Fate::Dead(Dead {
                 position: entry,
                 ..letter.clone()
             }),
-            None => {}
         }
     }
 
-    /// A letter is in doubt where the line was that it once shared.
-    pub(super) fn recall(&mut self, doubts: &mut Doubts) {
-        for letter in &mut self.dead {
-            let at = (self.run, self.chunk.seq, letter.position);
-            letter
-                .doubtful
-                .extend(doubts.remove(&at).into_iter().flatten());
-        }
-        let newly_apart = self.newly_apart.iter();
-        doubts.extend(
-            newly_apart
-                .map(|(entry, streams)| ((self.run, self.chunk.seq, *entry), streams.clone())),
-        );
+    pub(super) fn bury(&mut self, letter: Dead) {
+        self.settled.dead.push(letter);
     }
 
-    /// The entries that share no line any more, and of which run and chunk they are.
-    pub(super) fn newly_apart(&self) -> Option<(usize, i64, BTreeSet<usize>)> {
-        let entries: BTreeSet<usize> = self.newly_apart.keys().copied().collect();
-        (!entries.is_empty()).then_some((self.run, self.chunk.seq, entries))
-    }
-
-    pub(super) fn settle(self) -> (usize, Settled) {
-        let settled = Settled {
-            chunk: self.chunk,
-            accepted: self.accepted,
-            dead: self.dead,
-        };
-        (self.run, settled)
+    fn remember(
+        &mut self,
+        snapshot: &mut Snapshot,
+        run: &JournaledRun,
+    ) -> Result<(), SnapshotError> {
+        snapshot.set_apart(run, self.seq(), &self.newly_apart)?;
+        snapshot.settle(run, slice::from_ref(&self.settled), -1, Credit::NONE)?;
+        // The next time it is no news.
+        let Settled {
+            chunk,
+            accepted,
+            dead,
+        } = &mut self.settled;
+        chunk.accepted.clone_from(accepted);
+        chunk.dead.extend(dead.drain(..).map(|dead| dead.position));
+        self.newly_apart.clear();
+        self.has_news = false;
+        Ok(())
     }
 }
 
@@ -164,14 +188,13 @@ type Head = Reverse<(UserKind, String, usize)>;
 /// Hands out changes, those of one user together.
 pub(super) struct Merge<'a> {
     pub(super) errands: &'a [Errand],
-    pub(super) chunks: Vec<Open>,
-    given: Freight,
     snapshot: &'a Snapshot,
     cursors: &'a mut [Cursor],
     heads: BinaryHeap<Head>,
 }
 
 impl<'a> Merge<'a> {
+    /// Goes on where the cursors are.
     pub(super) fn new(
         snapshot: &'a Snapshot,
         errands: &'a [Errand],
@@ -179,23 +202,14 @@ impl<'a> Merge<'a> {
     ) -> Result<Self, SnapshotError> {
         let mut merge = Self {
             errands,
-            chunks: Vec::new(),
-            given: Freight::default(),
             snapshot,
             cursors,
             heads: BinaryHeap::new(),
         };
         for cursor in 0..merge.cursors.len() {
-            merge.cursors[cursor].open = None;
             merge.find_head(cursor)?;
         }
         Ok(merge)
-    }
-
-    /// Whether it has handed out less than that, or nothing.
-    pub(super) const fn has_given_less_than(&self, most: Freight) -> bool {
-        let Freight { lines, bytes } = self.given;
-        lines == 0 || lines < most.lines && bytes < most.bytes
     }
 
     /// What waits for the next user, in the order of the cursors.
@@ -218,90 +232,122 @@ impl<'a> Merge<'a> {
         Ok(Some(places))
     }
 
-    fn give(&mut self, cursor: usize) -> Place {
-        let cursor = &mut self.cursors[cursor];
+    fn give(&mut self, number: usize) -> Place {
+        let cursor = &mut self.cursors[number];
         let place = Place {
-            chunk: cursor.open.expect("a head is of an open chunk"),
+            cursor: number,
+            chunk: cursor.open.len() - 1,
             entry: cursor.entry,
         };
         cursor.entry += 1;
-        let open = &mut self.chunks[place.chunk];
-        open.is_in_round = true;
-        self.given.lines += 1;
-        self.given.bytes += open.bytes(place.entry);
         place
     }
 
     /// Finds the next user of a cursor, in a further chunk where one has come to its end.
     fn find_head(&mut self, number: usize) -> Result<(), SnapshotError> {
         loop {
-            if self.cursors[number].open.is_none() && !self.open(number)? {
-                return Ok(());
-            }
             let cursor = &mut self.cursors[number];
-            let chunk = cursor.open.expect("it was just opened");
-            let open = &self.chunks[chunk];
-            if let Some(entry) = open.next_waiting(cursor.entry) {
+            if let Some(open) = cursor.open.last()
+                && let Some(entry) = open.next_waiting(cursor.entry)
+            {
                 cursor.entry = entry;
-                let user = self.change(Place { chunk, entry })?.member.user;
+                let chunk = cursor.open.len() - 1;
+                let place = Place {
+                    cursor: number,
+                    chunk,
+                    entry,
+                };
+                let user = self.change(place)?.member.user;
                 let head = (user.kind, user.id.to_owned(), number);
                 self.heads.push(Reverse(head));
                 return Ok(());
             }
-            (cursor.seq, cursor.entry, cursor.open) = (cursor.seq + 1, 0, None);
+            if !self.open(number)? {
+                return Ok(());
+            }
         }
     }
 
-    /// Reads the chunk that a cursor has come to; `false` where there is none.
-    fn open(&mut self, cursor: usize) -> Result<bool, SnapshotError> {
-        let cursor = &mut self.cursors[cursor];
+    /// Reads the next chunk of a cursor; `false` where there is none.
+    fn open(&mut self, number: usize) -> Result<bool, SnapshotError> {
+        let cursor = &mut self.cursors[number];
         let run = &self.errands[cursor.run].run;
-        let Some(chunk) = self
+        let next = self
             .snapshot
-            .waiting_chunk(run, cursor.leaving, cursor.seq)?
-        else {
+            .waiting_chunk(run, cursor.leaving, cursor.seq)?;
+        let Some(chunk) = next else {
             return Ok(false);
         };
-        cursor.seq = chunk.seq;
-        let apart = self.snapshot.apart(run, chunk.seq)?;
-        let open = Open::new(cursor.run, chunk, apart, run.streams.len());
+        let seq = chunk.seq;
+        let apart = self.snapshot.apart(run, seq)?;
         let unreadable = |_| SnapshotError::UnreadableChunk {
             run: run.number,
-            seq: cursor.seq,
+            seq,
         };
-        cursor.open = Some(self.chunks.len());
-        self.chunks.push(open.map_err(unreadable)?);
+        let open = Open::new(chunk, apart, run.streams.len());
+        cursor.open.push(open.map_err(unreadable)?);
+        (cursor.seq, cursor.entry) = (seq + 1, 0);
         Ok(true)
     }
 
-    /// Whether a change has a line of its own, whoever else says something of its user.
+    fn chunk(&self, place: Place) -> &Open {
+        &self.cursors[place.cursor].open[place.chunk]
+    }
+
+    /// Whose change it is.
+    pub(super) fn run(&self, place: Place) -> usize {
+        self.cursors[place.cursor].run
+    }
+
+    /// Whether it has a line of its own, whoever else says something of its user.
     pub(super) fn is_apart(&self, place: Place) -> bool {
-        self.chunks[place.chunk].apart.contains(&place.entry)
+        self.chunk(place).apart.contains(&place.entry)
+    }
+
+    /// As many bytes as it has in the journal.
+    pub(super) fn bytes(&self, place: Place) -> usize {
+        self.chunk(place).bytes(place.entry)
     }
 
     fn change(&self, place: Place) -> Result<Change<'_>, SnapshotError> {
-        let change = self.chunks[place.chunk].change(place.entry);
+        let change = self.chunk(place).change(place.entry);
         change.map_err(|_| self.unreadable(place))
     }
 
     pub(super) fn part(&self, place: Place) -> Result<Part<'_>, SnapshotError> {
-        let errand = &self.errands[self.chunks[place.chunk].run];
-        let identify = errand.identify.as_ref();
+        let identify = self.errands[self.run(place)].identify.as_ref();
         let identify = identify.ok_or_else(|| self.unreadable(place))?;
         Part::new(identify, self.change(place)?).map_err(|_| self.unreadable(place))
     }
 
     fn unreadable(&self, place: Place) -> SnapshotError {
-        let open = &self.chunks[place.chunk];
         SnapshotError::UnreadableChunk {
-            run: self.errands[open.run].run.number,
-            seq: open.chunk.seq,
+            run: self.errands[self.run(place)].run.number,
+            seq: self.chunk(place).seq(),
         }
     }
 
     /// Whether a stream has all of these.
     pub(super) fn has_all(&self, stream: usize, places: &[Place]) -> bool {
-        let has = |place: &Place| self.chunks[place.chunk].accepted[stream][place.entry];
+        let has = |place: &Place| self.chunk(*place).settled.accepted[stream][place.entry];
         places.iter().all(has)
+    }
+}
+
+/// Streams that may have accepted a line which was refused later: by run, chunk and entry of its parts.
+#[derive(Default)]
+pub(super) struct Doubts(BTreeMap<(usize, i64, usize), Vec<usize>>);
+
+impl Doubts {
+    pub(super) fn note(&mut self, run: usize, open: &Open, place: Place, streams: Vec<usize>) {
+        self.0.insert((run, open.seq(), place.entry), streams);
+    }
+
+    /// What has come back by itself is in doubt where its line was.
+    pub(super) fn recall(&mut self, run: usize, open: &Open, letter: &mut Dead) {
+        let at = (run, open.seq(), letter.position);
+        letter
+            .doubtful
+            .extend(self.0.remove(&at).into_iter().flatten());
     }
 }

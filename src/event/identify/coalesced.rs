@@ -4,6 +4,8 @@
 //! nothing else. Under `coalesced` it lists the computations of all, each with the message id that it would have alone.
 //! Its own message id follows from these, so no line of other parts, and none of a single one, stands under it.
 
+use std::collections::BTreeSet;
+
 use serde_json::value::RawValue;
 
 use super::super::pick::fields;
@@ -90,7 +92,11 @@ fn render_traits(parts: &[Part<'_>], line: &mut Vec<u8>) -> Vec<MessageId> {
 
 /// Each name once: what a run is about goes before any column of that name, and else the first part that has it.
 fn render_extra_traits(parts: &[Part<'_>], line: &mut Vec<u8>) {
-    let mut named: Vec<Vec<u8>> = parts.iter().map(|part| part.identify.key.clone()).collect();
+    if parts.iter().all(|part| part.traits.is_empty()) {
+        return;
+    }
+    let keys = parts.iter().map(|part| part.identify.key.clone());
+    let mut named: BTreeSet<Vec<u8>> = keys.collect();
     for (name, value) in parts.iter().flat_map(|part| &part.traits) {
         let mut key = Vec::new();
         json(&mut key, name);
@@ -101,7 +107,7 @@ fn render_extra_traits(parts: &[Part<'_>], line: &mut Vec<u8>) {
         line.push(b',');
         line.extend(&key);
         line.extend(value.get().as_bytes());
-        named.push(key);
+        named.insert(key);
     }
 }
 
@@ -122,8 +128,6 @@ fn render_list(parts: &[Part<'_>], ids: &[MessageId], line: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
