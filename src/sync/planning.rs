@@ -77,9 +77,12 @@ impl Runner<'_> {
         request: Request,
     ) -> Result<Vec<Pending>, SnapshotError> {
         let mut starts = self.starts().await?;
-        let mut to_run = to_run
-            .iter()
-            .map(|(keyed, destination)| self.intend(keyed, destination, request, &mut starts));
+        let sharing = self.sharing(to_run);
+        let mut to_run = to_run.iter().map(|(keyed, destination)| {
+            let mut intended = self.intend(keyed, destination, request, &mut starts);
+            intended.planning.sharing = sharing.get(destination).copied().unwrap_or(1);
+            intended
+        });
         let mut ahead: VecDeque<Intended> = VecDeque::new();
         let mut planned = Vec::new();
         let mut together_since: Option<Instant> = None;
@@ -112,6 +115,17 @@ impl Runner<'_> {
             self.snapshot.with(Snapshot::close_together).await?;
         }
         Ok(planned)
+    }
+
+    /// How many runs to a destination may share records.
+    fn sharing<'p>(&self, to_run: &[Place<'p>]) -> BTreeMap<&'p DestinationName, usize> {
+        let mut sharing = BTreeMap::new();
+        for (_, destination) in to_run {
+            if self.project.destinations[*destination].coalesce {
+                *sharing.entry(*destination).or_default() += 1;
+            }
+        }
+        sharing
     }
 
     /// Lets runs to a destination that coalesces share their records. On disk before anything is sent, so that what is
@@ -247,6 +261,7 @@ impl Runner<'_> {
             streams: outlet.mapping.streams(CallType::Identify, None),
             guard: audience.guard.filter(|_| !request.approve),
             approve: request.approve,
+            sharing: 1,
         }
     }
 
