@@ -266,6 +266,7 @@ mod laws {
             streams: vec![StreamName::parse("s").unwrap()],
             guard: None,
             approve: false,
+            sharing: 1,
         }
     }
 

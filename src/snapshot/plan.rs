@@ -28,6 +28,8 @@ pub struct Planning {
     pub guard: Option<Guard>,
     /// Somebody said yes to what an earlier run held.
     pub approve: bool,
+    /// So many runs may share records, this one among them: a chunk of each is then in memory at a time.
+    pub sharing: usize,
 }
 
 /// What was decided.
@@ -314,7 +316,10 @@ impl<'c> Journal<'c> {
         planning: &Planning,
     ) -> Result<Self, SnapshotError> {
         // Even numbers for one, odd ones for the other: neither needs to know how many the other wrote.
-        let writer = |first| ChunkWriter::new(connection, run, first, 2).map(Box::new);
+        let writer = |first| {
+            let writer = ChunkWriter::new(connection, run, first, 2)?;
+            Ok::<_, SnapshotError>(Box::new(writer.sharing(planning.sharing)))
+        };
         let to = Destined::Disk {
             entering: writer(0)?,
             leaving: writer(1)?,

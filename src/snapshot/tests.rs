@@ -52,6 +52,7 @@ fn planning(millis: i64, streams: &[&str]) -> Planning {
             .collect(),
         guard: Some(Guard::default()),
         approve: false,
+        sharing: 1,
     }
 }
 

@@ -78,9 +78,12 @@ impl Runner<'_> {
         pending: &mut Vec<Pending>,
     ) -> Result<(), SnapshotError> {
         let mut starts = self.starts().await?;
-        let mut to_run = to_run
-            .iter()
-            .map(|(keyed, destination)| self.intend(keyed, destination, request, &mut starts));
+        let sharing = self.sharing(to_run);
+        let mut to_run = to_run.iter().map(|(keyed, destination)| {
+            let mut intended = self.intend(keyed, destination, request, &mut starts);
+            intended.planning.sharing = sharing.get(destination).copied().unwrap_or(1);
+            intended
+        });
         let mut ahead: VecDeque<Intended> = VecDeque::new();
         // On disk with the next commit, or not at all.
         let mut planned = Vec::new();
@@ -116,6 +119,17 @@ impl Runner<'_> {
         }
         pending.append(&mut planned);
         Ok(())
+    }
+
+    /// How many runs to a destination may share records.
+    fn sharing<'p>(&self, to_run: &[Place<'p>]) -> BTreeMap<&'p DestinationName, usize> {
+        let mut sharing = BTreeMap::new();
+        for (_, destination) in to_run {
+            if self.project.destinations[*destination].coalesce {
+                *sharing.entry(*destination).or_default() += 1;
+            }
+        }
+        sharing
     }
 
     /// Lets runs to a destination that coalesces share their records. On disk before anything is sent, so that what is
@@ -251,6 +265,7 @@ impl Runner<'_> {
             streams: outlet.mapping.streams(CallType::Identify, None),
             guard: audience.guard.filter(|_| !request.approve),
             approve: request.approve,
+            sharing: 1,
         }
     }
 

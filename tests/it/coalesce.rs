@@ -377,6 +377,33 @@ fn a_record_of_many_audiences_costs_no_more_calls_than_its_bytes() {
     nothing_is_left(&project);
 }
 
+/// A chunk of each audience is in memory at a time, and two where users enter and leave.
+#[test]
+fn chunks_that_are_in_memory_together_are_small() {
+    let project = in_directory();
+    let audience = |number| {
+        format!(
+            "[[audience]]\nname = \"a{number:03}\"\nsource = \"shop\"\ntraits = [\"email\"]\n\
+             query = \"SELECT user_id, email FROM buyers\"\n"
+        )
+    };
+    let schedule: String = (0..40).map(audience).collect();
+    project.write("schedules/main.toml", &schedule);
+    project.shop(
+        "DELETE FROM buyers;
+         WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 60)
+         INSERT INTO buyers SELECT printf('u%03d', i), printf('%.*c', 7000, 'x'), 1 FROM n",
+    );
+    project.succeed(&["sync"]);
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    let largest = "SELECT max(length(entries)) FROM chunk";
+    let bytes: usize = snapshot
+        .query_row(largest, [], |row| row.get::<_, i64>(0))
+        .unwrap() as usize;
+    assert!(bytes <= (4 << 20) / 40 + 8_000, "{bytes}");
+    assert_eq!(project.delivered().len(), 60);
+}
+
 #[test]
 fn a_crash_repeats_at_most_what_sixteen_calls_carry() {
     let endpoint = Endpoint::start();

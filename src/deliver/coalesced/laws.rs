@@ -49,6 +49,7 @@ fn plan(snapshot: &mut Snapshot, number: usize, users: &Users<Said>) -> i64 {
         streams: streams.collect(),
         guard: None,
         approve: false,
+        sharing: 1,
     };
     let plan = snapshot.plan::<SnapshotError>(&planning, |_, journal| {
         for (of, (leaves, anonymous_id, length)) in users {
