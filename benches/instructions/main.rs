@@ -179,6 +179,7 @@ fn plan(shop: &Shop, kind: RunKind, changes: u64) -> anyhow::Result<()> {
         streams: shop::streams(),
         guard: None,
         approve: false,
+        sharing: 1,
     };
     let plan = snapshot.plan(&planning, |delivered, journal| {
         shop.source()
