@@ -50,6 +50,8 @@ pub struct Statement<'l> {
     pub anonymous_id: Option<Cow<'l, str>>,
     /// `None` for one who has left.
     pub value: Option<ValueBuf>,
+    /// Whether it is one of several of its line.
+    pub is_part: bool,
 }
 
 /// Why a line is not understood. The line itself is never repeated: it holds personal data.
@@ -118,6 +120,7 @@ impl<'l> Landed<'l> {
             kind,
             id,
             anonymous_id,
+            is_part: false,
             audience: personas.audience,
             key: personas.key,
         };
@@ -170,6 +173,7 @@ impl<'l> Statement<'l> {
             kind: self.kind,
             id: self.id.clone(),
             anonymous_id: self.anonymous_id.clone(),
+            is_part: true,
             audience: personas.audience,
             key: personas.key,
         })

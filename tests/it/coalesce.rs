@@ -893,3 +893,51 @@ fn what_landed_together_is_compared_part_by_part() {
     ));
     verified(&project, &[("vip", [0, 0, 1, 0])]);
 }
+
+/// Nothing of a record by itself may be another than it was; of one that is shared, nothing that is a part's own.
+#[test]
+fn a_record_that_was_changed_downstream_is_found() {
+    let project = in_directory();
+    let audience = |table: &str| {
+        format!(
+            "[[audience]]\nname = \"{table}\"\nsource = \"shop\"\n\
+             query = \"SELECT user_id, anonymous_id FROM {table}\"\n"
+        )
+    };
+    project.write(
+        "schedules/main.toml",
+        &(audience("one") + &audience("other")),
+    );
+    project.shop(
+        "CREATE TABLE one (user_id, anonymous_id);
+         INSERT INTO one VALUES ('both', 'x'), ('single', 'x');
+         CREATE TABLE other AS SELECT * FROM one WHERE user_id = 'both'",
+    );
+    project.succeed(&["sync"]);
+    verified(&project, &[]);
+    let files = files(&project.path("delivered"));
+    let [file] = &files[..] else {
+        panic!("{files:?}");
+    };
+    let whole = std::fs::read_to_string(file).unwrap();
+    let check = |user: &str, from: &str, to: &str, expected: &[(&str, [u64; 4])]| {
+        let changed = whole.split_inclusive('\n').map(|line| {
+            let is_it = line.contains(&format!("\"userId\":\"{user}\""));
+            assert!(line.contains(from));
+            if is_it {
+                line.replacen(from, to, 1)
+            } else {
+                line.to_owned()
+            }
+        });
+        std::fs::write(file, changed.collect::<String>()).unwrap();
+        verified(&project, expected);
+    };
+    let one = [("one", [0, 0, 1, 0])];
+    let both = [("one", [0, 0, 1, 0]), ("other", [0, 0, 1, 0])];
+    let other_id = r#""anonymousId":"y""#;
+    check("single", r#""anonymousId":"x""#, other_id, &one);
+    check("single", r#""sentAt":null"#, r#""sentAt":1"#, &one);
+    check("both", r#""anonymousId":"x""#, other_id, &both);
+    check("both", r#""timestamp":"2"#, r#""timestamp":"3"#, &both);
+}

@@ -3,7 +3,7 @@
 use rusqlite::types::{Value as SqlValue, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 
-use super::group::{Expected, Group, Verdict};
+use super::group::{Expected, Group, Landed, Verdict};
 use super::tables::{Knowledge, Run, Side, Tables};
 use super::{Comparison, Difference, Sample, Verified, Verify};
 use crate::mapping::StreamName;
@@ -68,9 +68,7 @@ struct Findings<'v> {
 /// A line that landed, as far as it is compared by its message id.
 #[derive(Clone, Copy)]
 struct Line {
-    stream: Option<usize>,
-    bytes: i64,
-    is_authentic: bool,
+    landed: Landed,
     subject: Option<usize>,
     run: Option<i64>,
     row: i64,
@@ -79,9 +77,12 @@ struct Line {
 impl Line {
     fn read(row: &SqlRow<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
-            stream: optional(row, 2)?,
-            bytes: row.get(3)?,
-            is_authentic: row.get(4)?,
+            landed: Landed {
+                stream: optional(row, 2)?,
+                bytes: row.get(3)?,
+                is_authentic: row.get(4)?,
+                part: row.get(8)?,
+            },
             subject: optional(row, 5)?,
             run: row.get(6)?,
             row: row.get(7)?,
@@ -89,7 +90,8 @@ impl Line {
     }
 
     fn repeats(&self, before: &Self) -> bool {
-        (self.stream, self.bytes) == (before.stream, before.bytes)
+        let [one, other] = [self, before].map(|line| (line.landed.stream, line.landed.bytes));
+        one == other
     }
 }
 
@@ -109,7 +111,7 @@ impl Findings<'_> {
         let connection = &self.tables.connection;
         let mut select = connection
             .prepare(
-                "SELECT message_id, side, stream, bytes, is_authentic, subject, run, rowid FROM record
+                "SELECT message_id, side, stream, bytes, is_authentic, subject, run, rowid, part FROM record
                  ORDER BY message_id, side, stream IS NULL, stream, bytes",
             )
             .map_err(sql)?;
@@ -132,7 +134,7 @@ impl Findings<'_> {
                 continue;
             }
             let line = Line::read(row).map_err(sql)?;
-            match group.land(line.stream, line.bytes, line.is_authentic) {
+            match group.land(&line.landed) {
                 Verdict::Expected => {}
                 Verdict::Duplicated(subject) => self.note(DUPLICATED, subject, line.row)?,
                 Verdict::Wrong(subject) => self.note(WRONG, subject, line.row)?,
@@ -173,7 +175,7 @@ impl Findings<'_> {
             (Knowledge::Unknown | Knowledge::Whole, Some(subject)) => {
                 self.note(EXTRA, subject, line.row)?;
             }
-            (Knowledge::Outcome, Some(subject)) if !line.is_authentic => {
+            (Knowledge::Outcome, Some(subject)) if !line.landed.is_authentic => {
                 self.note(EXTRA, subject, line.row)?;
             }
             (Knowledge::Outcome, Some(subject)) if repeats => {
@@ -212,6 +214,7 @@ fn expected(row: &SqlRow<'_>) -> rusqlite::Result<Expected> {
         subject: row.get::<_, i64>(5)? as usize,
         stream: row.get::<_, i64>(2)? as usize,
         bytes: row.get(3)?,
+        part: row.get(8)?,
         must: row.get::<_, i64>(1)? == Side::Must as i64,
         row: row.get(7)?,
     })

@@ -22,8 +22,8 @@ struct Common {
     at: i64,
     /// For each stream of the run its number, unless it is not compared.
     streams: Vec<Option<usize>>,
-    /// What it says may be in one line with what others say, and is known by its message ids.
-    is_together: bool,
+    /// What it says may be in one line with what others say.
+    shares_lines: bool,
 }
 
 /// What became of the entries of a chunk.
@@ -97,7 +97,7 @@ impl Verify<'_> {
             subject,
             streams: run.streams.iter().map(number).collect(),
             run: self.find_run(&run.id.to_string())?.number,
-            is_together: run.together.is_some(),
+            shares_lines: run.together.is_some(),
             at: run
                 .computation
                 .as_ref()
@@ -167,6 +167,7 @@ impl Verify<'_> {
     ) -> Result<(), SnapshotError> {
         let mut line = Vec::with_capacity(512);
         identify.render(change, &mut line);
+        let part = common.shares_lines.then(|| self.hash_part(&change.member));
         let says = Says {
             user: change.member.user,
             at: common.at,
@@ -177,7 +178,7 @@ impl Verify<'_> {
             common,
             message_id.as_str(),
             &line,
-            Some(says),
+            Some((says, part)),
             position,
             states,
         )
@@ -213,13 +214,13 @@ impl Verify<'_> {
         common: &Common,
         message_id: &str,
         line: &[u8],
-        says: Option<Says<'_>>,
+        says: Option<(Says<'_>, Option<i64>)>,
         position: usize,
         states: &States,
     ) -> Result<(), SnapshotError> {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
-        let is_known = states.is_whole(position) && !common.is_together;
-        let bytes = is_known.then(|| self.hash(line));
+        let bytes = states.is_whole(position).then(|| self.hash(line));
+        let (says, part) = says.unzip();
         for (place, stream) in common.streams.iter().enumerate() {
             let Some(stream) = stream else { continue };
             self.tables.push(&Row {
@@ -227,6 +228,7 @@ impl Verify<'_> {
                 side: states.side(position, place),
                 stream: Some(*stream),
                 bytes,
+                part: part.flatten(),
                 is_authentic: true,
                 subject: Some(common.subject),
                 run: Some(common.run),
@@ -290,6 +292,7 @@ impl Verify<'_> {
                 side: Side::Must,
                 stream: Some(*stream),
                 bytes: None,
+                part: None,
                 is_authentic: true,
                 subject: Some(common.subject),
                 run: Some(common.run),

@@ -10,10 +10,36 @@ pub(super) struct Expected {
     pub(super) stream: usize,
     /// A hash of the line; `None` where the snapshot does not know its bytes any more.
     pub(super) bytes: Option<i64>,
+    /// A hash of what it says in a line that it shares; `None` where it shares none.
+    pub(super) part: Option<i64>,
     /// Whether the snapshot says that it was delivered. One that waits in the journal may be there already.
     pub(super) must: bool,
     /// Where more about it is found.
     pub(super) row: i64,
+}
+
+impl Expected {
+    fn fits(&self, landed: &Landed) -> bool {
+        match (self.bytes, landed.part) {
+            (Some(bytes), None) => bytes == landed.bytes,
+            (Some(bytes), Some(_)) if bytes == landed.bytes => true,
+            (Some(_), part) => landed.is_authentic && self.part == part,
+            (None, _) => landed.is_authentic,
+        }
+    }
+}
+
+/// A line that landed, or one part of it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Landed {
+    /// `None` where nobody knows.
+    pub(super) stream: Option<usize>,
+    /// A hash of the line.
+    pub(super) bytes: i64,
+    /// Of a part of a line of several, a hash of what it says.
+    pub(super) part: Option<i64>,
+    /// Whether its id is that of what it says.
+    pub(super) is_authentic: bool,
 }
 
 /// What a line that landed is.
@@ -47,22 +73,14 @@ impl Group {
         self.expected.push((expected, false));
     }
 
-    /// Takes a line that landed. It is authentic where its id is that of what it says.
-    pub(super) fn land(
-        &mut self,
-        stream: Option<usize>,
-        bytes: i64,
-        is_authentic: bool,
-    ) -> Verdict {
+    /// Takes a line that landed.
+    pub(super) fn land(&mut self, landed: &Landed) -> Verdict {
+        let stream = landed.stream;
         let is_there = |expected: &Expected| stream.is_none_or(|stream| stream == expected.stream);
-        let fits = |expected: &Expected| match expected.bytes {
-            Some(known) => known == bytes,
-            None => is_authentic,
-        };
         let fitting = self
             .expected
             .iter_mut()
-            .filter(|(expected, _)| is_there(expected) && fits(expected))
+            .filter(|(expected, _)| is_there(expected) && expected.fits(landed))
             // What must have landed is looked for first.
             .min_by_key(|(expected, has_landed)| (*has_landed, !expected.must));
         match fitting {
@@ -110,7 +128,7 @@ mod tests {
     use super::*;
     use Verdict::{Duplicated, Unexpected, Wrong};
 
-    /// Expected as `(stream, bytes, must)`, landed as `(stream, bytes, is authentic)`.
+    /// Expected as `(stream, bytes, must)`, landed as `(stream, bytes, is authentic)`: lines of one part.
     #[track_caller]
     fn check(
         expected: &[(usize, Option<i64>, bool)],
@@ -124,13 +142,21 @@ mod tests {
                 subject: 7,
                 stream: *stream,
                 bytes: *bytes,
+                part: None,
                 must: *must,
                 row: 0,
             });
         }
         let found: Vec<_> = landed
             .iter()
-            .map(|(stream, bytes, is_authentic)| group.land(*stream, *bytes, *is_authentic))
+            .map(|(stream, bytes, is_authentic)| {
+                group.land(&Landed {
+                    stream: *stream,
+                    bytes: *bytes,
+                    part: None,
+                    is_authentic: *is_authentic,
+                })
+            })
             .collect();
         assert_eq!(found, verdicts);
         let streams: Vec<_> = group.missing().map(|expected| expected.stream).collect();
@@ -186,6 +212,39 @@ mod tests {
         let one = [(0, None, true)];
         check(&one, &[(A, 5, true)], &[OK], &[]);
         check(&one, &[(A, 5, false)], &[Wrong(7)], &[]);
+    }
+
+    #[test]
+    fn a_part_is_what_it_says_and_a_line_by_itself_its_bytes() {
+        let check = |bytes, part, landed: (i64, Option<i64>, bool), verdict| {
+            let mut group = Group::default();
+            group.expect(Expected {
+                subject: 7,
+                stream: 0,
+                bytes,
+                part,
+                must: true,
+                row: 0,
+            });
+            let (bytes, part, is_authentic) = landed;
+            let landed = Landed {
+                stream: A,
+                bytes,
+                part,
+                is_authentic,
+            };
+            assert_eq!(group.land(&landed), verdict);
+        };
+        check(Some(5), Some(1), (5, None, true), OK);
+        check(Some(5), Some(1), (6, None, true), Wrong(7));
+        check(Some(5), Some(1), (6, Some(1), true), OK);
+        check(Some(5), Some(1), (6, Some(2), true), Wrong(7));
+        check(Some(5), Some(1), (6, Some(1), false), Wrong(7));
+        // One of a run that shares nothing.
+        check(Some(5), None, (6, Some(1), true), Wrong(7));
+        // A whole line that was given to `send`.
+        check(Some(5), None, (5, Some(1), true), OK);
+        check(None, None, (5, Some(1), true), OK);
     }
 
     #[test]
