@@ -483,7 +483,7 @@ fn a_stale_warehouse_decides_nothing() {
         ("2h", "max(at)::text", "it was brought up to date 3h"),
         (
             "2h",
-            "extract(epoch FROM max(at))::bigint",
+            "floor(extract(epoch FROM max(at)))::bigint",
             "it was brought up to date 3h",
         ),
         ("2h", "max(seen_at)", "`updated_at` cannot run: "),
