@@ -105,6 +105,8 @@ pub struct Audience {
     pub query: String,
     /// In place of the files of its source, relative to them.
     pub files: Option<String>,
+    /// In place of the address of its source, relative to it. `{key}` and `{id}` stand for those of the audience.
+    pub url: Option<String>,
     /// By column of the result: the column of the source that is it. Where it says nothing, the source does.
     pub columns: BTreeMap<String, String>,
     pub destinations: Vec<DestinationName>,

@@ -7,6 +7,7 @@ mod adbc;
 mod ahead;
 mod expect;
 mod files;
+mod http;
 mod interrupt;
 mod json;
 mod row;
@@ -27,6 +28,8 @@ pub use adbc::Adbc;
 pub(crate) use adbc::{has_password, is_password};
 pub use ahead::MembersAhead;
 pub use files::Files;
+pub use http::{AnswerFormat, BadAddress, Http, Pointer, Template, Total};
+pub(crate) use http::{is_credential, unfit_header};
 pub use interrupt::Interrupt;
 pub use rows::{Dialect, Format};
 pub use sort::SortError;
@@ -235,6 +238,7 @@ pub enum Source {
     Sqlite(Sqlite),
     Files(Files),
     Adbc(Adbc),
+    Http(Http),
 }
 
 impl Source {
@@ -244,6 +248,7 @@ impl Source {
             Self::Sqlite(sqlite) => sqlite.check(audience),
             Self::Files(files) => files.check(audience),
             Self::Adbc(adbc) => adbc.check(audience),
+            Self::Http(http) => http.check(audience),
         }
     }
 
@@ -256,7 +261,7 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.tells_of_anybody(audience, interrupt),
             // Nobody asks these what has changed.
-            Self::Files(_) | Self::Adbc(_) => Ok(true),
+            Self::Files(_) | Self::Adbc(_) | Self::Http(_) => Ok(true),
         }
     }
 
@@ -266,6 +271,7 @@ impl Source {
             Self::Sqlite(sqlite) => sqlite.definition(audience),
             Self::Files(files) => files.definition(audience),
             Self::Adbc(adbc) => adbc.definition(audience),
+            Self::Http(http) => http.definition(audience),
         }
     }
 
@@ -274,8 +280,13 @@ impl Source {
         match self {
             Self::Sqlite(sqlite) => sqlite.fingerprint(),
             Self::Files(files) => files.fingerprint(audience),
-            Self::Adbc(_) => Err(Doubt::Unseen),
+            Self::Adbc(_) | Self::Http(_) => Err(Doubt::Unseen),
         }
+    }
+
+    /// Whether it is asked itself if it is what it was, at the same time as for its members.
+    pub const fn tells_whether_it_changed(&self) -> bool {
+        matches!(self, Self::Http(_))
     }
 
     /// When it was brought up to date last.
@@ -284,6 +295,7 @@ impl Source {
             Self::Sqlite(sqlite) => sqlite.updated_at(audience),
             Self::Files(files) => files.updated_at(audience),
             Self::Adbc(adbc) => adbc.updated_at(audience),
+            Self::Http(http) => http.updated_at(),
         }
     }
 
@@ -291,7 +303,7 @@ impl Source {
     pub fn keeps_writers_waiting(&self) -> bool {
         match self {
             Self::Sqlite(sqlite) => sqlite.keeps_writers_waiting(),
-            Self::Files(_) | Self::Adbc(_) => false,
+            Self::Files(_) | Self::Adbc(_) | Self::Http(_) => false,
         }
     }
 
@@ -303,18 +315,21 @@ impl Source {
         interrupt: &Interrupt,
         use_members: impl FnOnce(&mut MembersAhead) -> Result<T, E>,
     ) -> Result<T, E> {
-        use_members(&mut self.start(audience, &[Question::Members], interrupt))
+        use_members(&mut self.start(audience, &[Question::Members], None, interrupt))
     }
 
     /// The same, for whoever uses them later: the query runs already, and a few of its members are read. Several questions
-    /// are asked of one moment, one after another: what is given comes to an end as often as there are questions.
+    /// are asked of one moment, one after another: what is given comes to an end as often as there are questions. A source
+    /// that [tells whether it changed](Self::tells_whether_it_changed) does so where the fingerprint is `known` that it
+    /// had: then see first whether all is [as before](MembersAhead::is_as_before).
     pub fn start(
         &self,
         audience: &Audience,
         questions: &[Question],
+        known: Option<&str>,
         interrupt: &Interrupt,
     ) -> MembersAhead {
-        ahead::start(self, audience, questions, interrupt)
+        ahead::start(self, audience, questions, known, interrupt)
     }
 
     /// The same, on this thread: each question's members by themselves, for as long as `use_members` wants more.
@@ -322,14 +337,17 @@ impl Source {
         &self,
         audience: &Audience,
         questions: &[Question],
+        known: Option<&str>,
         interrupt: &Interrupt,
         use_members: &mut UseMembers<'_>,
-    ) -> Result<(), SourceError> {
+    ) -> Result<Given, SourceError> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.ask(audience, questions, interrupt, use_members),
-            Self::Files(files) => files.ask(audience, interrupt, use_members),
-            Self::Adbc(adbc) => adbc.ask(audience, interrupt, use_members),
+            Self::Sqlite(sqlite) => sqlite.ask(audience, questions, interrupt, use_members)?,
+            Self::Files(files) => files.ask(audience, interrupt, use_members)?,
+            Self::Adbc(adbc) => adbc.ask(audience, interrupt, use_members)?,
+            Self::Http(http) => return http.ask(audience, known, interrupt, use_members),
         }
+        Ok(Given::Members)
     }
 }
 
@@ -340,6 +358,15 @@ pub(crate) trait Answer: Members<Error = SourceError> {
 
     /// What the source is of which all members are read by now; `None` where that is in doubt.
     fn read_from(&self) -> Option<Fingerprint>;
+}
+
+/// What a source gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Given {
+    /// Its members, to whoever uses them.
+    Members,
+    /// Word that it is what it was, and so are they.
+    AsBefore,
 }
 
 /// Takes the members of a question; `false` where it wants no more.

@@ -83,6 +83,14 @@ pub struct Keyed {
 }
 
 impl Keyed {
+    /// The audience as its source is asked for it: by the key that is frozen.
+    pub fn asked(&self) -> Audience {
+        Audience {
+            key: self.key.clone(),
+            ..self.audience.clone()
+        }
+    }
+
     /// What a run is for, by what the snapshot knows.
     pub fn kind(
         &self,

@@ -151,6 +151,7 @@ impl Shop {
             source: SourceName::new("shop"),
             query: format!("SELECT user_id FROM audience_member WHERE audience = {number}"),
             files: None,
+            url: None,
             columns: Default::default(),
             destinations: vec![DestinationName::new("main")],
             guard: None,

@@ -82,10 +82,13 @@ pub(super) fn open(config: &Config) -> Result<Project, ConfigError> {
 fn sources(config: &Config) -> Result<BTreeMap<SourceName, Source>, ConfigError> {
     let mut sources = config.sources.clone();
     for (name, secrets) in &config.secrets {
-        if let Some(Source::Adbc(adbc)) = sources.get_mut(name) {
-            for (option, secret) in secrets {
-                adbc.secrets.insert(option.clone(), secret.resolve()?);
-            }
+        let places = match sources.get_mut(name) {
+            Some(Source::Adbc(adbc)) => &mut adbc.secrets,
+            Some(Source::Http(http)) => &mut http.secrets,
+            _ => continue,
+        };
+        for (place, secret) in secrets {
+            places.insert(place.clone(), secret.resolve()?);
         }
     }
     Ok(sources)

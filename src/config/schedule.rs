@@ -155,6 +155,7 @@ impl Configured {
             "source",
             "query",
             "files",
+            "url",
             "columns",
             "id",
             "key",
@@ -200,7 +201,6 @@ impl Configured {
             key_is_explicit,
             name: name.to_owned(),
             class,
-            source,
             query: match &query {
                 Some(query) => query.some_text()?.to_owned(),
                 None => String::new(),
@@ -209,7 +209,12 @@ impl Configured {
                 .get("files")
                 .map(|item| item.some_text().map(str::to_owned))
                 .transpose()?,
+            url: table
+                .get("url")
+                .map(|item| read_url(&item, &known.sources[&source]))
+                .transpose()?,
             columns: source::read_columns(table)?,
+            source,
             destinations,
             guard: table
                 .get("guard")
@@ -219,7 +224,7 @@ impl Configured {
                 .map_or(Ok(Vec::new()), |item| read_traits(&item, &key))?,
             changes: read_changes(table, class)?,
             expect: table.get("expect").map_or(Ok(Expect::default()), |item| {
-                read_expect(&item, query.is_some())
+                read_expect(&item, &known.sources[&source])
             })?,
             key,
         };
@@ -236,16 +241,32 @@ impl Configured {
 /// What means nothing to a source, and what does.
 fn unfit(source: &Source) -> (&'static [&'static str], &'static str) {
     match source {
-        Source::Sqlite(_) => (&["files", "columns"], "a database is asked by a `query`"),
+        Source::Sqlite(_) => (
+            &["files", "url", "columns"],
+            "a database is asked by a `query`",
+        ),
         Source::Files(_) => (
-            &["query", "changes", "reconcile"],
+            &["query", "url", "changes", "reconcile"],
             "files are read as they are: `files`, `columns` and `traits` say what is used of them",
         ),
         Source::Adbc(_) => (
-            &["files", "columns", "changes", "reconcile"],
+            &["files", "url", "columns", "changes", "reconcile"],
             "a warehouse is asked by a `query`, each time for everyone",
         ),
+        Source::Http(_) => (
+            &["query", "files", "changes", "reconcile"],
+            "a server is asked by its `url`; `columns` and `traits` say what is used of its answers",
+        ),
     }
+}
+
+fn read_url(item: &Item<'_>, source: &Source) -> Result<String, ConfigError> {
+    let own = item.some_text()?;
+    if let Source::Http(http) = source {
+        let bad = |bad| source::http::misaddressed(item, bad);
+        http.url.check(own).map_err(bad)?;
+    }
+    Ok(own.to_owned())
 }
 
 fn read_key(item: &Item<'_>) -> Result<Key, ConfigError> {
@@ -390,7 +411,8 @@ fn read_changes(table: &Table<'_>, class: Class) -> Result<Option<Changes>, Conf
     }))
 }
 
-fn read_expect(item: &Item<'_>, is_asked: bool) -> Result<Expect, ConfigError> {
+fn read_expect(item: &Item<'_>, source: &Source) -> Result<Expect, ConfigError> {
+    let is_asked = matches!(source, Source::Sqlite(_) | Source::Adbc(_));
     let table = item.table(item.what())?;
     table.only(&["min_members", "max_age", "updated_at"])?;
     let mut expect = Expect::default();
@@ -401,6 +423,11 @@ fn read_expect(item: &Item<'_>, is_asked: bool) -> Result<Expect, ConfigError> {
     }
     if let Some(item) = table.get("max_age") {
         let way_out = "leave it out to take the source however old it is";
+        if matches!(source, Source::Http(_)) {
+            return Err(item
+                .error("does not fit a server, which tells no time")
+                .hint(way_out));
+        }
         expect.max_age = Some(read_some_time(&item, "6h", way_out)?);
         if is_asked && table.get("updated_at").is_none() {
             return Err(item
@@ -414,7 +441,7 @@ fn read_expect(item: &Item<'_>, is_asked: bool) -> Result<Expect, ConfigError> {
                 .error("is a query that tells how old the source is, for `max_age`")
                 .hint(match is_asked {
                     true => "add max_age = \"6h\"",
-                    false => "leave it out: files have a time of their own",
+                    false => "leave it out: this source is not asked by a query",
                 }));
         }
         expect.updated_at = Some(item.some_text()?.to_owned());

@@ -1,5 +1,7 @@
 //! `[source.NAME]`: where members come from.
 
+pub(super) mod http;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -11,12 +13,13 @@ use crate::audience::SourceName;
 use crate::source::{Adbc, Dialect, Files, Format, Source, Sqlite, has_password, is_password};
 
 /// What makes a source one of a kind, with the settings of that kind.
-const KINDS: [(&str, &[&str]); 3] = [
+const KINDS: [(&str, &[&str]); 4] = [
     ("sqlite", &["sqlite"]),
     (
         "files",
         &["files", "format", "columns", "delimiter", "quote", "header"],
     ),
+    ("url", http::KEYS),
     ("adbc", &["adbc", "uri", "options"]),
 ];
 
@@ -39,8 +42,8 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Read, Con
                 .collect();
             table.only(&all)?;
             return Err(table
-                .error(format!("`sqlite`, `files` or `adbc` is missing in {}", table_name("source", name)))
-                .hint("sqlite = \"PATH\" names a database, files = \"PATTERN\" one or several exports, adbc = \"DRIVER\" a warehouse"));
+                .error(format!("`sqlite`, `files`, `url` or `adbc` is missing in {}", table_name("source", name)))
+                .hint("sqlite = \"PATH\" names a database, files = \"PATTERN\" one or several exports, url = \"https://...\" a server, adbc = \"DRIVER\" a warehouse"));
         }
         (Some((one, _)), Some((other, _))) => {
             return Err(table
@@ -56,6 +59,7 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Read, Con
     let name = SourceName::new(name);
     let source = match kind {
         "adbc" => return read_adbc(name, &item, &table, root),
+        "url" => return http::read(name, &item, &table, root),
         "sqlite" => Source::Sqlite(Sqlite {
             name,
             path: root.join(item.path()?),

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use super::{Fingerprint, Interrupt, Question, Skipped, Source, SourceError};
+use super::{Fingerprint, Given, Interrupt, Question, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
 use crate::diff::{Members, Presence};
 
@@ -22,6 +22,8 @@ const BATCHES_AHEAD: usize = 8;
 enum Said {
     Batch(Batch),
     End(Skipped, Option<Fingerprint>),
+    /// In place of all members.
+    AsBefore,
     Failed(SourceError),
 }
 
@@ -29,6 +31,8 @@ enum Said {
 pub struct MembersAhead {
     /// Goes before the reader does: nobody listens any more.
     said: Receiver<Said>,
+    /// What was said first, where somebody has listened to it already.
+    first: Option<Said>,
     batch: Batch,
     /// The member of the batch that the next `advance` moves to.
     next: usize,
@@ -53,19 +57,32 @@ pub(super) fn start(
     source: &Source,
     audience: &Audience,
     questions: &[Question],
+    known: Option<&str>,
     interrupt: &Interrupt,
 ) -> MembersAhead {
     let (say, said) = sync_channel(BATCHES_AHEAD);
     let (source, audience, heard) = (source.clone(), audience.clone(), interrupt.clone());
     let (open, questions) = (questions.len(), questions.to_vec());
+    let known = known.map(str::to_owned);
     let thread = thread::spawn(move || {
-        if let Err(error) = read_all(&source, &audience, &questions, &heard, &say) {
-            // Nobody listens any more when the merge has failed.
-            drop(say.send(Said::Failed(error)));
+        let read = read_all(
+            &source,
+            &audience,
+            &questions,
+            known.as_deref(),
+            &heard,
+            &say,
+        );
+        // Nobody listens any more when the merge has failed.
+        match read {
+            Ok(Given::Members) => {}
+            Ok(Given::AsBefore) => drop(say.send(Said::AsBefore)),
+            Err(error) => drop(say.send(Said::Failed(error))),
         }
     });
     MembersAhead {
         said,
+        first: None,
         batch: Batch::default(),
         next: 0,
         skipped: Skipped::default(),
@@ -100,10 +117,11 @@ fn read_all(
     source: &Source,
     audience: &Audience,
     questions: &[Question],
+    known: Option<&str>,
     interrupt: &Interrupt,
     say: &SyncSender<Said>,
-) -> Result<(), SourceError> {
-    source.ask_here(audience, questions, interrupt, &mut |members| {
+) -> Result<Given, SourceError> {
+    source.ask_here(audience, questions, known, interrupt, &mut |members| {
         let mut batch = Batch::default();
         while members.advance()? {
             batch.push(&members.current(), members.presence());
@@ -123,16 +141,30 @@ fn read_all(
     })
 }
 
+impl MembersAhead {
+    /// Whether the source is what it is known to have been. Then there are no members to use: they are who they were.
+    pub fn is_as_before(&mut self) -> bool {
+        let said = self.listen();
+        let is_as_before = matches!(said, Said::AsBefore);
+        self.reader.has_ended = is_as_before;
+        self.first = Some(said);
+        is_as_before
+    }
+
+    fn listen(&mut self) -> Said {
+        self.first.take().unwrap_or_else(|| {
+            let said = self.said.recv();
+            said.expect("the reading thread says how it ended")
+        })
+    }
+}
+
 impl Members for MembersAhead {
     type Error = SourceError;
 
     fn advance(&mut self) -> Result<bool, SourceError> {
         while self.next == self.batch.members.len() {
-            match self
-                .said
-                .recv()
-                .expect("the reading thread says how it ended")
-            {
+            match self.listen() {
                 Said::Batch(batch) => {
                     self.batch = batch;
                     self.next = 0;
@@ -143,6 +175,9 @@ impl Members for MembersAhead {
                     self.skipped = skipped;
                     self.read_from = read_from;
                     return Ok(false);
+                }
+                Said::AsBefore => {
+                    unreachable!("whoever knows what a source was sees first whether it is so")
                 }
                 Said::Failed(error) => {
                     self.reader.has_ended = true;

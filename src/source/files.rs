@@ -195,6 +195,7 @@ impl Files {
                     source_name: self.name.clone(),
                 },
                 Problem::Here(problem) => broken(taker.rows, problem),
+                Problem::Overall(problem) => broken(0, problem),
                 Problem::Empty => broken(0, "the file is empty".to_owned()),
                 Problem::CutOff => broken(taker.rows, ENDS_INSIDE_A_ROW.to_owned()),
                 Problem::Io(error) => broken(taker.rows, unread(&error)),

@@ -63,7 +63,7 @@ impl Wanted {
 /// What was found in one object.
 pub(super) struct JsonRow<'j>(Vec<Option<Found<'j>>>);
 
-enum Found<'j> {
+pub(super) enum Found<'j> {
     Null,
     Boolean(bool),
     Integer(i64),
@@ -150,8 +150,21 @@ impl<'j> Visitor<'j> for RowVisitor<'_> {
     }
 }
 
+/// What serde says of a value, but for the value itself, which may be a user.
+pub(super) fn without_values(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let Some(found) = said.strip_prefix(INVALID_TYPE) else {
+        return said;
+    };
+    let kind = found.split(['`', '"', ',']).next().unwrap_or_default();
+    let behind = found.rfind(", expected").map_or("", |at| &found[at..]);
+    format!("{INVALID_TYPE}{}{behind}", kind.trim_end())
+}
+
+const INVALID_TYPE: &str = "invalid type: ";
+
 /// A name that is only copied where it is written with escapes.
-struct Name<'j>(Cow<'j, str>);
+pub(super) struct Name<'j>(pub(super) Cow<'j, str>);
 
 impl<'j> Deserialize<'j> for Name<'j> {
     fn deserialize<D: Deserializer<'j>>(deserializer: D) -> Result<Self, D::Error> {

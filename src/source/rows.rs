@@ -52,6 +52,8 @@ pub(super) const MAX_ROW_BYTES: usize = 4 << 20;
 pub(super) enum Problem {
     /// At the row that is being read.
     Here(String),
+    /// With all of them, and no single row.
+    Overall(String),
     /// There is not even a header.
     Empty,
     /// They end inside the row that is being read.
@@ -90,7 +92,7 @@ pub(super) struct Taker<'t> {
     pub(super) columns: &'t BTreeMap<String, String>,
     interrupt: &'t Interrupt,
     /// What carries the rows says itself where they end. Then the last one needs no newline.
-    end_is_certain: bool,
+    pub(super) end_is_certain: bool,
     sorter: Sorter,
     skipped: Skipped,
     read: ReadRow,

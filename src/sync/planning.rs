@@ -279,7 +279,7 @@ impl Runner<'_> {
             started_at,
             interrupt: Interrupt::default(),
             source: self.project.sources[&keyed.audience.source].clone(),
-            audience: keyed.audience.clone(),
+            audience: keyed.asked(),
             scope: if request.resync {
                 Scope::Everyone
             } else {

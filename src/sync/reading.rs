@@ -42,6 +42,8 @@ pub(super) struct Begun {
 pub(super) enum Way {
     /// The source is what it was: so are its members.
     AsBefore(LastPlan),
+    /// The source is asked whether it is what it was. If it is not, all of it is read.
+    Ask(LastPlan),
     /// The change query tells who may have entered or left since.
     Changes(Timestamp),
     /// All of it is read.
@@ -49,6 +51,9 @@ pub(super) enum Way {
     /// The same, and it is seen whether the change query tells what has changed since.
     Reconcile(Timestamp),
 }
+
+/// For how long a server's word is taken for it that nothing has changed.
+const TRUST_MILLIS: i64 = 24 * 60 * 60 * 1_000;
 
 /// What was stamped before the last plan may have been committed after it.
 const OVERLAP_MILLIS: i64 = 60_000;
@@ -114,6 +119,12 @@ impl Reading {
         let what_differs = match last.left {
             Left::More => return everyone("since the last run failed, or left something open"),
             Left::Held => "since the last run held removals".to_owned(),
+            Left::Nothing if self.can_ask(&last) => {
+                return Ok((
+                    Way::Ask(last),
+                    "the source is asked whether it has changed".to_owned(),
+                ));
+            }
             Left::Nothing => match self.what_differs(&last) {
                 None => return Ok((Way::AsBefore(last), "the source has not changed".to_owned())),
                 Some(what) => what,
@@ -123,6 +134,15 @@ impl Reading {
             None => everyone(&what_differs),
             Some(changes) => Ok(way_by_changes(&last, changes)),
         }
+    }
+
+    /// Whether the source can be asked, and was read not too long ago.
+    fn can_ask(&self, last: &LastPlan) -> bool {
+        let now = Timestamp::now().millis();
+        let is_recent = |at: Timestamp| (0..TRUST_MILLIS).contains(&(now - at.millis()));
+        self.source.tells_whether_it_changed()
+            && last.from.is_some()
+            && last.at.is_some_and(is_recent)
     }
 
     /// Why the source need not be what it was; `None` where it is.
@@ -152,14 +172,18 @@ impl Reading {
         let questions = match self.way {
             Way::AsBefore(_) => vec![],
             Way::Changes(since) => vec![changes(since)],
-            Way::Everyone => vec![Question::Members],
+            Way::Everyone | Way::Ask(_) => vec![Question::Members],
             Way::Reconcile(since) => vec![changes(since), Question::Members],
         };
         // Before anything is read.
         let at = self.started_at.min(Timestamp::now());
+        let known = match &self.way {
+            Way::Ask(last) => last.from.as_deref(),
+            _ => None,
+        };
         let members = self
             .source
-            .start(&self.audience, &questions, &self.interrupt);
+            .start(&self.audience, &questions, known, &self.interrupt);
         Begun { members, at }
     }
 
@@ -171,14 +195,19 @@ impl Reading {
         self.source
             .must_be_fresh(&self.audience, Timestamp::now())?;
         if let Way::AsBefore(last) = &self.way {
-            Source::must_have(&self.audience, last.members)?;
-            return Ok(self.find_as_before(last, journal));
+            return self.find_as_before(last, journal);
         }
         let mut begun = self.begun.take().unwrap_or_else(|| self.start());
-        let (tally, grounds) = match self.way {
+        let (tally, grounds) = match &self.way {
+            Way::Ask(last) if begun.members.is_as_before() => {
+                tracing::debug!(audience = %self.audience.key, "the source has not changed");
+                return self.find_as_before(last, journal);
+            }
             Way::Changes(_) => self.follow(&mut begun, delivered, journal)?,
             Way::Reconcile(_) => self.reconcile(&mut begun, delivered, journal)?,
-            Way::AsBefore(_) | Way::Everyone => self.merge(&mut begun, delivered, journal)?,
+            Way::AsBefore(_) | Way::Ask(_) | Way::Everyone => {
+                self.merge(&mut begun, delivered, journal)?
+            }
         };
         Source::must_have(&self.audience, tally.members)?;
         journal.rest_on(grounds);
@@ -187,7 +216,12 @@ impl Reading {
         Ok((tally, skipped.total()))
     }
 
-    fn find_as_before(&self, last: &LastPlan, journal: &mut Journal<'_>) -> (Tally, u64) {
+    fn find_as_before(
+        &self,
+        last: &LastPlan,
+        journal: &mut Journal<'_>,
+    ) -> Result<(Tally, u64), PlanError> {
+        Source::must_have(&self.audience, last.members)?;
         if last.skipped_rows > 0 {
             let (name, skipped) = (&self.audience.name, last.skipped_rows);
             tracing::warn!("{name:?}: skipped {skipped} rows, as when they were last read");
@@ -198,7 +232,7 @@ impl Reading {
             delivered: last.members,
             ..Tally::default()
         };
-        (tally, last.skipped_rows)
+        Ok((tally, last.skipped_rows))
     }
 
     /// Looks those up whom the change query tells of.

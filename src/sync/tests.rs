@@ -62,6 +62,7 @@ impl Shop {
             source: shop,
             query: QUERY.to_owned(),
             files: None,
+            url: None,
             columns: Default::default(),
             destinations: vec![main],
             guard: None,

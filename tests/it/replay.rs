@@ -88,6 +88,7 @@ pub(crate) fn audience(key: &str, class: Class, query: &str) -> Keyed {
         source: SourceName::new("shop"),
         query: query.to_owned(),
         files: None,
+        url: None,
         columns: Default::default(),
         destinations: vec![DestinationName::new("main")],
         guard: None,

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader, Read};
 use serde::de::DeserializeSeed as _;
 
 use super::{BUFFER, MAX_ROW_BYTES, Problem, Taker};
-use crate::source::json::Wanted;
+use crate::source::json::{Wanted, without_values};
 
 pub(super) fn read(input: &mut dyn Read, taker: &mut Taker<'_>) -> Result<(), Problem> {
     let wanted = Wanted::of(taker.audience, taker.columns);
@@ -36,6 +36,7 @@ pub(super) fn read(input: &mut dyn Read, taker: &mut Taker<'_>) -> Result<(), Pr
             .deserialize(&mut json)
             .and_then(|row| json.end().map(|()| row))
             .map_err(|error| {
+                let error = without_values(&error);
                 Problem::Here(format!("it is no JSON that names a member: {error}"))
             })?;
         taker.take(&wanted.columns, &row)?;

@@ -29,6 +29,7 @@ fn audience(query: &str) -> Audience {
         source: SourceName::new("shop"),
         query: query.to_owned(),
         files: None,
+        url: None,
         columns: Default::default(),
         destinations: vec![DestinationName::new("main")],
         guard: None,

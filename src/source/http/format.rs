@@ -1,0 +1,100 @@
+//! How an answer is written.
+
+use crate::source::rows::Format as Rows;
+
+/// The formats of answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerFormat {
+    /// One document.
+    Json,
+    /// A row after another.
+    Rows(Rows),
+}
+
+impl AnswerFormat {
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("json", Self::Json),
+        ("jsonl", Self::Rows(Rows::JsonLines)),
+        ("ndjson", Self::Rows(Rows::JsonLines)),
+        ("csv", Self::Rows(Rows::Csv)),
+        ("tsv", Self::Rows(Rows::Tsv)),
+    ];
+
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut known = Self::ALL.into_iter();
+        known
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, format)| format)
+    }
+
+    /// What servers call it. `None` where the content type says nothing of members.
+    pub(super) fn of_content_type(content_type: &str) -> Option<Self> {
+        match &*essence(content_type) {
+            "application/json" | "text/json" => Some(Self::Json),
+            "application/jsonl"
+            | "application/json-lines"
+            | "application/jsonlines"
+            | "application/ndjson"
+            | "application/x-jsonl"
+            | "application/x-jsonlines"
+            | "application/x-ndjson"
+            | "application/x-json-stream" => Some(Self::Rows(Rows::JsonLines)),
+            "text/csv" | "application/csv" => Some(Self::Rows(Rows::Csv)),
+            "text/tab-separated-values" => Some(Self::Rows(Rows::Tsv)),
+            other if other.ends_with("+json") => Some(Self::Json),
+            _ => None,
+        }
+    }
+
+    /// What a server is asked for, where it can give several.
+    pub(super) const fn accept(format: Option<Self>) -> &'static str {
+        match format {
+            None => "application/json, application/x-ndjson, text/csv;q=0.9, */*;q=0.1",
+            Some(Self::Json) => "application/json, */*;q=0.1",
+            Some(Self::Rows(Rows::JsonLines)) => "application/x-ndjson, */*;q=0.1",
+            Some(Self::Rows(_)) => "text/csv, */*;q=0.1",
+        }
+    }
+}
+
+/// Whether people are meant to read it: an error, or a form to log in.
+pub(super) fn is_html(content_type: &str) -> bool {
+    matches!(
+        &*essence(content_type),
+        "text/html" | "application/xhtml+xml"
+    )
+}
+
+/// Without its parameters.
+fn essence(content_type: &str) -> String {
+    let essence = content_type.split(';').next().unwrap_or_default();
+    essence.trim().to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_type_tells_the_format() {
+        let check = |content_type: &str, expected: Option<&str>| {
+            let expected = expected.and_then(AnswerFormat::parse);
+            assert_eq!(
+                AnswerFormat::of_content_type(content_type),
+                expected,
+                "{content_type}"
+            );
+        };
+        check("application/json", Some("json"));
+        check("Application/JSON; charset=utf-8", Some("json"));
+        check("application/vnd.api+json", Some("json"));
+        check("application/x-ndjson", Some("ndjson"));
+        check("text/csv;header=present", Some("csv"));
+        check("text/tab-separated-values", Some("tsv"));
+        check("text/plain", None);
+        check("application/octet-stream", None);
+        check("", None);
+        assert!(is_html("text/html; charset=utf-8"));
+        assert!(!is_html("text/csv"));
+    }
+}

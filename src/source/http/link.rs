@@ -1,0 +1,78 @@
+//! `Link` headers: where the next page is. <https://www.rfc-editor.org/rfc/rfc8288#section-3>
+
+/// The first target whose relation is `next`.
+pub(super) fn next(header: &str) -> Option<&str> {
+    let mut rest = header;
+    loop {
+        let (_, behind) = rest.split_once('<')?;
+        let (target, behind) = behind.split_once('>')?;
+        let (parameters, behind) = parameters(behind);
+        if parameters.iter().any(is_next) {
+            return Some(target.trim());
+        }
+        rest = behind;
+    }
+}
+
+/// A relation may be one of several: `rel="next last"`.
+fn is_next((name, value): &(&str, &str)) -> bool {
+    let mut relations = value.split_ascii_whitespace();
+    name.eq_ignore_ascii_case("rel") && relations.any(|it| it.eq_ignore_ascii_case("next"))
+}
+
+/// The parameters of one link, and what stands behind its comma. Commas and semicolons may stand in quotes.
+fn parameters(text: &str) -> (Vec<(&str, &str)>, &str) {
+    let mut parameters = Vec::new();
+    let (mut begin, mut is_quoted, mut is_escaped) = (0, false, false);
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_quoted => is_escaped = true,
+            b'"' => is_quoted = !is_quoted,
+            b';' | b',' if !is_quoted => {
+                parameters.extend(parameter(&text[begin..at]));
+                begin = at + 1;
+                if byte == b',' {
+                    return (parameters, &text[begin..]);
+                }
+            }
+            _ => {}
+        }
+    }
+    parameters.extend(parameter(&text[begin..]));
+    (parameters, "")
+}
+
+fn parameter(text: &str) -> Option<(&str, &str)> {
+    let (name, value) = text.split_once('=')?;
+    Some((name.trim(), value.trim().trim_matches('"')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_page_is_found_among_links() {
+        let check = |header: &str, expected: Option<&str>| {
+            assert_eq!(next(header), expected, "{header}");
+        };
+        check("<https://x/2>; rel=\"next\"", Some("https://x/2"));
+        check("</a?page=2>;rel=next", Some("/a?page=2"));
+        check(
+            "<https://x/1>; rel=\"prev\", <https://x/3>; title=\"a, <b>; rel=next\"; REL=\"Next\"",
+            Some("https://x/3"),
+        );
+        check("<https://x/9>; rel=\"last next\"", Some("https://x/9"));
+        check(
+            "<https://x/1,2>; rel=prev, <https://x/3,4>; rel=next",
+            Some("https://x/3,4"),
+        );
+        check("<https://x/1>; title=\"\\\"; rel=next\"", None);
+        check("<https://x/2>; rel=\"nextish\"", None);
+        check("<https://x/2>; rel=prev", None);
+        check("https://x/2; rel=next", None);
+        check("<https://x/2", None);
+        check("", None);
+    }
+}
