@@ -16,6 +16,7 @@ mod firehose;
 mod guard;
 mod history;
 mod hostile;
+mod http;
 mod iam;
 mod init;
 mod keys;
