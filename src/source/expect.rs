@@ -12,10 +12,21 @@ use crate::run::Timestamp;
 impl Source {
     /// Refuses a source that is older than an audience expects.
     pub fn must_be_fresh(&self, audience: &Audience, now: Timestamp) -> Result<(), SourceError> {
+        match audience.expect.max_age {
+            Some(_) => Self::must_be_as_new(audience, self.updated_at(audience)?, now),
+            None => Ok(()),
+        }
+    }
+
+    /// The same, where it is known when it was brought up to date.
+    pub fn must_be_as_new(
+        audience: &Audience,
+        updated_at: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), SourceError> {
         let Some(max_age) = audience.expect.max_age else {
             return Ok(());
         };
-        let updated_at = self.updated_at(audience)?;
         let age = u64::try_from(now.millis() - updated_at.millis()).unwrap_or_default();
         if u128::from(age) <= max_age.as_millis() {
             return Ok(());

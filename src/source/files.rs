@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use flate2::read::MultiGzDecoder;
 
+use super::peek::{Look, Order};
 use super::rows::{BUFFER, Dialect, Format, Problem, Taker, columns_of};
 use super::stamp::Stamp;
 use super::{Doubt, Fingerprint, Interrupt, SourceError, UseMembers, digest};
@@ -95,6 +96,39 @@ impl Files {
         })?;
         use_members(&mut members)?;
         Ok(())
+    }
+
+    /// Looks at the first rows of each file.
+    pub(super) fn peek(
+        &self,
+        audience: &Audience,
+        interrupt: &Interrupt,
+        look: &mut Look,
+    ) -> Result<(), SourceError> {
+        let paths = self.expand(audience)?;
+        look.has_parts(paths.len());
+        look.comes(Order::Here);
+        let columns = columns_of(&self.columns, audience);
+        let mut taker = Taker::new(audience, &columns, interrupt).looking(look);
+        for path in paths {
+            if !taker.begin(path.display().to_string(), &self.written_as(&path)) {
+                break;
+            }
+            self.read(&path, &mut taker)?;
+        }
+        Ok(())
+    }
+
+    /// Such as `csv, gzip`.
+    fn written_as(&self, path: &Path) -> String {
+        let Some((format, compression)) = self.format_of(path) else {
+            return "unknown format".to_owned();
+        };
+        match compression {
+            Compression::None => format.name().to_owned(),
+            Compression::Gzip => format!("{}, gzip", format.name()),
+            Compression::Zstandard => format!("{}, zstd", format.name()),
+        }
     }
 
     /// The newest of the files tells: an export may come in parts that stay as they are.
@@ -189,16 +223,19 @@ impl Files {
             .map_err(|error| broken(0, error.to_string()))?;
         taker
             .read(format, &self.dialect, &mut input)
-            .map_err(|problem| match problem {
-                Problem::Source(error) => error,
-                Problem::Stopped => SourceError::Interrupted {
-                    source_name: self.name.clone(),
-                },
-                Problem::Here(problem) => broken(taker.rows, problem),
-                Problem::Overall(problem) => broken(0, problem),
-                Problem::Empty => broken(0, "the file is empty".to_owned()),
-                Problem::CutOff => broken(taker.rows, ENDS_INSIDE_A_ROW.to_owned()),
-                Problem::Io(error) => broken(taker.rows, unread(&error)),
+            .or_else(|problem| {
+                Err(match problem {
+                    Problem::Enough => return Ok(()),
+                    Problem::Source(error) => error,
+                    Problem::Stopped => SourceError::Interrupted {
+                        source_name: self.name.clone(),
+                    },
+                    Problem::Here(problem) => broken(taker.rows, problem),
+                    Problem::Overall(problem) => broken(0, problem),
+                    Problem::Empty => broken(0, "the file is empty".to_owned()),
+                    Problem::CutOff => broken(taker.rows, ENDS_INSIDE_A_ROW.to_owned()),
+                    Problem::Io(error) => broken(taker.rows, unread(&error)),
+                })
             })?;
         if written(&file) != before {
             let problem = "it changed while it was read\n\nhint: write exports under another name and rename them when they are whole";

@@ -4,6 +4,7 @@ mod access;
 mod adbc;
 mod changes;
 mod check;
+mod check_sources;
 mod clock;
 mod coalesce;
 mod command_line;

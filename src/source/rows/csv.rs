@@ -119,6 +119,7 @@ pub(super) fn read(
         false => (1..=count).map(|number| number.to_string()).collect(),
     };
     let columns = taker.find(&names)?;
+    taker.declare(&columns, |_| None);
     if !dialect.has_header {
         taker.count()?;
         taker.take(
