@@ -5,6 +5,7 @@
 
 mod adbc;
 mod ahead;
+mod arrow;
 mod expect;
 mod files;
 mod interrupt;
