@@ -29,7 +29,7 @@ pub(crate) use adbc::{has_password, is_password};
 pub use ahead::MembersAhead;
 pub use files::Files;
 pub use interrupt::Interrupt;
-pub use rows::{Dialect, Format};
+pub use rows::{Dialect, Format, Text};
 pub use sort::SortError;
 pub use sqlite::{Sqlite, check_syntax, check_syntax_of_changes};
 
