@@ -5,6 +5,7 @@
 
 mod adbc;
 mod ahead;
+mod arrow;
 mod expect;
 mod files;
 mod http;
@@ -33,7 +34,7 @@ pub use http::{AnswerFormat, BadAddress, Http, Pointer, Template, Total};
 pub(crate) use http::{is_credential, unfit_header};
 pub use interrupt::Interrupt;
 pub use peek::{Fault, Order, Peek, Seen};
-pub use rows::{Dialect, Format};
+pub use rows::{Dialect, Format, Text};
 pub use sort::SortError;
 pub use sqlite::{Sqlite, check_syntax, check_syntax_of_changes};
 

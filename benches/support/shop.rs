@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema, SchemaRef};
 use audience_sync::audience::{
     Action, Audience, AudienceId, Change, Class, DestinationName, Key, Member, SourceName, User,
     UserKind, Value,
@@ -19,9 +22,15 @@ use audience_sync::snapshot::{Handle, Snapshot};
 use audience_sync::source::{Source, Sqlite};
 use audience_sync::stop::Stop;
 use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
+use parquet::arrow::ArrowWriter;
+use parquet::basic::Compression;
+use parquet::file::properties::WriterProperties;
 use rusqlite::Connection;
 
 pub(crate) const EXPORT: &str = "members.csv";
+pub(crate) const PARQUET: &str = "members.parquet";
+
+const EXPORTED_AT_ONCE: usize = 1 << 16;
 
 /// So many audiences over the same users.
 #[derive(Debug, Clone)]
@@ -86,19 +95,42 @@ impl Shop {
         })
     }
 
-    /// Writes the users to a CSV file, in no order.
+    /// Writes the users to a CSV file and to one of Parquet, in no order.
     pub(crate) fn export(&self) -> anyhow::Result<()> {
+        let mut csv = std::io::BufWriter::new(std::fs::File::create(self.path(EXPORT))?);
+        writeln!(csv, "user_id")?;
+        let schema = Schema::new(vec![Field::new("user_id", DataType::Utf8, false)]);
+        let mut parquet = self.parquet(Arc::new(schema))?;
+        for from in (0..self.users).step_by(EXPORTED_AT_ONCE) {
+            let numbers = (from..self.users).take(EXPORTED_AT_ONCE);
+            let ids: Vec<String> = numbers.map(|number| self.shuffled(number)).collect();
+            for id in &ids {
+                writeln!(csv, "{id}")?;
+            }
+            let ids: ArrayRef = Arc::new(StringArray::from(ids));
+            let batch = RecordBatch::try_from_iter([("user_id", ids)])?;
+            parquet.write(&batch)?;
+        }
+        csv.into_inner()?.sync_all()?;
+        parquet.into_inner()?.sync_all()?;
+        Ok(())
+    }
+
+    fn shuffled(&self, number: u64) -> String {
         // A prime that is prime to every size: each user comes once.
         const STEP: u64 = 6_700_417;
 
-        let mut file = std::io::BufWriter::new(std::fs::File::create(self.path(EXPORT))?);
-        writeln!(file, "user_id")?;
-        for number in 0..self.users {
-            let user = number * STEP % self.users * 100;
-            writeln!(file, "user-{user:019}")?;
-        }
-        file.into_inner()?.sync_all()?;
-        Ok(())
+        format!("user-{:019}", number * STEP % self.users * 100)
+    }
+
+    fn parquet(&self, schema: SchemaRef) -> anyhow::Result<ArrowWriter<std::fs::File>> {
+        let properties = WriterProperties::builder().set_compression(Compression::SNAPPY);
+        let file = std::fs::File::create(self.path(PARQUET))?;
+        Ok(ArrowWriter::try_new(
+            file,
+            schema,
+            Some(properties.build()),
+        )?)
     }
 
     fn write(&self, write: impl FnOnce(&Connection) -> anyhow::Result<()>) -> anyhow::Result<()> {

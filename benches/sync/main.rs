@@ -284,17 +284,22 @@ fn compare_exports(
     let stage = Stage::of(members, 1, endpoint)?;
     stage.shop.export()?;
     let table = Table::open("  the same members in a CSV file, in no order", members);
+    let rounds = long_rounds(members);
     let Some(by_hand) = by_hand else {
-        let [read] = stage.rounds(long_rounds(members), |_| Ok([stage.step("export")?]))?;
-        table.print("read and sorted", read, None);
+        let [csv, parquet] = stage.rounds(rounds, |_| {
+            Ok([stage.step("export")?, stage.step("parquet")?])
+        })?;
+        table.print("read and sorted", csv, None);
+        table.print("the same from Parquet", parquet, None);
         return Ok(());
     };
-    let [duckdb, read] = stage.rounds(long_rounds(members), |_| {
+    let [duckdb, csv, parquet] = stage.rounds(rounds, |_| {
         let duckdb = by_hand.step("export", stage.folder.path(), &endpoint.url)?;
-        Ok([duckdb, stage.step("export")?])
+        Ok([duckdb, stage.step("export")?, stage.step("parquet")?])
     })?;
     table.print("DuckDB, read_csv and ORDER BY", duckdb, None);
-    table.print("read and sorted", read, Some(duckdb));
+    table.print("read and sorted", csv, Some(duckdb));
+    table.print("the same from Parquet", parquet, Some(csv));
     Ok(())
 }
 

@@ -93,7 +93,8 @@ pub(crate) fn run(step: &str, shop: &Shop, url: &str) -> anyhow::Result<()> {
     };
     match step {
         "scans" => scans(shop)?,
-        "export" => read_export(shop)?,
+        "export" => read_export(shop, shop::EXPORT)?,
+        "parquet" => read_export(shop, shop::PARQUET)?,
         "post" => runtime.block_on(post(shop, shop.members(), url))?,
         "post-changes" => runtime.block_on(post(shop, shop.changes(), url))?,
         "sync" => runtime.block_on(shop.sync(destination(url), Request::default()))?,
@@ -143,11 +144,11 @@ fn scans(shop: &Shop) -> anyhow::Result<()> {
 }
 
 /// All members of an export, in order, and nothing done with them.
-fn read_export(shop: &Shop) -> anyhow::Result<()> {
+fn read_export(shop: &Shop, file: &str) -> anyhow::Result<()> {
     let source = Source::Files(Files {
         name: SourceName::new("exports"),
         root: shop.folder.clone(),
-        pattern: shop::EXPORT.into(),
+        pattern: file.into(),
         format: None,
         dialect: Dialect::default(),
         columns: BTreeMap::new(),

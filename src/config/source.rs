@@ -64,17 +64,18 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Read, Con
             name,
             path: root.join(item.path()?),
         }),
-        _ => Source::Files(Files {
-            name,
-            root: root.join(Path::new("")),
-            pattern: item.path()?.to_owned(),
-            format: table
-                .get("format")
-                .map(|item| read_format(&item))
-                .transpose()?,
-            dialect: read_dialect(&table)?,
-            columns: read_columns(&table)?,
-        }),
+        _ => {
+            let format = table.get("format").map(|item| read_format(&item));
+            let format = format.transpose()?;
+            Source::Files(Files {
+                name,
+                root: root.join(Path::new("")),
+                pattern: item.path()?.to_owned(),
+                format,
+                dialect: read_dialect(&table, format)?,
+                columns: read_columns(&table)?,
+            })
+        }
     };
     Ok(Read {
         source,
@@ -130,7 +131,15 @@ fn read_format(item: &Item<'_>) -> Result<Format, ConfigError> {
     })
 }
 
-fn read_dialect(table: &Table<'_>) -> Result<Dialect, ConfigError> {
+/// `None` where each file's ending says the format: some may be CSV.
+fn read_dialect(table: &Table<'_>, format: Option<Format>) -> Result<Dialect, ConfigError> {
+    let mut settings = ["delimiter", "quote", "header"].into_iter();
+    let set = settings.find_map(|name| Some((name, table.get(name)?)));
+    if let (Some((name, item)), Some(Format::Parquet)) = (set, format) {
+        return Err(item
+            .error("is of CSV, and the format is Parquet")
+            .hint(format!("remove `{name}` or `format`")));
+    }
     let mut dialect = Dialect::default();
     if let Some(item) = table.get("delimiter") {
         dialect.delimiter = read_byte(&item, ";")?;

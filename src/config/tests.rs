@@ -566,7 +566,11 @@ fn a_value_of_another_type_is_not_taken() {
     );
     check_main(
         "[source.shop]\nfiles = \"x\"\nformat = \"xlsx\"",
-        "`format` in [source.shop] is an unknown format: `xlsx`\n  --> audience-sync.toml:3:10\n\nhint: known: `csv`, `tsv`, `jsonl`, `ndjson`",
+        "`format` in [source.shop] is an unknown format: `xlsx`\n  --> audience-sync.toml:3:10\n\nhint: known: `csv`, `tsv`, `jsonl`, `ndjson`, `parquet`",
+    );
+    check_main(
+        "[source.shop]\nfiles = \"x\"\nformat = \"parquet\"\nheader = false",
+        "`header` in [source.shop] is of CSV, and the format is Parquet\n  --> audience-sync.toml:4:10\n\nhint: remove `header` or `format`",
     );
     check_main(
         "[source.shop]\nfiles = \"x\"\ndelimiter = \"||\"",

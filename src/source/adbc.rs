@@ -7,7 +7,6 @@
 //! Only PostgreSQL can be held to reading, by its transaction. Elsewhere a statement must begin as one that reads,
 //! and the role should be one that may do no more.
 
-mod cells;
 mod driver;
 mod members;
 mod peek;
@@ -25,6 +24,7 @@ use adbc_core::{CancelHandle, Connection as _, Optionable as _, Statement as _};
 use adbc_driver_manager::{ManagedConnection, ManagedStatement};
 use arrow_schema::Schema;
 
+use super::arrow::{Batch, fetch};
 use super::expect::{NO_TIME, time_of};
 use super::row::{Columns, Row as _};
 use super::sort::Sorter;
@@ -32,8 +32,7 @@ use super::{Interrupt, Question, SourceError, UseMembers, digest};
 use crate::audience::{Audience, SourceName};
 use crate::run::Timestamp;
 use crate::secret::Secret;
-use cells::Batch;
-use members::{OrderedMembers, Rows, fetch};
+use members::{OrderedMembers, Rows};
 use query::{in_order, not_a_query, statement};
 use words::{Words, hidden_in};
 

@@ -204,6 +204,9 @@ impl Files {
         let (format, compression) = self
             .format_of(path)
             .ok_or_else(|| broken(0, UNKNOWN_FORMAT.to_owned()))?;
+        if format == Format::Parquet && compression != Compression::None {
+            return Err(broken(0, COMPRESSED_TWICE.to_owned()));
+        }
         // Whoever opens a pipe waits for a writer.
         if !path.is_file() {
             return Err(broken(0, "it is no file".to_owned()));
@@ -215,28 +218,29 @@ impl Files {
                 .map(|it| (it.len(), it.modified().ok()))
         };
         let before = written(&file);
-        let mut input = compression
-            .open(
-                file.try_clone()
-                    .map_err(|error| broken(0, error.to_string()))?,
-            )
-            .map_err(|error| broken(0, error.to_string()))?;
-        taker
-            .read(format, &self.dialect, &mut input)
-            .or_else(|problem| {
-                Err(match problem {
-                    Problem::Enough => return Ok(()),
-                    Problem::Source(error) => error,
-                    Problem::Stopped => SourceError::Interrupted {
-                        source_name: self.name.clone(),
-                    },
-                    Problem::Here(problem) => broken(taker.rows, problem),
-                    Problem::Overall(problem) => broken(0, problem),
-                    Problem::Empty => broken(0, "the file is empty".to_owned()),
-                    Problem::CutOff => broken(taker.rows, ENDS_INSIDE_A_ROW.to_owned()),
-                    Problem::Io(error) => broken(taker.rows, unread(&error)),
-                })
-            })?;
+        taker.rows = 0;
+        let read = match format {
+            Format::Parquet => taker.read_parquet(&file),
+            Format::Text(text) => file
+                .try_clone()
+                .and_then(|file| compression.open(file))
+                .map_err(Problem::Io)
+                .and_then(|mut input| taker.read(text, &self.dialect, &mut input)),
+        };
+        read.or_else(|problem| {
+            Err(match problem {
+                Problem::Enough => return Ok(()),
+                Problem::Source(error) => error,
+                Problem::Stopped => SourceError::Interrupted {
+                    source_name: self.name.clone(),
+                },
+                Problem::Here(problem) => broken(taker.rows, problem),
+                Problem::Overall(problem) => broken(0, problem),
+                Problem::Empty => broken(0, "the file is empty".to_owned()),
+                Problem::CutOff => broken(taker.rows, ENDS_INSIDE_A_ROW.to_owned()),
+                Problem::Io(error) => broken(taker.rows, unread(&error)),
+            })
+        })?;
         if written(&file) != before {
             let problem = "it changed while it was read\n\nhint: write exports under another name and rename them when they are whole";
             return Err(broken(0, problem.to_owned()));
@@ -266,8 +270,10 @@ impl Files {
     }
 }
 
-const UNKNOWN_FORMAT: &str =
-    "its ending names no format\n\nhint: add format = \"csv\", \"tsv\" or \"jsonl\" to the source";
+const UNKNOWN_FORMAT: &str = "its ending names no format\n\nhint: add format = \"csv\", \"tsv\", \"jsonl\" or \"parquet\" to the source";
+
+const COMPRESSED_TWICE: &str = "Parquet is read from its end, and cannot be unpacked on the way\n\n\
+    hint: unpack it, or let its writer compress it inside, with zstd";
 
 const ENDS_INSIDE_A_ROW: &str =
     "the file ends inside it\n\nhint: export it again; the last row ends with a newline, too";

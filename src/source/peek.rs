@@ -124,6 +124,8 @@ pub(super) struct Look {
     /// The part that is being looked at, and its usable rows.
     part: Option<String>,
     usable_of_part: u64,
+    /// How many parts were begun. Nobody knows beforehand how many pages there are.
+    begun_parts: u64,
     /// Whether some ids are integers.
     pub(super) has_numbers: bool,
     /// Whether each user came after the one before, or was the same.
@@ -142,6 +144,7 @@ impl Look {
             usable: 0,
             part: None,
             usable_of_part: 0,
+            begun_parts: 0,
             has_numbers: false,
             is_in_order: true,
             read: Read::default(),
@@ -196,6 +199,8 @@ impl Look {
         }
         self.part = Some(part);
         self.usable_of_part = 0;
+        self.begun_parts += 1;
+        self.seen.parts = self.seen.parts.max(self.begun_parts);
         true
     }
 

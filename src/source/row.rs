@@ -137,6 +137,31 @@ impl Columns {
             traits,
         })
     }
+
+    /// Which columns are used, in their order.
+    pub(super) fn places(&self) -> Vec<usize> {
+        let ids = [self.user_id, self.anonymous_id, self.value, self.is_member];
+        let traits = self.traits.iter().map(|(place, _)| *place);
+        let mut places: Vec<usize> = ids.into_iter().flatten().chain(traits).collect();
+        places.sort_unstable();
+        places.dedup();
+        places
+    }
+
+    /// Where they are when only those in these places are left.
+    pub(super) fn among(&self, places: &[usize]) -> Self {
+        let among = |place: usize| places.partition_point(|other| *other < place);
+        let traits = self.traits.iter();
+        Self {
+            user_id: self.user_id.map(among),
+            anonymous_id: self.anonymous_id.map(among),
+            value: self.value.map(among),
+            is_member: self.is_member.map(among),
+            traits: traits
+                .map(|(place, name)| (among(*place), name.clone()))
+                .collect(),
+        }
+    }
 }
 
 /// What a row says.

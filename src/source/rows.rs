@@ -1,9 +1,12 @@
-//! Rows of text as they are read: CSV and JSON lines, from a file or from a server. Whoever can be used of them is sorted.
+//! Rows as they are read: CSV and JSON lines, from a file or from a server, and Parquet. Whoever can be used of them is
+//! sorted.
 
 mod csv;
 mod json_lines;
+mod parquet;
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read};
 
 use super::peek::Look;
@@ -17,17 +20,26 @@ pub use csv::Dialect;
 /// How the rows of a file are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
+    Text(Text),
+    /// Read from its end, and so never from a stream.
+    Parquet,
+}
+
+/// Rows that come one after another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Text {
     Csv,
     Tsv,
     JsonLines,
 }
 
 impl Format {
-    pub const ALL: [(&'static str, Self); 4] = [
-        ("csv", Self::Csv),
-        ("tsv", Self::Tsv),
-        ("jsonl", Self::JsonLines),
-        ("ndjson", Self::JsonLines),
+    pub const ALL: [(&'static str, Self); 5] = [
+        ("csv", Self::Text(Text::Csv)),
+        ("tsv", Self::Text(Text::Tsv)),
+        ("jsonl", Self::Text(Text::JsonLines)),
+        ("ndjson", Self::Text(Text::JsonLines)),
+        ("parquet", Self::Parquet),
     ];
 
     pub fn parse(name: &str) -> Option<Self> {
@@ -156,16 +168,22 @@ impl<'t> Taker<'t> {
     /// Reads all rows of an input. Of JSON lines it may have none.
     pub(super) fn read(
         &mut self,
-        format: Format,
+        text: Text,
         dialect: &Dialect,
         input: &mut dyn Read,
     ) -> Result<(), Problem> {
         self.rows = 0;
-        match format {
-            Format::Csv => csv::read(input, dialect, self),
-            Format::Tsv => csv::read(input, &dialect.with_tabs(), self),
-            Format::JsonLines => json_lines::read(input, self),
+        match text {
+            Text::Csv => csv::read(input, dialect, self),
+            Text::Tsv => csv::read(input, &dialect.with_tabs(), self),
+            Text::JsonLines => json_lines::read(input, self),
         }
+    }
+
+    /// Reads all rows of a file of Parquet.
+    pub(super) fn read_parquet(&mut self, file: &File) -> Result<(), Problem> {
+        self.rows = 0;
+        parquet::read(file, self)
     }
 
     /// When all rows are read.
@@ -177,8 +195,9 @@ impl<'t> Taker<'t> {
         })
     }
 
-    /// Finds the columns of a file by their names in it.
-    fn find(&self, names: &[String]) -> Result<Columns, Problem> {
+    /// Finds the columns of a file by their names in it. What it has instead, and the way out, is said where one is
+    /// missing.
+    fn find(&self, names: &[String], has: &str, hint: &str) -> Result<Columns, Problem> {
         let mut names = names.to_vec();
         for (column, name) in self.columns {
             let mut places = (0..names.len()).filter(|place| names[*place] == *name);
@@ -188,23 +207,21 @@ impl<'t> Taker<'t> {
                     return Err(Problem::Here(format!("it has two columns `{name}`")));
                 }
                 (None, _) => {
-                    let count = names.len();
                     return Err(Problem::Here(format!(
-                        "it has no column `{name}`, which `columns` names, among its {count}"
+                        "it has no column `{name}`, which `columns` names, among {has}"
                     )));
                 }
             }
         }
-        // Where the header is missing, names are ids: they are not shown, and the first of a single column is no name.
+        // The first of a single column is no name where a header is missing, and in a file that somebody else writes the
+        // only column may be another one tomorrow.
         let is_id = |name: &String| {
             let known = ["user_id", "anonymous_id"];
             known.iter().any(|known| name.eq_ignore_ascii_case(known))
         };
         if !names.iter().any(is_id) {
             return Err(Problem::Here(format!(
-                "it has no column `user_id` or `anonymous_id` among its {}\n\n\
-                 hint: name it: columns = {{ user_id = \"...\" }}; without a header, header = false and columns = {{ user_id = \"1\" }}",
-                names.len()
+                "it has no column `user_id` or `anonymous_id` among {has}\n\nhint: {hint}"
             )));
         }
         let name_it = |column: &str| format!("name it: columns = {{ {column} = \"...\" }}");

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::check::check;
 use crate::support::postgres::{PASSWORD, Postgres, drivers};
+use crate::support::web::{Reply, Web};
 use crate::support::{CONFIG, Project, Ran, assert_fields, eventually};
 
 /// Looks at all sources; only the lines about them.
@@ -134,6 +135,39 @@ query = "SELECT id AS user_id, spend AS value, lower(email) AS email FROM member
     for id in ["ada", "bob", "example.com"] {
         assert!(!format!("{text}{ran:?}").contains(id), "{text}");
     }
+}
+
+#[test]
+fn the_first_pages_of_a_server_are_looked_at() {
+    let members: Vec<Value> = (0..2_000)
+        .map(|number| json!({ "id": format!("u{number}"), "value": if number == 3 { json!(null) } else { json!(number) } }))
+        .collect();
+    let web = Web::start(move |request| Reply::page(request, &members, 600));
+    let mut project = Project::empty();
+    let settings = "headers = { authorization = { env = \"CRM_TOKEN\" } }\nitems = \"/data\"\nnext = \"/paging/cursor\"\n\
+                    cursor_parameter = \"cursor\"\ntotal = \"/paging/total\"\ncolumns = { user_id = \"id\" }";
+    let url = web.url("/{key}");
+    let config = CONFIG.replace("sqlite = \"shop.sqlite\"", &format!("url = \"{url}\"\n{settings}"));
+    project.write("audience-sync.toml", &config);
+    project.write("schedules/main.toml", "[[computed_trait]]\nname = \"Spend\"\nsource = \"shop\"\n");
+    project.variables.insert("CRM_TOKEN".to_owned(), "Bearer hunter2".to_owned());
+    let (lines, ran) = look(&project, 0);
+    let page = |number: u64| format!("{}, page {number}: json", web.url("/spend"));
+    assert_eq!(
+        fields(&lines[0], &["source_kind", "reads", "parts", "rows", "complete", "order", "errors"]),
+        json!(["http", [page(1), page(2)], 2, 1_001, false, "sorted_here", []]),
+    );
+    assert_eq!(
+        lines[0]["columns"][1],
+        json!({ "column": "value", "source_column": "value", "declared": null, "found": { "integer": 1_000, "NULL": 1 } }),
+    );
+    assert_eq!(web.requests().len(), 2);
+    assert!(!format!("{ran:?}").contains("hunter2"), "{ran:?}");
+
+    web.answer(|_| Reply::status(401));
+    let (lines, ran) = look(&project, 1);
+    assert_eq!(lines[0]["rows"], 0);
+    assert!(ran.stderr.contains("/spend, page 1: HTTP 401 Unauthorized"), "{ran:?}");
 }
 
 #[test]

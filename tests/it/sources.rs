@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use arrow_array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 use audience_sync::audience::{Class, SourceName};
 use audience_sync::progress::Progress;
 use audience_sync::run::Outcome;
@@ -15,6 +16,7 @@ use audience_sync::source::{Adbc, Dialect, Files, Http, Pointer, Source, Templat
 use audience_sync::stop::Stop;
 use audience_sync::sync::{Request, Runner};
 use chrono::NaiveDate;
+use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 
 use crate::replay::{Downstream, Truth, audience, move_on, orders, project};
@@ -168,6 +170,26 @@ async fn real_orders_from_json_lines_leave_the_truth_downstream_after_every_day(
     replay(&Exports {
         ending: ".jsonl.zst",
         write: |members| zstd::encode_all(&*json_lines(members), 1).unwrap(),
+    })
+    .await;
+}
+
+fn parquet(members: &[(&str, &Value)]) -> Vec<u8> {
+    let users = StringArray::from_iter_values(members.iter().map(|(user, _)| user));
+    let values = Int64Array::from_iter(members.iter().map(|(_, value)| value.as_i64()));
+    let columns: [(&str, ArrayRef); 2] =
+        [("value", Arc::new(values)), ("customer", Arc::new(users))];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    writer.into_inner().unwrap()
+}
+
+#[tokio::test]
+async fn real_orders_from_parquet_leave_the_truth_downstream_after_every_day() {
+    replay(&Exports {
+        ending: ".parquet",
+        write: parquet,
     })
     .await;
 }

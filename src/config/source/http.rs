@@ -51,7 +51,7 @@ pub(super) fn read(
             .get("format")
             .map(|item| read_format(&item))
             .transpose()?,
-        dialect: read_dialect(table)?,
+        dialect: read_dialect(table, None)?,
         columns: read_columns(table)?,
         items: table
             .get("items")

@@ -1,56 +1,18 @@
 //! Rows of a driver as members: in the order in which they come, each once.
-//!
-//! A thread of its own takes them from the driver, so that the database goes on while these are read.
 
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread::Scope;
-
-use arrow_array::{RecordBatch, RecordBatchReader};
-use arrow_schema::ArrowError;
+use std::sync::mpsc::Receiver;
 
 use super::Adbc;
-use super::cells::Batch;
 use super::words::Words;
 use crate::audience::{Audience, Member};
 use crate::diff::Members;
+use crate::source::arrow::{Batch, Fetched};
 use crate::source::row::{Columns, Read, RowReader};
 use crate::source::sort::{Sorted, Sorter};
 use crate::source::{Answer, Fingerprint, Interrupt, Question, Skipped, SourceError, is_greater};
 
 /// How many rows are read between two looks at whether to go on.
 const LOOK_EVERY: usize = 4_096;
-
-/// How many batches are taken ahead.
-const BATCHES_AHEAD: usize = 1;
-
-/// What the thread says that takes rows from a driver.
-pub(super) enum Fetched {
-    Batch(RecordBatch),
-    Failed(ArrowError),
-    End,
-}
-
-/// Takes all rows from a driver, or as many as somebody listens to. What gives them goes before the scope ends.
-pub(super) fn fetch<'s>(
-    scope: &'s Scope<'s, '_>,
-    reader: Box<dyn RecordBatchReader + Send>,
-) -> Receiver<Fetched> {
-    let (say, fetched) = sync_channel(BATCHES_AHEAD);
-    scope.spawn(move || fetch_all(reader, &say));
-    fetched
-}
-
-fn fetch_all(reader: Box<dyn RecordBatchReader + Send>, say: &SyncSender<Fetched>) {
-    for batch in reader {
-        let has_failed = batch.is_err();
-        let said = say.send(batch.map_or_else(Fetched::Failed, Fetched::Batch));
-        if has_failed || said.is_err() {
-            return;
-        }
-    }
-    // Nobody listens any more when the merge has failed.
-    drop(say.send(Fetched::End));
-}
 
 /// The rows of a query that can be used.
 pub(super) struct Rows<'a> {

@@ -6,10 +6,10 @@ use adbc_core::Statement as _;
 use arrow_array::RecordBatchReader;
 use arrow_schema::Schema;
 
-use super::cells::Batch;
 use super::words::Words;
 use super::{Adbc, Asked, driver};
 use crate::audience::Audience;
+use crate::source::arrow::Batch;
 use crate::source::peek::{Look, Order};
 use crate::source::{Interrupt, Question, SourceError};
 

@@ -1,6 +1,6 @@
 //! The query of an audience, as it is asked.
 
-use super::cells::compares_as_text;
+use crate::source::arrow::compares_as_text;
 use crate::source::row::Columns;
 use arrow_schema::Schema;
 

@@ -1,3 +1,5 @@
+mod parquet;
+
 use std::io::Write as _;
 
 use tempfile::TempDir;
@@ -34,6 +36,7 @@ impl Exports {
             source: SourceName::new("exports"),
             query: String::new(),
             files: None,
+            url: None,
             columns: BTreeMap::new(),
             destinations: Vec::new(),
             guard: None,
@@ -294,7 +297,7 @@ fn what_cannot_be_read_as_members_says_where_and_what_to_do() {
         "a.jsonl, row 1: it is no JSON that names a member: expected value at line 1 column 1",
     );
     Exports::new("a.xlsx").with("a.xlsx", "x").fails(
-        "a.xlsx: its ending names no format\n\nhint: add format = \"csv\", \"tsv\" or \"jsonl\" to the source",
+        "a.xlsx: its ending names no format\n\nhint: add format = \"csv\", \"tsv\", \"jsonl\" or \"parquet\" to the source",
     );
     Exports::new("no-*.csv").fails("no-*.csv: there is no such file");
 }

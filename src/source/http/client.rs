@@ -127,12 +127,17 @@ impl<'c> Client<'c> {
         timeout: Duration,
         interrupt: &'c Interrupt,
     ) -> Result<Self, Unfetched> {
-        let http = reqwest::Client::builder()
+        let mut http = reqwest::Client::builder()
             .user_agent(USER_AGENT)
             .redirect(Policy::none())
             .referer(false)
             .connect_timeout(timeout)
-            .read_timeout(timeout)
+            .read_timeout(timeout);
+        // Plain http stays on this machine: a proxy, which the environment may name, could be another one.
+        if named.scheme() == "http" {
+            http = http.no_proxy();
+        }
+        let http = http
             .build()
             .map_err(|error| Unfetched::Failed(Failure::of_connection(error)))?;
         let runtime = Builder::new_current_thread()

@@ -1,6 +1,6 @@
 //! How an answer is written.
 
-use crate::source::rows::Format as Rows;
+use crate::source::rows::Text;
 
 /// The formats of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,16 +8,16 @@ pub enum AnswerFormat {
     /// One document.
     Json,
     /// A row after another.
-    Rows(Rows),
+    Rows(Text),
 }
 
 impl AnswerFormat {
     pub const ALL: [(&'static str, Self); 5] = [
         ("json", Self::Json),
-        ("jsonl", Self::Rows(Rows::JsonLines)),
-        ("ndjson", Self::Rows(Rows::JsonLines)),
-        ("csv", Self::Rows(Rows::Csv)),
-        ("tsv", Self::Rows(Rows::Tsv)),
+        ("jsonl", Self::Rows(Text::JsonLines)),
+        ("ndjson", Self::Rows(Text::JsonLines)),
+        ("csv", Self::Rows(Text::Csv)),
+        ("tsv", Self::Rows(Text::Tsv)),
     ];
 
     pub fn parse(name: &str) -> Option<Self> {
@@ -45,9 +45,9 @@ impl AnswerFormat {
             | "application/x-jsonl"
             | "application/x-jsonlines"
             | "application/x-ndjson"
-            | "application/x-json-stream" => Some(Self::Rows(Rows::JsonLines)),
-            "text/csv" | "application/csv" => Some(Self::Rows(Rows::Csv)),
-            "text/tab-separated-values" => Some(Self::Rows(Rows::Tsv)),
+            | "application/x-json-stream" => Some(Self::Rows(Text::JsonLines)),
+            "text/csv" | "application/csv" => Some(Self::Rows(Text::Csv)),
+            "text/tab-separated-values" => Some(Self::Rows(Text::Tsv)),
             other if other.ends_with("+json") => Some(Self::Json),
             _ => None,
         }
@@ -58,7 +58,7 @@ impl AnswerFormat {
         match format {
             None => "application/json, application/x-ndjson, text/csv;q=0.9, */*;q=0.1",
             Some(Self::Json) => "application/json, */*;q=0.1",
-            Some(Self::Rows(Rows::JsonLines)) => "application/x-ndjson, */*;q=0.1",
+            Some(Self::Rows(Text::JsonLines)) => "application/x-ndjson, */*;q=0.1",
             Some(Self::Rows(_)) => "text/csv, */*;q=0.1",
         }
     }

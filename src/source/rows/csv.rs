@@ -118,7 +118,8 @@ pub(super) fn read(
             .collect(),
         false => (1..=count).map(|number| number.to_string()).collect(),
     };
-    let columns = taker.find(&names)?;
+    // Where the header is missing, names are ids: they are not shown.
+    let columns = taker.find(&names, &format!("its {count}"), NAME_IT)?;
     taker.declare(&columns, |_| None);
     if !dialect.has_header {
         taker.count()?;
@@ -156,6 +157,8 @@ pub(super) fn read(
     }
     Ok(())
 }
+
+const NAME_IT: &str = "name it: columns = { user_id = \"...\" }; without a header, header = false and columns = { user_id = \"1\" }";
 
 /// No table has as many.
 const MAX_COLUMNS: usize = 1 << 16;

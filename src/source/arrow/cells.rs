@@ -1,4 +1,4 @@
-//! What a driver gives, column by column, as cells of rows.
+//! What comes as Arrow, column by column, as cells of rows.
 //!
 //! Texts are only ever looked at as bytes: nobody has seen whether a driver's are UTF-8. Numbers stay numbers where
 //! nothing of them is lost, and are texts otherwise. Times are texts as ISO 8601 writes them.
@@ -25,19 +25,19 @@ use uuid::Uuid;
 use crate::source::row::{Cell, Row};
 
 /// Some rows, one after another.
-pub(super) struct Batch {
+pub(in crate::source) struct Batch {
     columns: Vec<Column>,
     rows: usize,
 }
 
 /// One of them.
-pub(super) struct BatchRow<'b> {
+pub(in crate::source) struct BatchRow<'b> {
     batch: &'b Batch,
     row: usize,
 }
 
 impl Batch {
-    pub(super) fn of(batch: &RecordBatch) -> Self {
+    pub(in crate::source) fn of(batch: &RecordBatch) -> Self {
         let schema = batch.schema();
         let columns = schema.fields().iter().zip(batch.columns());
         Self {
@@ -48,7 +48,7 @@ impl Batch {
         }
     }
 
-    pub(super) fn row(&self, row: usize) -> Option<BatchRow<'_>> {
+    pub(in crate::source) fn row(&self, row: usize) -> Option<BatchRow<'_>> {
         (row < self.rows).then_some(BatchRow { batch: self, row })
     }
 }
@@ -284,7 +284,7 @@ fn is_uuid(field: &Field) -> bool {
 }
 
 /// Whether its ids compare here as their texts do in the database.
-pub(super) fn compares_as_text(field: &Field) -> bool {
+pub(in crate::source) fn compares_as_text(field: &Field) -> bool {
     match field.data_type() {
         DataType::Utf8 => !is_numeric(field),
         DataType::FixedSizeBinary(16) => is_uuid(field),
