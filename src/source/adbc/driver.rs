@@ -146,11 +146,12 @@ pub(super) fn vendor(connection: &ManagedConnection) -> Option<String> {
     told(connection, InfoCode::VendorName)
 }
 
-/// Such as `PostgreSQL 15.12, by ADBC PostgreSQL Driver 1.13.0`.
+/// Such as `PostgreSQL 150018, by ADBC PostgreSQL Driver`, in their own words.
 pub(super) fn about(connection: &ManagedConnection) -> String {
     let both = |name, version| {
         let parts = [told(connection, name), told(connection, version)];
-        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        let known = parts.into_iter().flatten().filter(|it| it != "unknown");
+        let parts: Vec<String> = known.collect();
         (!parts.is_empty()).then(|| parts.join(" "))
     };
     let vendor = both(InfoCode::VendorName, InfoCode::VendorVersion);
