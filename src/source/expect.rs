@@ -5,17 +5,22 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime};
 
 use super::row::Cell;
-use super::{Source, SourceError};
+use super::{Interrupt, Source, SourceError};
 use crate::audience::Audience;
 use crate::run::Timestamp;
 
 impl Source {
     /// Refuses a source that is older than an audience expects.
-    pub fn must_be_fresh(&self, audience: &Audience, now: Timestamp) -> Result<(), SourceError> {
+    pub fn must_be_fresh(
+        &self,
+        audience: &Audience,
+        now: Timestamp,
+        interrupt: &Interrupt,
+    ) -> Result<(), SourceError> {
         let Some(max_age) = audience.expect.max_age else {
             return Ok(());
         };
-        let updated_at = self.updated_at(audience)?;
+        let updated_at = self.updated_at(audience, interrupt)?;
         let age = u64::try_from(now.millis() - updated_at.millis()).unwrap_or_default();
         if u128::from(age) <= max_age.as_millis() {
             return Ok(());

@@ -169,7 +169,7 @@ impl Reading {
         journal: &mut Journal<'_>,
     ) -> Result<(Tally, u64), PlanError> {
         self.source
-            .must_be_fresh(&self.audience, Timestamp::now())?;
+            .must_be_fresh(&self.audience, Timestamp::now(), &self.interrupt)?;
         if let Way::AsBefore(last) = &self.way {
             Source::must_have(&self.audience, last.members)?;
             return Ok(self.find_as_before(last, journal));
