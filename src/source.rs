@@ -305,11 +305,15 @@ impl Source {
     }
 
     /// When it was brought up to date last.
-    pub fn updated_at(&self, audience: &Audience) -> Result<Timestamp, SourceError> {
+    pub fn updated_at(
+        &self,
+        audience: &Audience,
+        interrupt: &Interrupt,
+    ) -> Result<Timestamp, SourceError> {
         match self {
-            Self::Sqlite(sqlite) => sqlite.updated_at(audience),
+            Self::Sqlite(sqlite) => sqlite.updated_at(audience, interrupt),
             Self::Files(files) => files.updated_at(audience),
-            Self::Adbc(adbc) => adbc.updated_at(audience),
+            Self::Adbc(adbc) => adbc.updated_at(audience, interrupt),
             Self::Http(http) => http.updated_at(),
         }
     }

@@ -1,7 +1,9 @@
 //! How long our syncs take beside the bare cost of what they cannot avoid, on one machine and in one run.
 //!
-//! `cargo bench -- [MEMBERS]...`, by default for 100,000, 1,000,000 and 10,000,000. It makes its data, which takes about
-//! 3 GB in `TMPDIR` at most. Where there is Python, what a person would write by hand does the same work beside it.
+//! `cargo bench -- [MEMBERS]...`, by default for 100,000, 1,000,000 and 10,000,000; `cargo bench -- warehouse MEMBERS...`
+//! for what concerns PostgreSQL only. It makes its data, which takes about
+//! 3 GB in `TMPDIR` at most. Where there is Python, what a person would write by hand does the same work beside it, and
+//! where there is PostgreSQL, `psql`.
 #![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
 
 mod by_hand;
@@ -9,6 +11,7 @@ mod endpoint;
 #[path = "../support/shop.rs"]
 mod shop;
 mod step;
+mod warehouse;
 
 use std::path::Path;
 use std::process::Command;
@@ -22,8 +25,18 @@ use by_hand::ByHand;
 use endpoint::Endpoint;
 use shop::Shop;
 use step::{ID_BYTES, Measured};
+use warehouse::Warehouse;
 
 const SIZES: [u64; 3] = [100_000, 1_000_000, 10_000_000];
+
+/// By itself only.
+fn compare_warehouses(sizes: &[&str]) -> anyhow::Result<()> {
+    let endpoint = Endpoint::start()?;
+    let warehouse = Warehouse::prepare().context("PostgreSQL is missing")?;
+    sizes
+        .iter()
+        .try_for_each(|size| warehouse::compare(members(size)?, &warehouse, &endpoint))
+}
 
 /// More would only take longer: there are few large audiences, and Python is slow.
 const LARGEST_OF_MANY: u64 = 1_000_000;
@@ -42,6 +55,7 @@ fn main() -> anyhow::Result<()> {
             step::run(step, &shop, url)
         }
         [] => compare_all(&SIZES),
+        ["warehouse", ref sizes @ ..] => compare_warehouses(sizes),
         ref sizes => {
             let sizes: anyhow::Result<Vec<u64>> = sizes.iter().map(|size| members(size)).collect();
             compare_all(&sizes?)
@@ -69,9 +83,16 @@ fn compare_all(sizes: &[u64]) -> anyhow::Result<()> {
     if let Err(reason) = &by_hand {
         println!("Python comparison left out: {reason}");
     }
+    let warehouse = Warehouse::prepare();
+    if warehouse.is_none() {
+        println!("PostgreSQL comparison left out, for the reason above");
+    }
     for size in sizes {
         let bare = compare(*size, &endpoint)?;
         compare_exports(*size, by_hand.as_ref().ok(), &endpoint)?;
+        if let Some(warehouse) = &warehouse {
+            warehouse::compare(*size, warehouse, &endpoint)?;
+        }
         if *size > LARGEST_OF_MANY {
             println!(
                 "(200 audiences, and what is written by hand: up to {} members only)",
@@ -124,6 +145,11 @@ impl<'e> Stage<'e> {
     }
 
     fn step(&self, name: &str) -> anyhow::Result<Measured> {
+        Measured::of(self.command(name)?)
+    }
+
+    /// Runs a step.
+    fn command(&self, name: &str) -> anyhow::Result<Command> {
         let mut step = myself()?;
         step.args(["step", name])
             .arg(self.folder.path())
@@ -133,7 +159,7 @@ impl<'e> Stage<'e> {
                 ("AWS_ACCESS_KEY_ID", "bench"),
                 ("AWS_SECRET_ACCESS_KEY", "bench"),
             ]);
-        Measured::of(step)
+        Ok(step)
     }
 
     /// So many rounds of these steps, in turn.
@@ -343,7 +369,11 @@ impl Table {
         let ratio = bare.map_or(String::new(), |bare| {
             format!("{:.2}", seconds / bare.seconds)
         });
-        println!("{name:<48} {seconds:>9.3} {rate:>12} {ratio:>8} {peak_mib:>9.0}");
+        let peak = match peak_mib {
+            0.0 => String::new(),
+            mib => format!("{mib:.0}"),
+        };
+        println!("{name:<48} {seconds:>9.3} {rate:>12} {ratio:>8} {peak:>9}");
     }
 }
 

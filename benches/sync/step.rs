@@ -10,7 +10,8 @@ use audience_sync::audience::{DestinationName, SourceName};
 use audience_sync::diff::Members as _;
 use audience_sync::event::Identify;
 use audience_sync::firehose::{Api, Aws, AwsSettings, Destination, Quota};
-use audience_sync::source::{Dialect, Files, Interrupt, Source, SourceError};
+use audience_sync::secret::Secret;
+use audience_sync::source::{Adbc, Dialect, Files, Interrupt, Source, SourceError};
 use audience_sync::sync::Request;
 use aws_sdk_firehose::primitives::Blob;
 use aws_sdk_firehose::types::Record;
@@ -18,6 +19,7 @@ use rusqlite::Connection;
 use tokio::task::JoinSet;
 
 use crate::shop::{self, Shop};
+use crate::warehouse;
 
 /// All ids have as many.
 pub(crate) const ID_BYTES: usize = 24;
@@ -26,6 +28,7 @@ pub(crate) const ID_BYTES: usize = 24;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Measured {
     pub seconds: f64,
+    /// 0 where it is not known.
     pub peak_mib: f64,
 }
 
@@ -93,8 +96,9 @@ pub(crate) fn run(step: &str, shop: &Shop, url: &str) -> anyhow::Result<()> {
     };
     match step {
         "scans" => scans(shop)?,
-        "export" => read_export(shop, shop::EXPORT)?,
-        "parquet" => read_export(shop, shop::PARQUET)?,
+        "export" => read(shop, export(shop, shop::EXPORT))?,
+        "parquet" => read(shop, export(shop, shop::PARQUET))?,
+        "warehouse" => read(shop, warehouse()?)?,
         "post" => runtime.block_on(post(shop, shop.members(), url))?,
         "post-changes" => runtime.block_on(post(shop, shop.changes(), url))?,
         "sync" => runtime.block_on(shop.sync(destination(url), Request::default()))?,
@@ -143,16 +147,29 @@ fn scans(shop: &Shop) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// All members of an export, in order, and nothing done with them.
-fn read_export(shop: &Shop, file: &str) -> anyhow::Result<()> {
-    let source = Source::Files(Files {
+fn export(shop: &Shop, file: &str) -> Source {
+    Source::Files(Files {
         name: SourceName::new("exports"),
         root: shop.folder.clone(),
         pattern: file.into(),
         format: None,
         dialect: Dialect::default(),
         columns: BTreeMap::new(),
-    });
+    })
+}
+
+fn warehouse() -> anyhow::Result<Source> {
+    let uri = Secret::new(std::env::var(warehouse::URI)?);
+    Ok(Source::Adbc(Adbc {
+        name: SourceName::new("wh"),
+        driver: "postgresql".to_owned(),
+        options: BTreeMap::new(),
+        secrets: [("uri".to_owned(), uri)].into(),
+    }))
+}
+
+/// All members of a source, in order, and nothing done with them.
+fn read(shop: &Shop, source: Source) -> anyhow::Result<()> {
     let audience = shop.audiences().next().context("there is an audience")?;
     let read = source.read(&audience, &Interrupt::default(), |members| {
         let mut bytes = 0;

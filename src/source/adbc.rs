@@ -7,6 +7,7 @@
 //! Only PostgreSQL can be held to reading, by its transaction. Elsewhere a statement must begin as one that reads,
 //! and the role should be one that may do no more.
 
+mod age;
 mod driver;
 mod members;
 mod peek;
@@ -19,19 +20,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use adbc_core::error::{Error, Status};
-use adbc_core::options::{OptionConnection, OptionStatement, OptionValue};
+use adbc_core::options::{OptionStatement, OptionValue};
 use adbc_core::{CancelHandle, Connection as _, Optionable as _, Statement as _};
 use adbc_driver_manager::{ManagedConnection, ManagedStatement};
 use arrow_schema::Schema;
 
-use super::arrow::{Batch, fetch};
-use super::expect::{NO_TIME, time_of};
-use super::row::{Columns, Row as _};
+use super::arrow::fetch;
+use super::row::Columns;
 use super::sort::Sorter;
 use super::{Interrupt, Question, SourceError, UseMembers, digest};
 use crate::audience::{Audience, SourceName};
-use crate::run::Timestamp;
 use crate::secret::Secret;
+use driver::{is_postgresql, only_read};
 use members::{OrderedMembers, Rows};
 use query::{in_order, not_a_query, statement};
 use words::{Words, hidden_in};
@@ -58,9 +58,6 @@ const SORT_BYTES: usize = 64 << 20;
 
 /// How much comes from PostgreSQL at once.
 const BATCH_BYTES: i64 = 1 << 20;
-
-/// What the only vendor is called that is asked for an order.
-const POSTGRESQL: &str = "PostgreSQL";
 
 /// Bytes of other encodings have another order.
 const IS_UTF8: &str = "SELECT current_setting('server_encoding') = 'UTF8' AS is_utf8";
@@ -97,31 +94,6 @@ impl Adbc {
         use_members: &mut UseMembers<'_>,
     ) -> Result<(), SourceError> {
         Asked::begin(self, audience, interrupt)?.answer(use_members)
-    }
-
-    /// What the audience's `updated_at` says.
-    pub(super) fn updated_at(&self, audience: &Audience) -> Result<Timestamp, SourceError> {
-        let query = audience.expect.updated_at.as_deref().unwrap_or_default();
-        let unexpected = |problem: String| SourceError::Unexpected {
-            source_name: self.name.clone(),
-            problem: format!("`updated_at` {problem}"),
-        };
-        if let Some(reason) = not_a_query(query) {
-            return Err(unexpected(format!("cannot run: {reason}")));
-        }
-        let mut connection = self.connect()?;
-        let failed =
-            |error: &Error| unexpected(format!("cannot run: {}", Words::of(self, error).text));
-        let mut asked = connection.new_statement().map_err(|error| failed(&error))?;
-        let batch = asked
-            .set_sql_query(statement(query))
-            .and_then(|()| asked.execute())
-            .map_err(|error| failed(&error))?
-            .find_map(Result::ok)
-            .map(|batch| Batch::of(&batch));
-        let row = batch.as_ref().and_then(|batch| batch.row(0));
-        row.and_then(|row| time_of(row.cell(0)))
-            .ok_or_else(|| unexpected(NO_TIME.to_owned()))
     }
 
     fn interrupted(&self) -> SourceError {
@@ -195,11 +167,11 @@ impl<'a> Asked<'a> {
     /// The statement that gives all rows, and whether it gives them in the order of users.
     fn prepare(&mut self, batch_bytes: i64) -> Result<(ManagedStatement, bool), SourceError> {
         let plain = statement(&self.audience.query);
-        let is_postgresql = driver::vendor(&self.connection).as_deref() == Some(POSTGRESQL);
+        let is_postgresql = is_postgresql(&self.connection);
         let ordered = match is_postgresql {
             true => {
                 let ordered = self.find_order(&plain)?;
-                self.only_read()?;
+                only_read(&mut self.connection).map_err(|error| self.failed(&error))?;
                 ordered
             }
             false => None,
@@ -228,7 +200,7 @@ impl<'a> Asked<'a> {
             let rows = Rows::new(adbc, audience, columns, interrupt, fetched);
             match is_ordered {
                 true => use_members(&mut OrderedMembers::start(rows)?),
-                false => use_members(&mut rows.sorted(Sorter::new(SORT_BYTES))?),
+                false => use_members(&mut rows.sorted(Sorter::new(SORT_BYTES, interrupt))?),
             }
         })?;
         Ok(())
@@ -269,18 +241,6 @@ impl<'a> Asked<'a> {
             let column = batch.columns().first().and_then(|it| it.as_boolean_opt());
             column.is_some_and(|is_utf8| is_utf8.iter().flatten().any(|it| it))
         })
-    }
-
-    /// In a transaction of its own, and no setting of the session: others may get the session later, from a pool.
-    fn only_read(&mut self) -> Result<(), SourceError> {
-        self.connection
-            .set_option(OptionConnection::AutoCommit, OptionValue::from(false))
-            .map_err(|error| self.failed(&error))?;
-        let mut statement = self.statement("SET TRANSACTION READ ONLY")?;
-        statement
-            .execute_update()
-            .map_err(|error| self.failed(&error))?;
-        Ok(())
     }
 
     fn columns(&self, schema: &Schema) -> Result<Columns, SourceError> {

@@ -3,5 +3,5 @@
 mod cells;
 mod fetch;
 
-pub(super) use cells::{Batch, compares_as_text};
+pub(super) use cells::{Batch, BatchRow, compares_as_text};
 pub(super) use fetch::{Fetched, fetch};

@@ -5,15 +5,23 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDate, NaiveDateTime, NaiveTime};
 
 use super::row::Cell;
-use super::{Source, SourceError};
+use super::{Interrupt, Source, SourceError};
 use crate::audience::Audience;
 use crate::run::Timestamp;
 
 impl Source {
     /// Refuses a source that is older than an audience expects.
-    pub fn must_be_fresh(&self, audience: &Audience, now: Timestamp) -> Result<(), SourceError> {
+    pub fn must_be_fresh(
+        &self,
+        audience: &Audience,
+        now: Timestamp,
+        interrupt: &Interrupt,
+    ) -> Result<(), SourceError> {
         match audience.expect.max_age {
-            Some(_) => Self::must_be_as_new(audience, self.updated_at(audience)?, now),
+            Some(_) => {
+                let updated_at = self.updated_at(audience, interrupt)?;
+                Self::must_be_as_new(audience, updated_at, now)
+            }
             None => Ok(()),
         }
     }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
-/// Ends what a source does, from another thread. A query that has yet to begin is not held up by it: ask again.
+/// Ends what a source does, from another thread. A query that has yet to begin is not held up by it: ask again. A
+/// reading has few queries, and what they are ended by does nothing once they have ended.
 #[derive(Clone, Default)]
 pub struct Interrupt(Arc<Reading>);
 
@@ -15,7 +16,7 @@ type EndQuery = Box<dyn Fn() + Send>;
 
 #[derive(Default)]
 struct Reading {
-    query: Mutex<Option<EndQuery>>,
+    queries: Mutex<Vec<EndQuery>>,
     is_over: AtomicBool,
 }
 
@@ -26,9 +27,9 @@ impl Interrupt {
         self.end_by(move || handle.interrupt());
     }
 
-    /// Says how the query that runs next is ended.
+    /// Says how the query that runs next is ended. Others may be running.
     pub(super) fn end_by(&self, end: impl Fn() + Send + 'static) {
-        *self.query() = Some(Box::new(end));
+        self.queries().push(Box::new(end));
     }
 
     /// Whether somebody has asked for the end: for those who read without a query.
@@ -38,13 +39,14 @@ impl Interrupt {
 
     pub fn interrupt(&self) {
         self.0.is_over.store(true, Ordering::Relaxed);
-        if let Some(end) = self.query().as_ref() {
-            end();
-        }
+        self.queries().iter().for_each(|end| end());
     }
 
-    fn query(&self) -> MutexGuard<'_, Option<EndQuery>> {
-        self.0.query.lock().unwrap_or_else(PoisonError::into_inner)
+    fn queries(&self) -> MutexGuard<'_, Vec<EndQuery>> {
+        self.0
+            .queries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

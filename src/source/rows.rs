@@ -137,7 +137,7 @@ impl<'t> Taker<'t> {
             columns,
             interrupt,
             end_is_certain: false,
-            sorter: Sorter::new(SORT_BYTES),
+            sorter: Sorter::new(SORT_BYTES, interrupt),
             skipped: Skipped::default(),
             read: ReadRow::default(),
             rows: 0,

@@ -21,6 +21,7 @@ mod writer;
 use std::io;
 use std::path::PathBuf;
 
+use super::Interrupt;
 use crate::audience::Member;
 
 use buffer::{Buffer, Entry};
@@ -47,6 +48,8 @@ pub enum SortError {
     /// What was read is not what was written.
     #[error("members could not be sorted: a temporary file is damaged")]
     Damaged,
+    #[error("members were not sorted: asked to stop")]
+    Interrupted,
 }
 
 /// Takes members in any order, and however often.
@@ -54,6 +57,7 @@ pub(super) struct Sorter {
     /// Where temporary files are made.
     folder: PathBuf,
     shares: Shares,
+    interrupt: Interrupt,
     filling: Buffer,
     /// From the first full buffer on.
     writer: Option<Writer>,
@@ -61,14 +65,15 @@ pub(super) struct Sorter {
 
 impl Sorter {
     /// With so many bytes of memory for all that it does. A single member may take more.
-    pub(super) fn new(budget: usize) -> Self {
-        Self::with(std::env::temp_dir(), Shares::of(budget))
+    pub(super) fn new(budget: usize, interrupt: &Interrupt) -> Self {
+        Self::with(std::env::temp_dir(), Shares::of(budget), interrupt)
     }
 
-    fn with(folder: PathBuf, shares: Shares) -> Self {
+    fn with(folder: PathBuf, shares: Shares, interrupt: &Interrupt) -> Self {
         Self {
             folder,
             shares,
+            interrupt: interrupt.clone(),
             filling: Buffer::new(shares),
             writer: None,
         }
@@ -84,7 +89,8 @@ impl Sorter {
 
     /// Has the full buffer sorted and written, and goes on with an empty one.
     fn spill(&mut self) -> Result<(), SortError> {
-        let start = || Writer::start(Runs::new(self.folder.clone(), self.shares));
+        let runs = || Runs::new(self.folder.clone(), self.shares, self.interrupt.clone());
+        let start = || Writer::start(runs());
         let writer = self.writer.get_or_insert_with(start);
         writer.exchange(&mut self.filling)
     }
@@ -95,7 +101,7 @@ impl Sorter {
         let last = self.filling.sort();
         let runs = match self.writer {
             Some(writer) => writer.finish()?,
-            None => Runs::new(self.folder, self.shares),
+            None => Runs::new(self.folder, self.shares, self.interrupt),
         };
         runs.merge_with(last)
     }

@@ -209,13 +209,18 @@ impl Sqlite {
     }
 
     /// What the audience's `updated_at` says.
-    pub(super) fn updated_at(&self, audience: &Audience) -> Result<Timestamp, SourceError> {
+    pub(super) fn updated_at(
+        &self,
+        audience: &Audience,
+        interrupt: &Interrupt,
+    ) -> Result<Timestamp, SourceError> {
         let query = audience.expect.updated_at.as_deref().unwrap_or_default();
         let unexpected = |problem: String| SourceError::Unexpected {
             source_name: self.name.clone(),
             problem: format!("`updated_at` {problem}"),
         };
         let opened = self.open()?;
+        interrupt.watch(&opened.connection);
         let told = opened.connection.query_row(query, [], |row| {
             row.get_ref(0)?;
             Ok(time_of(row.cell(0)))

@@ -193,7 +193,7 @@ impl Reading {
         journal: &mut Journal<'_>,
     ) -> Result<(Tally, u64), PlanError> {
         self.source
-            .must_be_fresh(&self.audience, Timestamp::now())?;
+            .must_be_fresh(&self.audience, Timestamp::now(), &self.interrupt)?;
         if let Way::AsBefore(last) = &self.way {
             return self.find_as_before(last, journal);
         }

@@ -1,10 +1,12 @@
 //! Members from a warehouse: PostgreSQL and SQLite, through the drivers that everybody uses.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::postgres::{Database, Postgres, drivers};
+use crate::support::duckdb::DuckDb;
+use crate::support::postgres::{Database, PASSWORD_IN_URI, Postgres, drivers};
 use crate::support::{Project, Ran, eventually, truth};
 
 const CONFIG: &str = r#"
@@ -178,6 +180,84 @@ fn another_engine_is_read_through_its_driver_and_sorted_here() {
 }
 
 #[test]
+fn a_file_of_duckdb_is_read_through_its_library() {
+    let Some(duckdb) = DuckDb::library() else {
+        return;
+    };
+    let mut project = Project::empty();
+    duckdb.sql(
+        &project.path("shop.duckdb"),
+        "CREATE TABLE orders AS SELECT 'user-' || (n * 7 % 5000) AS user_id, n::decimal(10, 2) / 4 AS total, n AS items,
+             TIMESTAMP '2026-11-24 10:00:00' AS loaded_at
+         FROM range(10000) t(n)",
+    );
+    let schedule = r#"
+[[computed_trait]]
+name = "Revenue"
+source = "wh"
+traits = ["items", "day", "names"]
+query = """
+SELECT user_id, sum(total)::decimal(18, 2) AS value, sum(items) AS items, max(loaded_at)::date AS day, list(user_id)[1] AS names
+FROM orders GROUP BY user_id
+"""
+expect = { max_age = "99999d", updated_at = "SELECT max(loaded_at) FROM orders" }
+"#;
+    project.write("schedules/main.toml", schedule);
+    let library = duckdb.path();
+    let manifest = format!(
+        "[Driver]\nentrypoint = \"duckdb_adbc_init\"\nshared = \"{}\"\n",
+        library.display()
+    );
+    project.write("mine.toml", &manifest);
+    let folder = library.parent().unwrap().to_str().unwrap().to_owned();
+    let by_path = library.to_str().unwrap();
+    for (driver, searched) in [("duckdb", true), (by_path, false), ("mine.toml", false)] {
+        let config = CONFIG.replace("postgresql", driver);
+        let uri = "{ env = \"WAREHOUSE_URI\" }";
+        project.write(
+            "audience-sync.toml",
+            &config.replace(uri, "\"shop.duckdb\""),
+        );
+        project.variables.clear();
+        if searched {
+            let places = project.variables.entry("ADBC_DRIVER_PATH".to_owned());
+            places.or_insert(folder.clone());
+        }
+        let line = project.sync();
+        assert_eq!(line["members"], 5000, "{driver}: {line}");
+    }
+    assert_eq!(project.sync()["outcome"], "unchanged");
+    let records = project.delivered();
+    let of = |user: &str| records.iter().find(|record| record["userId"] == user);
+    // Orders 1 and 5,001.
+    assert_eq!(
+        of("user-7").unwrap()["traits"],
+        json!({ "revenue": 1250.5, "items": 5002, "day": "2026-11-24", "names": "user-7" })
+    );
+    assert_eq!(records.len(), 5000);
+
+    project.variables.clear();
+    project.write(
+        "audience-sync.toml",
+        &CONFIG
+            .replace("postgresql", "duckdb")
+            .replace("WAREHOUSE_URI", "HOME"),
+    );
+    project
+        .variables
+        .insert("HOME".to_owned(), "unused".to_owned());
+    let ran = project.run(&["sync"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    for words in [
+        "driver `duckdb`: there is no such driver",
+        "`dbc install duckdb`",
+        "libduckdb",
+    ] {
+        assert!(ran.stderr.contains(words), "{words}: {}", ran.stderr);
+    }
+}
+
+#[test]
 fn a_driver_that_is_missing_is_named_with_the_way_to_get_it() {
     let Some(mut project) = project("unused", "SELECT user_id FROM members") else {
         return;
@@ -219,13 +299,20 @@ fn a_wrong_password_is_said_and_never_shown() {
     let secret = "hunter2-of-the-warehouse";
     let uris = [
         database.uri_as("postgres", secret),
+        database
+            .uri()
+            .replace("/warehouse_", "/nowhere_")
+            .replace(PASSWORD_IN_URI, secret),
+        format!("nonsense:{secret}@"),
         // One that the driver misreads.
         format!("postgres:{secret}@warehouse"),
         format!("postgresql://postgres:12{secret}/34{secret}@127.0.0.1/shop"),
         format!("host=/nowhere user=postgres password={secret} port={secret}"),
     ];
     for (place, uri) in uris.iter().enumerate() {
-        let project = project(uri, "SELECT user_id FROM members").unwrap();
+        let mut project = project(uri, "SELECT user_id FROM members").unwrap();
+        let all = ("RUST_LOG".to_owned(), "trace".to_owned());
+        project.variables.extend([all]);
         let ran = fails(&project, 1, "source `wh`: no connection: ");
         assert!(!ran.stderr.contains(secret), "{place}: {}", ran.stderr);
         assert!(
@@ -258,10 +345,14 @@ fn a_mistake_in_a_query_is_a_mistake_in_the_configuration() {
             "relation \"nothing\" does not exist",
         ),
         ("SELECT user_id FORM members", "syntax error"),
-        ("SELECT 1; SELECT 2", "multiple commands"),
+        ("SELECT 1; SELECT 2", "it is more than one statement"),
         (
             "SELECT user_id AS a, 1 AS b FROM members",
             "no column `user_id`",
+        ),
+        (
+            "SELECT user_id, user_id FROM members",
+            "it has two columns `user_id`",
         ),
         (
             "DELETE FROM members RETURNING user_id",
@@ -296,6 +387,12 @@ fn a_query_may_do_nothing_but_read() {
             "{query}"
         );
     }
+    ask(&project, "SELECT user_id FROM members");
+    let schedule = std::fs::read_to_string(project.path("schedules/main.toml")).unwrap();
+    let expect = "expect = { max_age = \"1h\", updated_at = \"SELECT now(), leave()\" }\n";
+    project.write("schedules/main.toml", &(schedule + expect));
+    fails(&project, 1, "in a read-only transaction");
+    assert_eq!(database.sql("SELECT count(*) FROM members").trim(), "1");
 }
 
 #[test]
@@ -313,6 +410,136 @@ fn a_column_that_holds_no_ids_is_the_wrong_one() {
         ask(&project, query);
         let words = format!("gives {found} in column `user_id`, which takes text or integers");
         fails(&project, 1, &words);
+    }
+}
+
+#[test]
+fn a_column_that_holds_no_values_is_the_wrong_one() {
+    let Some(database) = warehouse("('ada')") else {
+        return;
+    };
+    let project = project(&database.uri(), "").unwrap();
+    for (value, words) in [
+        (
+            "true",
+            "gives true or false in column `value`, which takes text or numbers",
+        ),
+        ("ARRAY[1]", "gives a list in column `value`"),
+        ("repeat('x', 100000000)", "a row holds more than 4 MiB"),
+    ] {
+        let schedule = format!(
+            "[[computed_trait]]\nname = \"VIP\"\nsource = \"wh\"\nquery = \"SELECT user_id, {value} AS value FROM members\"\n"
+        );
+        project.write("schedules/main.toml", &schedule);
+        fails(&project, 1, words);
+    }
+}
+
+#[test]
+fn rows_that_cannot_be_used_are_left_out_and_told_of() {
+    let Some(database) = warehouse("('ada')") else {
+        return;
+    };
+    let check = |project: &Project, query: &str, skipped: u64, words: &str| {
+        ask(project, query);
+        let ran = project.succeed(&["sync", "--json"]);
+        let line = &ran.lines()[0];
+        assert_eq!(
+            (&line["members"], &line["skipped_rows"]),
+            (&json!(1), &json!(skipped)),
+            "{line}"
+        );
+        assert!(ran.stderr.contains(words), "{words}: {}", ran.stderr);
+    };
+    let in_utf8 = project(&database.uri(), "").unwrap();
+    let long = "SELECT repeat('x', n) AS user_id FROM generate_series(1024, 1026) n";
+    check(&in_utf8, long, 2, "2 with an id over 1024 bytes");
+
+    let name = database.sql("SELECT current_database()");
+    let name = name.trim();
+    database.sql(&format!(
+        "CREATE DATABASE {name}_bytes TEMPLATE template0 ENCODING SQL_ASCII LOCALE_PROVIDER libc LOCALE 'C'"
+    ));
+    let uri = database.uri().replace(name, &format!("{name}_bytes"));
+    let in_bytes = project(&uri, "").unwrap();
+    let query = r"SELECT E'a\xff' AS user_id UNION ALL SELECT 'bob'";
+    check(&in_bytes, query, 1, "1 with text that is not UTF-8");
+
+    let sqlite = project("shop.sqlite", "").unwrap();
+    sqlite.write(
+        "audience-sync.toml",
+        &CONFIG.replace("postgresql", "sqlite"),
+    );
+    sqlite.shop("CREATE TABLE users (id)");
+    let query = "SELECT CAST(x'61ff' AS TEXT) AS user_id UNION ALL SELECT 'a' || char(0) || 'b' UNION ALL SELECT 'bob'";
+    check(
+        &sqlite,
+        query,
+        2,
+        "1 with text that is not UTF-8, 1 with a NUL in the id",
+    );
+}
+
+#[test]
+fn a_database_that_holds_nobody_removes_nobody() {
+    let Some(database) = warehouse("('ada'), ('bob')") else {
+        return;
+    };
+    let project = project(&database.uri(), "SELECT user_id FROM members").unwrap();
+    project.sync();
+    database.sql("DELETE FROM members");
+    let ran = project.run(&["sync"]);
+    assert_eq!(ran.code, 4, "{ran:?}");
+    assert_eq!(members(&project), ["ada", "bob"]);
+}
+
+#[test]
+fn whatever_type_an_id_has_it_is_what_the_database_shows() {
+    let Some(database) = warehouse("('ada')") else {
+        return;
+    };
+    database.sql(
+        "CREATE EXTENSION citext; CREATE TYPE mood AS ENUM ('b', 'B', 'a');
+         CREATE DOMAIN email AS text; CREATE DOMAIN number AS bigint",
+    );
+    let project = project(&database.uri(), "").unwrap();
+    let ask = |kind: &str, texts: &[&str]| {
+        let rows = texts.iter().map(|text| format!("('{text}'::{kind})"));
+        let rows = rows.collect::<Vec<_>>().join(", ");
+        ask(
+            &project,
+            &format!("SELECT v AS user_id FROM (VALUES {rows}) AS t(v)"),
+        );
+        project.run(&["sync", "--approve"])
+    };
+    // In another order than that of their bytes.
+    let cases: [(&str, &[&str]); 11] = [
+        ("mood", &["b", "B", "a"]),
+        ("email", &["b", "B", "a", "ä"]),
+        ("varchar(9)", &["b", "c", "a", "ä"]),
+        ("name", &["b", "B", "a", "ä"]),
+        ("bpchar", &["b", "c", "a", "ä"]),
+        ("char(3)", &["b  ", "B  ", "a  "]),
+        ("number", &["-1", "9", "10"]),
+        ("oid", &["1", "9", "10"]),
+        ("numeric(20)", &["-1", "9", "10", "10000000000000000000"]),
+        ("date", &["2026-11-24", "2025-11-24"]),
+        ("jsonb", &["2", "1"]),
+    ];
+    for (kind, texts) in cases {
+        let ran = ask(kind, texts);
+        assert_eq!(ran.code, 0, "{kind}: {ran:?}");
+        let mut expected = texts.to_vec();
+        expected.sort_unstable();
+        assert_eq!(members(&project), expected, "{kind}");
+    }
+    // What the driver does not know comes as it is kept.
+    for (kind, text) in [("citext", "Ada"), ("inet", "10.0.0.0/8")] {
+        let ran = ask(kind, &[text]);
+        assert_eq!(ran.code, 1, "{kind}: {ran:?}");
+        assert!(ran.stderr.contains("gives a BLOB"), "{kind}: {ran:?}");
+        let ran = ask(&format!("{kind}::text"), &[text]);
+        assert_eq!((ran.code, members(&project)), (0, vec![text.to_owned()]));
     }
 }
 
@@ -379,6 +606,36 @@ fn a_signal_ends_a_query_in_the_database_too() {
     eventually("the query sleeps", || database.sql(active).trim() == "1");
     run.signal("TERM");
     run.end();
+    assert_eq!(database.sql(active).trim(), "0");
+}
+
+/// While another query runs for the same audience, which is read ahead.
+#[test]
+fn a_signal_ends_the_query_that_tells_how_old_a_database_is() {
+    let Some(database) = warehouse("('ada')") else {
+        return;
+    };
+    let project = project(&database.uri(), "").unwrap();
+    let audience = |name: &str, query: &str, updated_at: &str| {
+        format!(
+            "[[audience]]\nname = \"{name}\"\nsource = \"wh\"\nquery = \"{query}\"\n\
+             expect = {{ max_age = \"1h\", updated_at = \"{updated_at}\" }}\n"
+        )
+    };
+    let [members, age] = ["SELECT user_id FROM members", "SELECT now()"];
+    let [late_members, late_age] = [
+        "SELECT pg_sleep(600)::text AS user_id FROM members",
+        "SELECT now() FROM pg_sleep(599)",
+    ];
+    let schedule = audience("First", members, age) + &audience("Late", late_members, late_age);
+    project.write("schedules/main.toml", &schedule);
+    let run = project.start(&["sync"]);
+    let active = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+    eventually("both queries sleep", || database.sql(active).trim() == "2");
+    run.signal("TERM");
+    let ended = Instant::now();
+    let ran = run.end();
+    assert!(ended.elapsed() < Duration::from_secs(5), "{ran:?}");
     assert_eq!(database.sql(active).trim(), "0");
 }
 

@@ -147,15 +147,42 @@ fn the_first_pages_of_a_server_are_looked_at() {
     let settings = "headers = { authorization = { env = \"CRM_TOKEN\" } }\nitems = \"/data\"\nnext = \"/paging/cursor\"\n\
                     cursor_parameter = \"cursor\"\ntotal = \"/paging/total\"\ncolumns = { user_id = \"id\" }";
     let url = web.url("/{key}");
-    let config = CONFIG.replace("sqlite = \"shop.sqlite\"", &format!("url = \"{url}\"\n{settings}"));
+    let config = CONFIG.replace(
+        "sqlite = \"shop.sqlite\"",
+        &format!("url = \"{url}\"\n{settings}"),
+    );
     project.write("audience-sync.toml", &config);
-    project.write("schedules/main.toml", "[[computed_trait]]\nname = \"Spend\"\nsource = \"shop\"\n");
-    project.variables.insert("CRM_TOKEN".to_owned(), "Bearer hunter2".to_owned());
+    project.write(
+        "schedules/main.toml",
+        "[[computed_trait]]\nname = \"Spend\"\nsource = \"shop\"\n",
+    );
+    project
+        .variables
+        .insert("CRM_TOKEN".to_owned(), "Bearer hunter2".to_owned());
     let (lines, ran) = look(&project, 0);
     let page = |number: u64| format!("{}, page {number}: json", web.url("/spend"));
     assert_eq!(
-        fields(&lines[0], &["source_kind", "reads", "parts", "rows", "complete", "order", "errors"]),
-        json!(["http", [page(1), page(2)], 2, 1_001, false, "sorted_here", []]),
+        fields(
+            &lines[0],
+            &[
+                "source_kind",
+                "reads",
+                "parts",
+                "rows",
+                "complete",
+                "order",
+                "errors"
+            ]
+        ),
+        json!([
+            "http",
+            [page(1), page(2)],
+            2,
+            1_001,
+            false,
+            "sorted_here",
+            []
+        ]),
     );
     assert_eq!(
         lines[0]["columns"][1],
@@ -167,7 +194,10 @@ fn the_first_pages_of_a_server_are_looked_at() {
     web.answer(|_| Reply::status(401));
     let (lines, ran) = look(&project, 1);
     assert_eq!(lines[0]["rows"], 0);
-    assert!(ran.stderr.contains("/spend, page 1: HTTP 401 Unauthorized"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("/spend, page 1: HTTP 401 Unauthorized"),
+        "{ran:?}"
+    );
 }
 
 #[test]

@@ -207,25 +207,33 @@ fn without_a_cron_there_is_nothing_to_run() {
     assert_eq!(project.contents(), before);
 }
 
-/// A query that gives nothing for minutes must not keep the machine from shutting down.
+/// A query that gives nothing for minutes must not keep the machine from shutting down, nor one that tells how old its
+/// source is.
 #[test]
 fn a_signal_ends_a_query_that_takes_for_ever() {
-    let project = project(&EVERY_SECOND.replace(
-        "SELECT user_id FROM members",
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000000) \
-         SELECT user_id FROM members WHERE (SELECT max(i) FROM n) > 0",
-    ));
-    let running = project.start(&["run"]);
-    eventually("a tick finds it running", || {
-        running.stderr().contains("skipped")
-    });
-    running.signal("TERM");
-    crate::support::within(Duration::from_secs(5), "it stops", || {
-        running.stderr().contains(" stopped")
-    });
-    assert_eq!(running.end().code, 0);
-    assert_closed(&project);
-    assert_eq!(project.delivered().len(), 0);
+    let count =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000000)";
+    let members = "SELECT user_id FROM members";
+    let late = EVERY_SECOND.replace(
+        members,
+        &format!("{count} {members} WHERE (SELECT max(i) FROM n) > 0"),
+    );
+    let expect =
+        format!("expect = {{ max_age = \"1h\", updated_at = \"{count} SELECT max(i) FROM n\" }}\n");
+    for schedule in [late, EVERY_SECOND.to_owned() + &expect] {
+        let project = project(&schedule);
+        let running = project.start(&["run"]);
+        eventually("a tick finds it running", || {
+            running.stderr().contains("skipped")
+        });
+        running.signal("TERM");
+        crate::support::within(Duration::from_secs(5), "it stops", || {
+            running.stderr().contains(" stopped")
+        });
+        assert_eq!(running.end().code, 0);
+        assert_closed(&project);
+        assert_eq!(project.delivered().len(), 0);
+    }
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! A project in a temporary directory, and what arrived from it.
 
+pub(crate) mod duckdb;
 pub(crate) mod endpoint;
 pub(crate) mod moto;
 pub(crate) mod postgres;
 pub(crate) mod venv;
+mod wait;
 pub(crate) mod web;
 
 use std::collections::BTreeMap;
@@ -11,10 +13,12 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub(crate) use wait::within;
 
 /// The real orders that the demo uses too.
 pub(crate) const ORDERS: &str = include_str!("../../src/cli/demo/cdnow-orders.csv");
@@ -211,15 +215,6 @@ impl Drop for Running {
 #[track_caller]
 pub(crate) fn eventually(what: &str, is_so: impl FnMut() -> bool) {
     within(Duration::from_secs(20), what, is_so);
-}
-
-#[track_caller]
-pub(crate) fn within(limit: Duration, what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + limit;
-    while !is_so() {
-        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
 }
 
 /// Every line of the files below a folder as it was written, in the order of its bytes.

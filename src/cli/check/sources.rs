@@ -98,7 +98,7 @@ async fn see(
         SeenNow {
             source_kind: source.kind(),
             peek: source.peek(&audience, question, &heard),
-            updated_at: is_timed.then(|| source.updated_at(&audience)),
+            updated_at: is_timed.then(|| source.updated_at(&audience, &heard)),
         }
     });
     Ok(stop.or_end(seen, || interrupt.interrupt()).await?)

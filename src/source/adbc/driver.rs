@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use adbc_core::error::{Error, Status};
 use adbc_core::options::{AdbcVersion, InfoCode, OptionConnection, OptionDatabase, OptionValue};
-use adbc_core::{Connection as _, Database as _, Driver as _, LOAD_FLAG_DEFAULT};
+use adbc_core::{
+    Connection as _, Database as _, Driver as _, LOAD_FLAG_DEFAULT, Optionable as _, Statement as _,
+};
 use adbc_driver_manager::{ManagedConnection, ManagedDriver};
 use arrow_array::cast::AsArray as _;
 use arrow_array::{Array as _, RecordBatch};
@@ -17,6 +19,10 @@ use crate::source::SourceError;
 
 /// The option that other clients take for the name of the function that a driver begins with.
 const ENTRYPOINT: &str = "entrypoint";
+
+/// DuckDB's library is its driver, and that one's beginning has a name of its own.
+const DUCKDB: &str = "duckdb";
+const ENTRYPOINT_OF_DUCKDB: &str = "duckdb_adbc_init";
 
 /// What options of a connection, and not of a database, begin with.
 const OF_CONNECTION: &str = "adbc.connection.";
@@ -37,7 +43,10 @@ impl Adbc {
 
     /// By the current version of ADBC, or else by the first.
     fn load_as(&self, name: &str) -> Result<ManagedDriver, Error> {
-        let entrypoint = self.options.get(ENTRYPOINT).map(String::as_bytes);
+        let known = is_duckdb(name).then_some(ENTRYPOINT_OF_DUCKDB);
+        let named = self.options.get(ENTRYPOINT).map(String::as_str);
+        // What a manifest says goes before it.
+        let entrypoint = named.or(known).map(str::as_bytes);
         let load = |version| {
             let places = Some(places(name));
             ManagedDriver::load_from_name(name, entrypoint, version, LOAD_FLAG_DEFAULT, places)
@@ -62,9 +71,12 @@ impl Adbc {
             },
             _ => Words::of(self, error).text,
         };
-        format!(
-            "{problem}\n\nhint: install it with `pip install adbc-driver-{name}` or `dbc install {name}`, {folder}"
-        )
+        let ways = match is_duckdb(name) {
+            // PyPI's is a part of Python.
+            true => format!("`dbc install {name}`, or take libduckdb from duckdb.org"),
+            false => format!("`pip install adbc-driver-{name}` or `dbc install {name}`"),
+        };
+        format!("{problem}\n\nhint: install it with {ways}, {folder}")
     }
 
     pub(super) fn connect(&self) -> Result<ManagedConnection, SourceError> {
@@ -97,6 +109,12 @@ impl Adbc {
 /// Whether a driver is named by its file or manifest.
 fn is_path(driver: &str) -> bool {
     driver.contains(['/', '\\']) || Path::new(driver).extension().is_some()
+}
+
+/// Whether a library or a driver is called so.
+fn is_duckdb(name: &str) -> bool {
+    let stem = Path::new(name).file_stem().and_then(OsStr::to_str);
+    stem.is_some_and(|stem| stem.trim_start_matches("lib") == DUCKDB)
 }
 
 /// What went wrong with a file that is there.
@@ -141,8 +159,24 @@ fn packages(root: &Path, package: &str) -> Vec<PathBuf> {
     found
 }
 
+/// What the only vendor is called that is asked for an order, and held to reading.
+const POSTGRESQL: &str = "PostgreSQL";
+
+pub(super) fn is_postgresql(connection: &ManagedConnection) -> bool {
+    vendor(connection).as_deref() == Some(POSTGRESQL)
+}
+
+/// In a transaction of its own, and no setting of the session: others may get the session later, from a pool.
+pub(super) fn only_read(connection: &mut ManagedConnection) -> Result<(), Error> {
+    connection.set_option(OptionConnection::AutoCommit, OptionValue::from(false))?;
+    let mut statement = connection.new_statement()?;
+    statement.set_sql_query("SET TRANSACTION READ ONLY")?;
+    statement.execute_update()?;
+    Ok(())
+}
+
 /// Whose database it is, where the driver says so.
-pub(super) fn vendor(connection: &ManagedConnection) -> Option<String> {
+fn vendor(connection: &ManagedConnection) -> Option<String> {
     told(connection, InfoCode::VendorName)
 }
 

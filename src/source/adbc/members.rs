@@ -6,13 +6,16 @@ use super::Adbc;
 use super::words::Words;
 use crate::audience::{Audience, Member};
 use crate::diff::Members;
-use crate::source::arrow::{Batch, Fetched};
-use crate::source::row::{Columns, Read, RowReader};
+use crate::source::arrow::{Batch, BatchRow, Fetched};
+use crate::source::row::{Cell, Columns, Read, Row as _, RowReader};
 use crate::source::sort::{Sorted, Sorter};
 use crate::source::{Answer, Fingerprint, Interrupt, Question, Skipped, SourceError, is_greater};
 
 /// How many rows are read between two looks at whether to go on.
 const LOOK_EVERY: usize = 4_096;
+
+/// What a row may hold beside ids. More is more than any record takes.
+const MAX_ROW_BYTES: usize = 4 << 20;
 
 /// The rows of a query that can be used.
 pub(super) struct Rows<'a> {
@@ -61,6 +64,9 @@ impl<'a> Rows<'a> {
             if self.next.is_multiple_of(LOOK_EVERY) && self.interrupt.is_requested() {
                 return Err(self.adbc.interrupted());
             }
+            if self.is_too_long(&row) {
+                return Err(self.too_long());
+            }
             let mut reader = RowReader {
                 columns: &self.columns,
                 skipped: &mut self.skipped,
@@ -78,6 +84,23 @@ impl<'a> Rows<'a> {
                 return Ok(true);
             }
         }
+    }
+
+    fn is_too_long(&self, row: &BatchRow<'_>) -> bool {
+        let traits = self.columns.traits.iter().map(|(column, _)| *column);
+        let bytes = self.columns.value.into_iter().chain(traits).map(|column| {
+            let Cell::Text(text) = row.cell(column) else {
+                return 0;
+            };
+            text.len()
+        });
+        bytes.sum::<usize>() > MAX_ROW_BYTES
+    }
+
+    fn too_long(&self) -> SourceError {
+        let problem = "a row holds more than 4 MiB beside its ids\n\nhint: no record takes as much; let the query cut it";
+        let place = format!("the query of {:?}", self.audience.name);
+        self.adbc.broken(place, problem.to_owned())
     }
 
     /// Asks for more rows; `false` where all have come.

@@ -16,7 +16,56 @@ pub(super) fn not_a_query(query: &str) -> Option<&'static str> {
     let reads = READING
         .iter()
         .any(|known| known.eq_ignore_ascii_case(&word));
-    (!reads).then_some("it is not a SELECT")
+    if !reads {
+        return Some("it is not a SELECT");
+    }
+    has_another(query).then_some("it is more than one statement")
+}
+
+/// Some drivers run the first statement of several and some the last one; none says so.
+fn has_another(query: &str) -> bool {
+    let mut rest = query;
+    while let Some((opening, behind)) = next(rest) {
+        rest = behind;
+        if opening == ";" {
+            rest = begin(behind);
+            if !rest.is_empty() && !rest.starts_with(';') {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// What goes on up to an end of its own, in which a semicolon ends nothing.
+const CLOSED: [(&str, &str); 5] = [
+    ("'", "'"),
+    ("\"", "\""),
+    ("`", "`"),
+    ("--", "\n"),
+    ("/*", "*/"),
+];
+
+/// The next semicolon, or the next text that is closed in itself, and what stands behind it.
+fn next(query: &str) -> Option<(&str, &str)> {
+    let openings = CLOSED.iter().map(|(opening, end)| (*opening, *end));
+    let all = openings.chain([(";", ""), ("$", "$")]);
+    let found = all.filter_map(|(opening, end)| Some((query.find(opening)?, opening, end)));
+    let (place, opening, end) = found.min()?;
+    let behind = &query[place + opening.len()..];
+    match opening {
+        ";" => Some((opening, behind)),
+        "$" => Some((opening, behind_dollars(behind))),
+        _ => Some((opening, behind.split_once(end).map_or("", |(_, rest)| rest))),
+    }
+}
+
+/// What stands behind a text of PostgreSQL's in dollars, such as `$a$text$a$`; a dollar may also be a part of a name.
+fn behind_dollars(query: &str) -> &str {
+    let is_tag = |tag: &str| tag.chars().all(|c| c.is_alphanumeric() || c == '_');
+    let text = query.split_once('$').filter(|(tag, _)| is_tag(tag));
+    let closed = text.and_then(|(tag, text)| text.split_once(&format!("${tag}$")));
+    closed.map_or(query, |(_, rest)| rest)
 }
 
 /// Where a statement begins, behind comments and brackets.
@@ -82,6 +131,29 @@ mod tests {
         ];
         for query in others {
             assert!(not_a_query(query).is_some(), "{query}");
+        }
+    }
+
+    #[test]
+    fn a_query_is_one_statement() {
+        let one = [
+            "SELECT 1;",
+            "SELECT 1 ;\n; -- done; really\n ;",
+            "SELECT ';', \"a;\" /* ; */ FROM `b;` -- ;\n WHERE c = 'it''s;'",
+            "SELECT $$;$$, $a$ ';$ $a$, b$c FROM d",
+        ];
+        for query in one {
+            assert_eq!(not_a_query(query), None, "{query}");
+        }
+        let several = [
+            "SELECT 1; SELECT 2",
+            "SELECT ''; DELETE FROM a",
+            "SELECT 1;/**/\n;DROP TABLE a;",
+            "SELECT $a$;$a$; SELECT a$",
+        ];
+        for query in several {
+            let reason = Some("it is more than one statement");
+            assert_eq!(not_a_query(query), reason, "{query}");
         }
     }
 

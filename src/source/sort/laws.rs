@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -40,7 +41,11 @@ impl Row {
 }
 
 fn sorter(shares: Shares) -> Sorter {
-    Sorter::with(std::env::temp_dir(), shares)
+    sorter_in(&std::env::temp_dir(), shares)
+}
+
+fn sorter_in(folder: &Path, shares: Shares) -> Sorter {
+    Sorter::with(folder.to_owned(), shares, &Interrupt::default())
 }
 
 fn push_all<'r>(
@@ -229,7 +234,7 @@ fn memory_stays_within_the_budget() {
     for budget in [10_000, 100_000, 1_000_000] {
         let shares = Shares::of(budget);
         let blocks = (shares.at_once + 1) * shares.block_bytes;
-        let mut sorter = Sorter::new(budget);
+        let mut sorter = Sorter::new(budget, &Interrupt::default());
         for row in &rows {
             push_all(&mut sorter, [row]).unwrap();
             assert!(2 * sorter.filling.bytes() + blocks <= budget);
@@ -245,7 +250,7 @@ fn memory_stays_within_the_budget() {
 fn runs_that_cannot_be_written_are_an_error_with_a_way_out() {
     let folder = tempfile::tempdir().unwrap();
     let missing = folder.path().join("missing");
-    let mut sorter = Sorter::with(missing.clone(), Shares::of(20_000));
+    let mut sorter = sorter_in(&missing, Shares::of(20_000));
     let pushed = push_all(&mut sorter, &shuffled(2_000, 1));
     let text = in_one_line(&pushed.unwrap_err());
     let beginning = format!(
@@ -257,7 +262,7 @@ fn runs_that_cannot_be_written_are_an_error_with_a_way_out() {
     assert!(text.ends_with(hint), "{text}");
 
     // One buffer went to the thread, and the next one was never full.
-    let mut sorter = Sorter::with(missing, Shares::of(20_000));
+    let mut sorter = sorter_in(&missing, Shares::of(20_000));
     let count = 1 + sorter.shares.members as u64;
     push_all(&mut sorter, &shuffled(count, 1)).unwrap();
     let failure = sorter.finish().err().unwrap();
@@ -265,4 +270,26 @@ fn runs_that_cannot_be_written_are_an_error_with_a_way_out() {
         matches!(failure, SortError::Unwritable { .. }),
         "{failure:?}"
     );
+}
+
+/// Runs are merged before there is a first member, and while others are still pushed.
+#[test]
+fn an_interrupt_ends_a_merge_of_runs() {
+    let rows = shuffled(2_000, 1);
+    let shares = Shares {
+        at_once: 2,
+        ..Shares::of(20_000)
+    };
+    let interrupt = Interrupt::default();
+    let sorter = || Sorter::with(std::env::temp_dir(), shares, &interrupt);
+    let mut all = sorter();
+    push_all(&mut all, &rows).unwrap();
+    interrupt.interrupt();
+    let finished = all.finish().err();
+    assert!(
+        matches!(finished, Some(SortError::Interrupted)),
+        "{finished:?}"
+    );
+    let pushed = push_all(&mut sorter(), &rows);
+    assert!(matches!(pushed, Err(SortError::Interrupted)), "{pushed:?}");
 }

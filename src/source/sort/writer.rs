@@ -11,6 +11,7 @@ use super::record;
 use super::run::{Ends, Run};
 use super::{Shares, SortError};
 use crate::diff::Members as _;
+use crate::source::Interrupt;
 
 /// The thread, and two buffers that go back and forth.
 pub(super) struct Writer {
@@ -86,16 +87,18 @@ fn join(thread: Option<JoinHandle<Result<Runs, SortError>>>) -> Result<Runs, Sor
 pub(super) struct Runs {
     folder: PathBuf,
     shares: Shares,
+    interrupt: Interrupt,
     pub(super) runs: Vec<Run>,
     block: Vec<u8>,
 }
 
 impl Runs {
     /// In temporary files in this folder.
-    pub(super) fn new(folder: PathBuf, shares: Shares) -> Self {
+    pub(super) fn new(folder: PathBuf, shares: Shares, interrupt: Interrupt) -> Self {
         Self {
             folder,
             shares,
+            interrupt,
             runs: Vec::new(),
             block: Vec::new(),
         }
@@ -155,6 +158,7 @@ impl Runs {
         let Self {
             folder,
             shares,
+            interrupt,
             block,
             ..
         } = self;
@@ -163,6 +167,9 @@ impl Runs {
             let member = members.current();
             let length = record::length(&member);
             if !shares.has_room(block, length) {
+                if interrupt.is_requested() {
+                    return Err(SortError::Interrupted);
+                }
                 let written = run.write(block);
                 written.map_err(|cause| unwritable(folder, cause))?;
                 shares.empty(block, length);

@@ -9,17 +9,17 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::venv::{environment, is_skipped, succeed};
-use super::within;
+use super::wait::within;
 
 const REQUIREMENTS: [&str; 2] = [
     "adbc-driver-postgresql==1.13.0",
     "adbc-driver-sqlite==1.13.0",
 ];
-const SKIP: &str = "AUDIENCE_SYNC_SKIP_ADBC";
+pub(crate) const SKIP: &str = "AUDIENCE_SYNC_SKIP_ADBC";
 const HINT: &str = "this test needs PostgreSQL 15 or later (`apt-get install postgresql`); AUDIENCE_SYNC_SKIP_ADBC=1 skips it";
 
 pub(crate) const PASSWORD: &str = "pass/word-of-the-warehouse";
-const PASSWORD_IN_URI: &str = "pass%2Fword-of-the-warehouse";
+pub(crate) const PASSWORD_IN_URI: &str = "pass%2Fword-of-the-warehouse";
 
 /// The server ends when its input does, and with it the folder: also where a test process is killed.
 const RUN: &str = r#"
@@ -147,29 +147,31 @@ impl Postgres {
     pub(crate) fn database(&self) -> Database<'_> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("warehouse_{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        self.psql("postgres", &format!("CREATE DATABASE {name}"));
+        let first = Database {
+            server: self,
+            name: "postgres".to_owned(),
+        };
+        first.sql(&format!("CREATE DATABASE {name}"));
         Database { server: self, name }
-    }
-
-    /// Runs statements, and returns what they print.
-    fn psql(&self, database: &str, sql: &str) -> String {
-        let mut psql = program("psql");
-        succeed(
-            psql.current_dir("/")
-                .arg("-h")
-                .arg(&self.folder)
-                .args(["-U", "postgres", "-d", database, "-v", "ON_ERROR_STOP=1"])
-                .args(["-q", "-t", "-A", "-X", "-c", sql])
-                .env("PGPASSWORD", PASSWORD),
-            HINT,
-        )
     }
 }
 
 impl Database<'_> {
     /// Runs statements, and returns what they print.
     pub(crate) fn sql(&self, sql: &str) -> String {
-        self.server.psql(&self.name, sql)
+        succeed(&mut self.psql(sql), HINT)
+    }
+
+    /// Prints what statements do.
+    pub(crate) fn psql(&self, sql: &str) -> Command {
+        let mut psql = program("psql");
+        psql.current_dir("/")
+            .arg("-h")
+            .arg(&self.server.folder)
+            .args(["-U", "postgres", "-d", &self.name])
+            .args(["-v", "ON_ERROR_STOP=1", "-q", "-t", "-A", "-X", "-c", sql])
+            .env("PGPASSWORD", PASSWORD);
+        psql
     }
 
     /// How it is reached, password and all.

@@ -1,4 +1,4 @@
-//! Virtual environments of Python for tests, below `target/`.
+//! What tests take from package registries, below `target/`.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -8,33 +8,39 @@ use std::process::Command;
 /// A virtual environment with these packages in it, made where there is none yet. `skip` is the variable that skips the
 /// tests that need it.
 pub(crate) fn environment(name: &str, requirements: &[&str], skip: &str) -> PathBuf {
+    let hint = format!("this test needs python3 and PyPI; {skip}=1 skips it");
+    made_once(name, &requirements.join(" "), |environment| {
+        let mut venv = Command::new("python3");
+        succeed(venv.args(["-m", "venv"]).arg(environment), &hint);
+        let mut pip = Command::new(environment.join("bin/python"));
+        let pip = pip.args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+        ]);
+        succeed(pip.args(requirements), &hint);
+    })
+}
+
+/// A folder that is made where there is none yet, or one of something else.
+pub(crate) fn made_once(name: &str, of: &str, make: impl FnOnce(&Path)) -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let environment = target.join(name);
-    let (python, made) = (environment.join("bin/python"), environment.join("made-of"));
-    let wanted = requirements.join(" ");
+    let folder = target.join(name);
+    let made = folder.join("made-of");
     // One test makes it, and the others wait.
     let lock = File::create(target.join(format!("{name}.lock"))).unwrap();
     lock.lock().unwrap();
-    if fs::read_to_string(&made).is_ok_and(|made| made == wanted) {
-        return environment;
+    if fs::read_to_string(&made).is_ok_and(|made| made == of) {
+        return folder;
     }
-    if let Err(error) = fs::remove_dir_all(&environment) {
+    if let Err(error) = fs::remove_dir_all(&folder) {
         assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
     }
-    let hint = format!("this test needs python3 and PyPI; {skip}=1 skips it");
-    let mut venv = Command::new("python3");
-    succeed(venv.args(["-m", "venv"]).arg(&environment), &hint);
-    let mut pip = Command::new(&python);
-    let pip = pip.args([
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-    ]);
-    succeed(pip.args(requirements), &hint);
-    fs::write(made, wanted).unwrap();
-    environment
+    make(&folder);
+    fs::write(made, of).unwrap();
+    folder
 }
 
 /// Runs a command that must end well, and returns what it printed.
