@@ -214,7 +214,6 @@ impl Configured {
                 .map(|item| read_url(&item, &known.sources[&source]))
                 .transpose()?,
             columns: source::read_columns(table)?,
-            source,
             destinations,
             guard: table
                 .get("guard")
@@ -226,6 +225,7 @@ impl Configured {
             expect: table.get("expect").map_or(Ok(Expect::default()), |item| {
                 read_expect(&item, &known.sources[&source])
             })?,
+            source,
             key,
         };
         Ok(Self {

@@ -558,7 +558,7 @@ fn a_value_of_another_type_is_not_taken() {
     );
     check_main(
         "[source.shop]",
-        "`sqlite`, `files` or `adbc` is missing in [source.shop]\n  --> audience-sync.toml:1:9\n\nhint: sqlite = \"PATH\" names a database, files = \"PATTERN\" one or several exports, adbc = \"DRIVER\" a warehouse",
+        "`sqlite`, `files`, `url` or `adbc` is missing in [source.shop]\n  --> audience-sync.toml:1:9\n\nhint: sqlite = \"PATH\" names a database, files = \"PATTERN\" one or several exports, url = \"https://...\" a server, adbc = \"DRIVER\" a warehouse",
     );
     check_main(
         "[source.shop]\nsqlite = \"x\"\nfiles = \"y\"",

@@ -34,6 +34,7 @@ impl Exports {
             source: SourceName::new("exports"),
             query: String::new(),
             files: None,
+            url: None,
             columns: BTreeMap::new(),
             destinations: Vec::new(),
             guard: None,
