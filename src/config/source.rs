@@ -10,7 +10,10 @@ use super::error::ConfigError;
 use super::secret::SecretRef;
 use super::{Root, table_name};
 use crate::audience::SourceName;
-use crate::source::{Adbc, Dialect, Files, Format, Source, Sqlite, has_password, is_password};
+use crate::source::{
+    Adbc, BadPattern, Dialect, Files, Format, Source, Sqlite, check_pattern, has_password,
+    is_password,
+};
 
 /// What makes a source one of a kind, with the settings of that kind.
 const KINDS: [(&str, &[&str]); 4] = [
@@ -67,7 +70,7 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Read, Con
         _ => Source::Files(Files {
             name,
             root: root.join(Path::new("")),
-            pattern: item.path()?.to_owned(),
+            pattern: read_pattern(&item)?.to_owned(),
             format: table
                 .get("format")
                 .map(|item| read_format(&item))
@@ -128,6 +131,18 @@ fn read_format(item: &Item<'_>) -> Result<Format, ConfigError> {
         item.error(format!("is an unknown format: `{}`", shown(text)))
             .hint_nearest(text, known.into_iter())
     })
+}
+
+/// A path in which some characters stand for any.
+pub(super) fn read_pattern<'a>(item: &Item<'a>) -> Result<&'a Path, ConfigError> {
+    let path = item.path()?;
+    check_pattern(path).map_err(|bad| {
+        item.error(format!("is no pattern: {bad}")).hint(match bad {
+            BadPattern::Recursive => "`*` stands for the folders of one: a/*/*.csv",
+            BadPattern::Syntax(_) => "[[] stands for a bracket",
+        })
+    })?;
+    Ok(path)
 }
 
 fn read_dialect(table: &Table<'_>) -> Result<Dialect, ConfigError> {

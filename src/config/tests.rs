@@ -1069,3 +1069,53 @@ fn a_configuration_can_be_printed_and_secrets_are_read_on_demand() {
     assert_eq!(secret.expose(), "hunter2");
     assert_eq!(format!("{secret:?} {secret:#?}"), "Secret(***) Secret(***)");
 }
+
+/// A source of files, from line 1 on, and an audience of it, whose own settings are from line 4 on.
+#[track_caller]
+fn files(source: &str, audience: &str) -> Project {
+    let main = format!(
+        "[source.shop]\n{source}\n[destination.main]\ndirectory = \"delivered\"\nmapping = {{ \"*\" = \"all\" }}\n"
+    );
+    let schedule = format!("[[audience]]\nname = \"VIP\"\nsource = \"shop\"\n{audience}\n");
+    Project::new(&main, &schedule)
+}
+
+#[test]
+fn files_that_can_never_be_read_are_a_mistake() {
+    let check =
+        |source: &str, audience: &str, expected: &str| files(source, audience).check(expected);
+    check(
+        "files = \"a[.csv\"",
+        "",
+        "`files` in [source.shop] is no pattern: invalid range pattern\n  --> audience-sync.toml:2:9\n\nhint: [[] stands for a bracket",
+    );
+    check(
+        "files = \"a.csv\"",
+        "files = \"a/**/b.csv\"",
+        "`files` in [[audience]] is no pattern: `**` would stand for folders within folders, which are not looked through\n  --> schedules/daily.toml:4:9\n\nhint: `*` stands for the folders of one: a/*/*.csv",
+    );
+    let way_out = "\n\nhint: add format = \"csv\", \"tsv\" or \"jsonl\" to the source";
+    check(
+        "files = \"a.xlsx.gz\"",
+        "",
+        &format!(
+            "`source` in [[audience]] is of files whose ending names no format\n  --> schedules/daily.toml:3:10{way_out}, or let `files` name some"
+        ),
+    );
+    check(
+        "files = \"exports\"",
+        "files = \"*.xlsx\"",
+        &format!(
+            "`files` in [[audience]] has an ending that names no format\n  --> schedules/daily.toml:4:9{way_out}"
+        ),
+    );
+    for (source, audience) in [
+        ("files = \"exports\"", "files = \"vip.CSV.gz\""),
+        ("files = \"exports/*\"", ""),
+        ("files = \"exports/a.*\"", ""),
+        ("files = \"exports/*.gz\"", ""),
+        ("files = \"members\"\nformat = \"csv\"", ""),
+    ] {
+        files(source, audience).load().unwrap();
+    }
+}

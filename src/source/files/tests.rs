@@ -1,3 +1,7 @@
+mod changed;
+mod listing;
+
+use std::fs;
 use std::io::Write as _;
 
 use tempfile::TempDir;
@@ -50,7 +54,9 @@ impl Exports {
     }
 
     fn with(self, name: &str, content: impl AsRef<[u8]>) -> Self {
-        fs::write(self.folder.path().join(name), content).unwrap();
+        let path = self.folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
         self
     }
 
@@ -208,14 +214,15 @@ fn rows_that_name_nobody_are_skipped_and_counted() {
     csv(b"user_id\n\xff\nok\n").gives(&["UserId \"ok\"", "(1 with text that is not UTF-8)"]);
 }
 
+fn gzip(text: &str) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(text.as_bytes()).unwrap();
+    encoder.finish().unwrap()
+}
+
 #[test]
 fn compressed_files_are_read_to_their_end() {
     let text = "user_id\nb\na\n";
-    let gzip = |text: &str| {
-        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        encoder.write_all(text.as_bytes()).unwrap();
-        encoder.finish().unwrap()
-    };
     let zstandard = zstd::encode_all(text.as_bytes(), 0).unwrap();
     let ab = ["UserId \"a\"", "UserId \"b\""];
     Exports::new("a.csv.gz")
@@ -231,18 +238,34 @@ fn compressed_files_are_read_to_their_end() {
     Exports::new("a.csv.gz")
         .with("a.csv.gz", half(&gzip(text)))
         .fails("a.csv.gz, row 3: the file is cut off\n\nhint: export or copy it again");
-    let error = Exports::new("a.csv.zst")
+    Exports::new("a.csv.zst")
         .with("a.csv.zst", half(&zstandard))
-        .read();
-    assert!(
-        matches!(error, Err(SourceError::Broken { .. })),
-        "{error:?}"
-    );
-    let error = Exports::new("a.csv.gz").with("a.csv.gz", text).read();
-    assert!(
-        matches!(error, Err(SourceError::Broken { .. })),
-        "{error:?}"
-    );
+        .fails("a.csv.zst: the file is cut off\n\nhint: export or copy it again");
+    let two = ["user_id\nb\n", "a\n"].map(|text| zstd::encode_all(text.as_bytes(), 0).unwrap());
+    Exports::new("a.csv.zst")
+        .with("a.csv.zst", two.concat())
+        .gives(&ab);
+}
+
+#[test]
+fn a_file_that_does_not_unpack_decides_nothing() {
+    let way_out = "\n\nhint: see whether it is what its ending says, and export or copy it again";
+    let text = "user_id\nb\na\n";
+    let mut gzip = gzip(text);
+    // Of the checksum.
+    let place = gzip.len() - 8;
+    gzip[place] ^= 1;
+    Exports::new("a.csv.gz")
+        .with("a.csv.gz", gzip)
+        .fails(&format!(
+            "a.csv.gz, row 3: corrupt gzip stream does not have a matching checksum{way_out}"
+        ));
+    Exports::new("a.csv.gz")
+        .with("a.csv.gz", text)
+        .fails(&format!("a.csv.gz: invalid gzip header{way_out}"));
+    Exports::new("a.csv.zst")
+        .with("a.csv.zst", text)
+        .fails(&format!("a.csv.zst: Unknown frame descriptor{way_out}"));
 }
 
 #[test]
@@ -320,7 +343,10 @@ fn an_audience_has_files_of_its_own_beside_those_of_its_source() {
     check("exports/*.csv", "vip.csv", "exports/vip.csv");
     check("exports/all.csv", "vip/*.csv", "exports/vip/*.csv");
     check("*/all.csv", "vip.csv", "vip.csv");
-    check("", "vip.csv", "vip.csv");
+    // By its name alone, whatever lies there.
+    check("exports/2026", "vip.csv", "exports/2026/vip.csv");
+    check("exports/v1.2", "vip.csv", "exports/vip.csv");
+    check("exports/../all", "vip.csv", "exports/../all/vip.csv");
     check("a.csv", "/elsewhere/b.csv", "/elsewhere/b.csv");
 }
 
