@@ -232,6 +232,7 @@ impl Configured {
             source,
             key,
         };
+        source::must_be_columns(table, audience.traits.iter(), "it takes")?;
         must_be_readable(&audience, &known.sources[&audience.source], table)?;
         Ok(Self {
             audience,

@@ -482,7 +482,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_main(
         "[source.shop]\nsqlite = \"x\"\nquery = 1",
-        "unknown key `query` in [source.shop]\n  --> audience-sync.toml:3:1\n\nhint: known: `sqlite`",
+        "unknown key `query` in [source.shop]\n  --> audience-sync.toml:3:1\n\nhint: it stands under an audience, in a schedule",
     );
     check_destination(
         "regoin = \"us-west-2\"",
@@ -1117,5 +1117,65 @@ fn files_that_can_never_be_read_are_a_mistake() {
         ("files = \"members\"\nformat = \"csv\"", ""),
     ] {
         files(source, audience).load().unwrap();
+    }
+}
+
+#[test]
+fn what_is_of_csv_is_for_csv() {
+    for (setting, column) in [
+        ("delimiter = \";\"", 13),
+        ("quote = \"'\"", 9),
+        ("header = false", 10),
+    ] {
+        let name = setting.split(' ').next().unwrap();
+        files(&format!("files = \"a\"\nformat = \"jsonl\"\n{setting}"), "").check(&format!(
+            "`{name}` in [source.shop] is of CSV, and `format` is something else\n  --> audience-sync.toml:4:{column}\n\nhint: remove one of the two"
+        ));
+        let http = format!("url = \"https://example.com\"\nformat = \"json\"\n{setting}");
+        files(&http, "").check(&format!(
+            "`{name}` in [source.shop] is of CSV, and `format` is something else\n  --> audience-sync.toml:4:{column}\n\nhint: remove one of the two"
+        ));
+    }
+    for settings in [
+        "quote = \";\"\ndelimiter = \";\"",
+        "quote = \",\"",
+        "quote = \"\\t\"",
+    ] {
+        files(&format!("files = \"a.csv\"\n{settings}"), "").check(
+            "`quote` in [source.shop] is the delimiter, too\n  --> audience-sync.toml:3:9\n\nhint: let one of them be another character",
+        );
+    }
+    files("files = \"a.csv\"\nquote = \",\"\ndelimiter = \";\"", "")
+        .load()
+        .unwrap();
+}
+
+#[test]
+fn columns_are_those_of_a_result() {
+    files("files = \"a.csv\"\ncolumns = { usr_id = \"id\" }", "").check(
+        "`usr_id` in `columns` in [source.shop] is no column that an audience takes\n  --> audience-sync.toml:3:13\n\nhint: did you mean `user_id`?",
+    );
+    files("files = \"a.csv\"", "traits = [\"email\"]\ncolumns = { Email = \"mail\" }").check(
+        "`Email` in `columns` in [[audience]] is no column that it takes\n  --> schedules/daily.toml:5:13\n\nhint: did you mean `email`?",
+    );
+    files("url = \"https://example.com\"\ncolumns = { plan = \"tier\" }", "").check(
+        "`plan` in `columns` in [source.shop] is no column that an audience takes\n  --> audience-sync.toml:3:13\n\nhint: known: `user_id`, `anonymous_id`, `value`",
+    );
+    // One audience of the source takes it, another one does not.
+    let two = "traits = [\"email\"]\n[[audience]]\nname = \"Other\"\nsource = \"shop\"\ncolumns = { value = \"x\" }";
+    files(
+        "files = \"a.csv\"\ncolumns = { email = \"mail\", anonymous_id = \"x\" }",
+        two,
+    )
+    .load()
+    .unwrap();
+}
+
+#[test]
+fn what_belongs_to_an_audience_is_said_to() {
+    for (key, value) in [("expect", "{}"), ("traits", "[]"), ("query", "\"\"")] {
+        files(&format!("files = \"a.csv\"\n{key} = {value}"), "").check(&format!(
+            "unknown key `{key}` in [source.shop]\n  --> audience-sync.toml:3:1\n\nhint: it stands under an audience, in a schedule"
+        ));
     }
 }

@@ -107,7 +107,9 @@ impl Files {
         let columns = columns_of(&self.columns, audience);
         let mut taker = Taker::new(audience, &columns, interrupt);
         for seen in &before {
-            self.read(seen, &mut taker)?;
+            if let Some(odd) = self.read(seen, &mut taker)? {
+                tracing::warn!("source `{}`: {}: {odd}", self.name, shown(&seen.path));
+            }
         }
         self.must_be_as(&before, audience)?;
         use_members(&mut taker.finish(|| read_from.clone())?)?;
@@ -181,8 +183,8 @@ impl Files {
         }
     }
 
-    /// Reads all rows of a file.
-    fn read(&self, seen: &Seen, taker: &mut Taker<'_>) -> Result<(), SourceError> {
+    /// Reads all rows of a file, and tells what is odd.
+    fn read(&self, seen: &Seen, taker: &mut Taker<'_>) -> Result<Option<String>, SourceError> {
         let path = seen.path.as_path();
         let at = |row: u64| match row {
             0 => shown(path),
@@ -203,7 +205,8 @@ impl Files {
             .try_clone()
             .and_then(|file| compression.open(file))
             .map_err(Problem::Io)
-            .and_then(|mut input| taker.read(format, &self.dialect, &mut input));
+            .and_then(|mut input| taker.read(format, &self.dialect, &mut input))
+            .and_then(|()| taker.end_of_objects());
         let is_stopped = matches!(read, Err(Problem::Stopped | Problem::Source(_)));
         let now = file
             .metadata()

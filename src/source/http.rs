@@ -177,6 +177,10 @@ impl Http {
                 }
             }
         }
+        let odd = taker.end_of_objects();
+        if let Some(odd) = odd.map_err(|problem| pages.problem(problem, 0))? {
+            tracing::warn!("{}: {odd}", pages.called());
+        }
         let read_from = pages.end(taker.taken)?;
         use_members(&mut taker.finish(|| read_from.clone())?)?;
         Ok(Given::Members)

@@ -27,6 +27,10 @@ impl AnswerFormat {
             .map(|(_, format)| format)
     }
 
+    pub fn is_csv(self) -> bool {
+        matches!(self, Self::Rows(rows) if rows.is_csv())
+    }
+
     /// What servers call it. `None` where the content type says nothing of members.
     pub(super) fn of_content_type(content_type: &str) -> Option<Self> {
         match &*essence(content_type) {
