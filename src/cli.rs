@@ -130,7 +130,7 @@ fn execute(args: &Args, output: &Output) -> anyhow::Result<Exit> {
         Command::Sync(sync) => sync::sync(args, output, sync),
         Command::Resync(resync) => sync::resync(args, output, resync),
         Command::Run => run::run(args, output),
-        Command::Check => check::run(args, output),
+        Command::Check { sources } => check::run(args, output, *sources),
         Command::Snapshot { command } => snapshot::run(args, output, command),
         Command::Send(send) => send::run(args, output, send),
         Command::Iam {

@@ -63,7 +63,7 @@
 //!
 //! | module | what it is for |
 //! |---|---|
-//! | [`source`] | reads members from databases and files, and sorts those that come in no order; the only one beside the snapshot that knows SQL |
+//! | [`source`] | reads members from databases, files and servers, and sorts those that come in no order; the only one beside the snapshot that knows SQL |
 //! | [`snapshot`] | members, journal and history in one SQLite file, behind its own thread |
 //! | [`firehose`] | delivers records, tries again, renews credentials; the only one that knows AWS |
 //! | [`landed`] | what landed downstream: files, unzipped, line by line |

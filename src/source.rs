@@ -10,6 +10,7 @@ mod files;
 mod http;
 mod interrupt;
 mod json;
+mod peek;
 mod row;
 mod rows;
 mod sort;
@@ -32,6 +33,7 @@ pub(crate) use files::{ADD_FORMAT, BadPattern, check_pattern};
 pub use http::{AnswerFormat, BadAddress, Http, Pointer, Template, Total};
 pub(crate) use http::{is_credential, unfit_header};
 pub use interrupt::Interrupt;
+pub use peek::{Fault, Order, Peek, Seen};
 pub use rows::{Dialect, Format};
 pub use sort::SortError;
 pub use sqlite::{Sqlite, check_syntax, check_syntax_of_changes};
@@ -46,6 +48,11 @@ pub enum Question {
 }
 
 impl Question {
+    /// Since long ago. Compiles as the changes since any other time do.
+    pub const ANY_CHANGES: Self = Self::Changes {
+        since: Timestamp::from_millis(0),
+    };
+
     /// How its query is called.
     pub(crate) const fn query(self) -> &'static str {
         match self {
@@ -173,17 +180,24 @@ impl Skipped {
         self.null + self.empty + self.not_utf8 + self.too_long + self.nul + self.infinite
     }
 
+    /// How many for which reason.
+    fn reasons(&self) -> [(u64, String); 6] {
+        [
+            (self.null, "with a NULL id".to_owned()),
+            (self.empty, "with an empty id".to_owned()),
+            (self.not_utf8, "with text that is not UTF-8".to_owned()),
+            (
+                self.too_long,
+                format!("with an id over {MAX_ID_BYTES} bytes"),
+            ),
+            (self.nul, "with a NUL in the id".to_owned()),
+            (self.infinite, "with an infinite number".to_owned()),
+        ]
+    }
+
     /// Such as `2 with a NULL id, 1 with an empty id`.
     pub fn explain(&self) -> String {
-        let too_long = format!("with an id over {MAX_ID_BYTES} bytes");
-        let reasons = [
-            (self.null, "with a NULL id"),
-            (self.empty, "with an empty id"),
-            (self.not_utf8, "with text that is not UTF-8"),
-            (self.too_long, too_long.as_str()),
-            (self.nul, "with a NUL in the id"),
-            (self.infinite, "with an infinite number"),
-        ];
+        let reasons = self.reasons();
         let named = reasons.iter().filter(|(count, _)| *count > 0);
         named
             .map(|(count, reason)| format!("{count} {reason}"))

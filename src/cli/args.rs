@@ -68,8 +68,13 @@ pub(super) enum Command {
     Resync(ResyncArgs),
     /// Stay, and sync by the cron schedules.
     Run,
-    /// Read everything and print what would run where; no network.
-    Check,
+    /// Read everything and print what would run where; no network without `--sources`.
+    Check {
+        /// Also connect to each source, run each query for a few rows, and print their types, order, time and the
+        /// first problems. Nothing is decided or written.
+        #[arg(long)]
+        sources: bool,
+    },
     /// See what Firehose has accepted, and why.
     Snapshot {
         #[command(subcommand)]

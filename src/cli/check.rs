@@ -1,4 +1,8 @@
-//! `check`: reads everything that a run would need but the members, and prints what would run where.
+//! `check`: reads everything that a run would need but the members, and prints what would run where. With `--sources` it
+//! also looks at the first rows of each source.
+
+mod shown;
+mod sources;
 
 use std::collections::BTreeMap;
 
@@ -17,7 +21,7 @@ use crate::mapping::StreamName;
 use crate::run::Timestamp;
 use crate::sync::{Keyed, Project};
 
-pub(super) fn run(args: &Args, output: &Output) -> anyhow::Result<Exit> {
+pub(super) fn run(args: &Args, output: &Output, looks: bool) -> anyhow::Result<Exit> {
     let config = project::load(args)?;
     let project = project::open(&config)?;
     let known = project::known(&config)?;
@@ -53,7 +57,19 @@ pub(super) fn run(args: &Args, output: &Output) -> anyhow::Result<Exit> {
     if !rows.is_empty() {
         output.text(table(&HEADER, &[], rows))?;
     }
-    Ok(findings.report(output, &config))
+    let looks = match looks {
+        true => Some(sources::look(&config, &project, &keyed, &findings)?),
+        false => None,
+    };
+    let mut exit = findings.report(output);
+    if let Some(looks) = looks {
+        looks.print(output)?;
+        exit = exit.or_worse(looks.report(output));
+    }
+    if exit == Exit::Success {
+        output.note(summary(&config));
+    }
+    Ok(exit)
 }
 
 /// The schedule of each audience, in the order of [`Config::audiences`].
@@ -174,8 +190,8 @@ impl Findings {
             .map(String::as_str)
     }
 
-    /// Says what is wrong, or that nothing is.
-    fn report(&self, output: &Output, config: &Config) -> Exit {
+    /// Says what is wrong.
+    fn report(&self, output: &Output) -> Exit {
         let mut exit = Exit::Success;
         for (source, SourceFault { reason, stopped }) in &self.sources {
             let stopped: Vec<_> = stopped.iter().map(Key::as_str).collect();
@@ -193,9 +209,6 @@ impl Findings {
             let error = Refusal::usage(reason.as_str());
             exit = exit.or_worse(error.exit);
             output.error(&error.into());
-        }
-        if exit == Exit::Success {
-            output.note(summary(config));
         }
         exit
     }

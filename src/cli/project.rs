@@ -290,26 +290,27 @@ pub(super) fn check_query(
     project: &Project,
 ) -> Result<(), QueryFault> {
     let source = &project.sources[&keyed.audience.source];
-    source.check(&keyed.audience).map_err(|error| {
-        if !error.is_configuration() {
-            return QueryFault::Unreadable(error);
-        }
-        let configured = config
-            .audiences()
-            .find(|configured| configured.audience.id == keyed.audience.id);
-        let (message, hint) = split_hint(&error.to_string());
-        let hint = hint.or_else(|| {
-            Some(
-                "correct the query; `audience-sync check` compiles it without running it"
-                    .to_owned(),
-            )
-        });
-        let at = configured.and_then(|configured| match error.is_about_changes() {
-            true => configured.changes_at.clone(),
-            false => Some(configured.query_at.clone()),
-        });
-        QueryFault::Misconfigured(ConfigError { message, at, hint })
-    })
+    let checked = source.check(&keyed.audience);
+    checked.map_err(|error| fault_of(config, keyed, error))
+}
+
+/// Who is to blame for an error, with the place of a query that is.
+pub(super) fn fault_of(config: &Config, keyed: &Keyed, error: SourceError) -> QueryFault {
+    if !error.is_configuration() {
+        return QueryFault::Unreadable(error);
+    }
+    let configured = config
+        .audiences()
+        .find(|configured| configured.audience.id == keyed.audience.id);
+    let (message, hint) = split_hint(&error.to_string());
+    let hint = hint.or_else(|| {
+        Some("correct the query; `audience-sync check` compiles it without running it".to_owned())
+    });
+    let at = configured.and_then(|configured| match error.is_about_changes() {
+        true => configured.changes_at.clone(),
+        false => Some(configured.query_at.clone()),
+    });
+    QueryFault::Misconfigured(ConfigError { message, at, hint })
 }
 
 /// Takes the hint off a message that ends with one.

@@ -602,6 +602,102 @@ fn a_value_of_another_type_is_not_taken() {
     );
 }
 
+/// Settings of `[source.shop]`, a server, from line 3 on.
+#[track_caller]
+fn check_server(settings: &str, expected: &str) {
+    check_main(
+        &format!("[source.shop]\nurl = \"https://x/\"\n{settings}"),
+        expected,
+    );
+}
+
+#[test]
+fn settings_of_a_server_are_checked() {
+    let check_url = |url: &str, expected: &str| {
+        let expected = format!("`url` in [source.shop] {expected}");
+        check_main(&format!("[source.shop]\nurl = \"{url}\""), &expected);
+    };
+    let at = "\n  --> audience-sync.toml:2:7\n\nhint:";
+    check_url(
+        "https://reader:hunter2@x/",
+        &format!(
+            "must be an http or https address with a host, and without a user or password{at} one looks like https://crm.example.com/members; a password goes into `headers`"
+        ),
+    );
+    check_url(
+        "http://crm.example.com/",
+        &format!(
+            "must be https: plain http is for localhost, 127.0.0.1 and [::1]{at} what others can read on its way they can change, too"
+        ),
+    );
+    check_url(
+        "https://x/{name}",
+        &format!(
+            "has braces around something else than `key` or `id`{at} {{key}} and {{id}} are those of the audience; a brace itself is written %7B or %7D"
+        ),
+    );
+    check_server(
+        "headers = { Authorization = \"Bearer hunter2\" }",
+        "`Authorization` in `headers` in [source.shop] must not be written inline\n  --> audience-sync.toml:3:29\n\nhint: write { env = \"NAME\" } or { file = \"PATH\" }",
+    );
+    check_server(
+        "headers = { Host = \"y\" }",
+        "`Host` in `headers` in [source.shop] is a header that audience-sync sets itself\n  --> audience-sync.toml:3:20",
+    );
+    check_server(
+        "headers = { \"a b\" = \"y\" }",
+        "`a b` in `headers` in [source.shop] is no name of a header\n  --> audience-sync.toml:3:21",
+    );
+    check_server(
+        "headers = { Accept = \"y\", accept = \"z\" }",
+        "`accept` in `headers` in [source.shop] is there twice\n  --> audience-sync.toml:3:36\n\nhint: headers ignore case",
+    );
+    check_server(
+        "format = \"parquet\"",
+        "`format` in [source.shop] is an unknown format: `parquet`\n  --> audience-sync.toml:3:10\n\nhint: known: `json`, `jsonl`, `ndjson`, `csv`, `tsv`",
+    );
+    check_server(
+        "items = \"data\"",
+        "`items` in [source.shop] is no JSON pointer\n  --> audience-sync.toml:3:9\n\nhint: one looks like /paging/next: it begins with a slash, and ~1 stands for a slash in a name",
+    );
+    check_server(
+        "total = \"header:\"",
+        "`total` in [source.shop] names no header\n  --> audience-sync.toml:3:9\n\nhint: it looks like header:X-Total-Count",
+    );
+    check_server(
+        "format = \"csv\"\nnext = \"/next\"",
+        "`next` in [source.shop] points into JSON documents, and `format` is something else\n  --> audience-sync.toml:4:8\n\nhint: further pages are found by a Link header, and a total = \"header:NAME\"",
+    );
+    check_server(
+        "cursor_parameter = \"cursor\"",
+        "`cursor_parameter` in [source.shop] has no cursor to take\n  --> audience-sync.toml:3:20\n\nhint: add next = \"/...\", which points to the cursor of the next page",
+    );
+    check_server(
+        "items = \"/data\"\ntotal = \"/data/0/total\"",
+        "`total` in [source.shop] points into the members\n  --> audience-sync.toml:4:9\n\nhint: items = \"/...\" points to their list, beside which it stands",
+    );
+    check_server(
+        "timeout = \"0s\"",
+        "`timeout` in [source.shop] must be longer than no time at all\n  --> audience-sync.toml:3:11\n\nhint: leave it out for a minute",
+    );
+    let audience = |more: &str| {
+        let main = MAIN.replace("sqlite = \"shop.sqlite\"", "url = \"https://x/\"");
+        Project::new(
+            &main,
+            &format!("[[audience]]\nname = \"VIP\"\nsource = \"shop\"\n{more}"),
+        )
+    };
+    audience("query = \"SELECT 1\"").check(
+        "`query` in [[audience]] does not fit source `shop`\n  --> schedules/orders.toml:4:9\n\nhint: a server is asked by its `url`; `columns` and `traits` say what is used of its answers",
+    );
+    audience("url = \"https://y/\"").check(
+        "`url` in [[audience]] leads to another server than its source, which has the headers\n  --> schedules/orders.toml:4:7\n\nhint: make another source of it",
+    );
+    audience("expect = { max_age = \"6h\" }").check(
+        "`max_age` in `expect` in [[audience]] does not fit a server, which tells no time\n  --> schedules/orders.toml:4:22\n\nhint: leave it out to take the source however old it is",
+    );
+}
+
 #[test]
 fn settings_of_aws_are_checked() {
     check_destination(

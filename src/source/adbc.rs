@@ -10,6 +10,7 @@
 mod cells;
 mod driver;
 mod members;
+mod peek;
 mod query;
 mod words;
 
@@ -96,19 +97,7 @@ impl Adbc {
         interrupt: &Interrupt,
         use_members: &mut UseMembers<'_>,
     ) -> Result<(), SourceError> {
-        if let Some(reason) = not_a_query(&audience.query) {
-            return Err(self.query_error(audience, reason));
-        }
-        let asked = Asked {
-            adbc: self,
-            audience,
-            interrupt,
-            connection: self.connect()?,
-        };
-        if interrupt.is_requested() {
-            return Err(self.interrupted());
-        }
-        asked.answer(use_members)
+        Asked::begin(self, audience, interrupt)?.answer(use_members)
     }
 
     /// What the audience's `updated_at` says.
@@ -182,8 +171,30 @@ struct Asked<'a> {
     connection: ManagedConnection,
 }
 
-impl Asked<'_> {
-    fn answer(mut self, use_members: &mut UseMembers<'_>) -> Result<(), SourceError> {
+impl<'a> Asked<'a> {
+    /// Connects.
+    fn begin(
+        adbc: &'a Adbc,
+        audience: &'a Audience,
+        interrupt: &'a Interrupt,
+    ) -> Result<Self, SourceError> {
+        if let Some(reason) = not_a_query(&audience.query) {
+            return Err(adbc.query_error(audience, reason));
+        }
+        let connection = adbc.connect()?;
+        if interrupt.is_requested() {
+            return Err(adbc.interrupted());
+        }
+        Ok(Self {
+            adbc,
+            audience,
+            interrupt,
+            connection,
+        })
+    }
+
+    /// The statement that gives all rows, and whether it gives them in the order of users.
+    fn prepare(&mut self, batch_bytes: i64) -> Result<(ManagedStatement, bool), SourceError> {
         let plain = statement(&self.audience.query);
         let is_postgresql = driver::vendor(&self.connection).as_deref() == Some(POSTGRESQL);
         let ordered = match is_postgresql {
@@ -194,12 +205,17 @@ impl Asked<'_> {
             }
             false => None,
         };
-        // Goes after the rows do: they come out of it.
         let mut statement = self.statement(ordered.as_deref().unwrap_or(&plain))?;
         if is_postgresql {
-            in_small_batches(&mut statement);
+            in_batches_of(&mut statement, batch_bytes);
         }
         watch(self.interrupt, statement.get_cancel_handle());
+        Ok((statement, ordered.is_some()))
+    }
+
+    fn answer(mut self, use_members: &mut UseMembers<'_>) -> Result<(), SourceError> {
+        // Goes after the rows do: they come out of it.
+        let (mut statement, is_ordered) = self.prepare(BATCH_BYTES)?;
         let reader = statement.execute().map_err(|error| self.failed(&error))?;
         let columns = self.columns(&reader.schema())?;
         thread::scope(|scope| {
@@ -211,9 +227,9 @@ impl Asked<'_> {
                 ..
             } = self;
             let rows = Rows::new(adbc, audience, columns, interrupt, fetched);
-            match ordered {
-                Some(_) => use_members(&mut OrderedMembers::start(rows)?),
-                None => use_members(&mut rows.sorted(Sorter::new(SORT_BYTES))?),
+            match is_ordered {
+                true => use_members(&mut OrderedMembers::start(rows)?),
+                false => use_members(&mut rows.sorted(Sorter::new(SORT_BYTES))?),
             }
         })?;
         Ok(())
@@ -298,9 +314,9 @@ fn is_mistake(error: &Error, said: &Words) -> bool {
 }
 
 /// The driver's own size is 16 MiB, for which everyone waits. One that does not know the option is as good.
-fn in_small_batches(statement: &mut ManagedStatement) {
+fn in_batches_of(statement: &mut ManagedStatement, bytes: i64) {
     let size = OptionStatement::from("adbc.postgresql.batch_size_hint_bytes");
-    drop(statement.set_option(size, OptionValue::from(BATCH_BYTES)));
+    drop(statement.set_option(size, OptionValue::from(bytes)));
 }
 
 /// Lets a statement be ended. On a thread of its own, since a cancellation goes over the network and may wait; one at

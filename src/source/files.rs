@@ -15,6 +15,7 @@ use std::time::SystemTime;
 
 use flate2::read::MultiGzDecoder;
 
+use super::peek::{Look, Order};
 use super::rows::{BUFFER, Dialect, Format, Problem, Taker, columns_of};
 use super::stamp::Stamp;
 use super::{Doubt, Fingerprint, Interrupt, SourceError, UseMembers, digest};
@@ -116,6 +117,39 @@ impl Files {
         Ok(())
     }
 
+    /// Looks at the first rows of each file.
+    pub(super) fn peek(
+        &self,
+        audience: &Audience,
+        interrupt: &Interrupt,
+        look: &mut Look,
+    ) -> Result<(), SourceError> {
+        let seen = self.see(audience)?;
+        look.has_parts(seen.len());
+        look.comes(Order::Here);
+        let columns = columns_of(&self.columns, audience);
+        let mut taker = Taker::new(audience, &columns, interrupt).looking(look);
+        for seen in &seen {
+            if !taker.begin(shown(&seen.path), &self.written_as(&seen.path)) {
+                break;
+            }
+            self.read(seen, &mut taker)?;
+        }
+        Ok(())
+    }
+
+    /// Such as `csv, gzip`.
+    fn written_as(&self, path: &Path) -> String {
+        let Some((format, compression)) = self.format_of(path) else {
+            return "unknown format".to_owned();
+        };
+        match compression {
+            Compression::None => format.name().to_owned(),
+            Compression::Gzip => format!("{}, gzip", format.name()),
+            Compression::Zstandard => format!("{}, zstd", format.name()),
+        }
+    }
+
     /// The newest of the files tells: an export may come in parts that stay as they are.
     pub(super) fn updated_at(&self, audience: &Audience) -> Result<Timestamp, SourceError> {
         let seen = self.see(audience)?;
@@ -215,16 +249,19 @@ impl Files {
         if !is_stopped && State::of(&now) != seen.state {
             return Err(self.changed(path));
         }
-        read.map_err(|problem| match problem {
-            Problem::Source(error) => error,
-            Problem::Stopped => SourceError::Interrupted {
-                source_name: self.name.clone(),
-            },
-            Problem::Here(problem) => broken(taker.rows, problem),
-            Problem::Overall(problem) => broken(0, problem),
-            Problem::Empty => broken(0, "the file is empty".to_owned()),
-            Problem::CutOff => broken(taker.rows, ENDS_INSIDE_A_ROW.to_owned()),
-            Problem::Io(error) => broken(taker.rows, unread(&error, compression)),
+        read.or_else(|problem| {
+            Err(match problem {
+                Problem::Enough => return Ok(None),
+                Problem::Source(error) => error,
+                Problem::Stopped => SourceError::Interrupted {
+                    source_name: self.name.clone(),
+                },
+                Problem::Here(problem) => broken(taker.rows, problem),
+                Problem::Overall(problem) => broken(0, problem),
+                Problem::Empty => broken(0, "the file is empty".to_owned()),
+                Problem::CutOff => broken(taker.rows, ENDS_INSIDE_A_ROW.to_owned()),
+                Problem::Io(error) => broken(taker.rows, unread(&error, compression)),
+            })
         })
     }
 

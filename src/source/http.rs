@@ -18,6 +18,7 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, LINK};
 
+use super::peek::{Look, Order};
 use super::rows::{Dialect, Problem, Taker, columns_of};
 use super::{Fingerprint, Given, Interrupt, Question, SourceError, UseMembers, digest};
 use crate::audience::{Audience, SourceName};
@@ -158,32 +159,63 @@ impl Http {
         interrupt: &Interrupt,
         use_members: &mut UseMembers<'_>,
     ) -> Result<Given, SourceError> {
+        let columns = columns_of(&self.columns, audience);
+        let mut taker = Taker::new(audience, &columns, interrupt);
+        let read_from = match self.read(audience, known, interrupt, &mut taker)? {
+            ReadOf::AsBefore => return Ok(Given::AsBefore),
+            ReadOf::Pages(pages) => {
+                let odd = taker.end_of_objects();
+                if let Some(odd) = odd.map_err(|problem| pages.problem(problem, 0))? {
+                    tracing::warn!("{}: {odd}", pages.called());
+                }
+                pages.end(taker.taken)?
+            }
+        };
+        use_members(&mut taker.finish(|| read_from.clone())?)?;
+        Ok(Given::Members)
+    }
+
+    /// Looks at the first members, which may be on several pages.
+    pub(super) fn peek(
+        &self,
+        audience: &Audience,
+        interrupt: &Interrupt,
+        look: &mut Look,
+    ) -> Result<(), SourceError> {
+        look.comes(Order::Here);
+        let columns = columns_of(&self.columns, audience);
+        let mut taker = Taker::new(audience, &columns, interrupt).looking(look);
+        match self.read(audience, None, interrupt, &mut taker)? {
+            ReadOf::Pages(pages) if pages.is_over => pages.end(taker.taken).map(drop),
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads pages until there is no next one, or whoever takes them has enough.
+    fn read(
+        &self,
+        audience: &Audience,
+        known: Option<&str>,
+        interrupt: &Interrupt,
+        taker: &mut Taker<'_>,
+    ) -> Result<ReadOf<'_>, SourceError> {
         let first = self.address(audience)?;
         let headers = self.headers(audience)?;
         let client = Client::new(first.clone(), headers, self.timeout, interrupt);
         let client = client.map_err(|error| self.unfetched(shown(&first), error))?;
-        let columns = columns_of(&self.columns, audience);
-        let mut taker = Taker::new(audience, &columns, interrupt);
         let mut pages = Pages::new(self, first);
         loop {
             let etag = known.filter(|_| pages.number == 1);
             let fetched = client.fetch(&pages.at, etag, &pages.called());
             match fetched.map_err(|error| self.unfetched(pages.place(0), error))? {
-                Fetched::AsBefore => return Ok(Given::AsBefore),
+                Fetched::AsBefore => return Ok(ReadOf::AsBefore),
                 Fetched::Page(page) => {
-                    if !pages.read(page, &mut taker)? {
-                        break;
+                    if !pages.read(page, taker)? {
+                        return Ok(ReadOf::Pages(pages));
                     }
                 }
             }
         }
-        let odd = taker.end_of_objects();
-        if let Some(odd) = odd.map_err(|problem| pages.problem(problem, 0))? {
-            tracing::warn!("{}: {odd}", pages.called());
-        }
-        let read_from = pages.end(taker.taken)?;
-        use_members(&mut taker.finish(|| read_from.clone())?)?;
-        Ok(Given::Members)
     }
 
     fn address(&self, audience: &Audience) -> Result<Url, SourceError> {
@@ -281,6 +313,13 @@ impl Http {
     }
 }
 
+/// What was read.
+enum ReadOf<'h> {
+    /// Nothing: it is what it was.
+    AsBefore,
+    Pages(Pages<'h>),
+}
+
 /// The pages of an audience, of which one is read after another.
 struct Pages<'h> {
     http: &'h Http,
@@ -291,6 +330,8 @@ struct Pages<'h> {
     /// A page that was read before, to see whether one leads back to it: the last one whose number is a power of two.
     landmark: Url,
     has_next: bool,
+    /// All of them are read.
+    is_over: bool,
     /// As the last page declared that did.
     total: Option<u64>,
     etag: Option<String>,
@@ -305,6 +346,7 @@ impl<'h> Pages<'h> {
             landmark: first.clone(),
             first,
             has_next: false,
+            is_over: false,
             total: None,
             etag: None,
         }
@@ -323,10 +365,13 @@ impl<'h> Pages<'h> {
         }
     }
 
-    /// Reads a page and goes on to the next one; `false` where it is the last.
+    /// Reads a page and goes on to the next one; `false` where there is none, or no need for one.
     fn read(&mut self, mut page: Page, taker: &mut Taker<'_>) -> Result<bool, SourceError> {
-        let said = self.take(&mut page, taker);
-        let said = said.map_err(|problem| self.problem(problem, taker.rows))?;
+        let said = match self.take(&mut page, taker) {
+            Ok(said) => said,
+            Err(Problem::Enough) => return Ok(false),
+            Err(problem) => return Err(self.problem(problem, taker.rows)),
+        };
         let rows = taker.taken;
         tracing::debug!("{}: {rows} rows so far", self.called());
         self.has_next |= said.has_next;
@@ -335,26 +380,26 @@ impl<'h> Pages<'h> {
         let next = self
             .next(&page, &said)
             .map_err(|problem| self.problem(problem, 0))?;
-        let Some(next) = next else { return Ok(false) };
-        self.go_on_to(next)?;
-        Ok(true)
+        self.is_over = next.is_none();
+        next.map(|next| self.go_on_to(next)).transpose()?;
+        Ok(!self.is_over)
     }
 
     fn take(&self, page: &mut Page, taker: &mut Taker<'_>) -> Result<Said, Problem> {
         let format = self.http.format_of(page)?;
         let declared = self.declared(page)?;
+        if !taker.begin(self.place(0), format.name()) {
+            return Err(Problem::Enough);
+        }
         let (mut input, end_is_certain) = page.open()?;
-        match format {
+        let said = match format {
             AnswerFormat::Rows(format) => {
                 taker.end_is_certain = end_is_certain;
                 taker.read(format, &self.http.dialect, &mut input)?;
-                if taker.taken == 0 && !end_is_certain {
+                if taker.rows <= 1 && !end_is_certain {
                     return Err(Problem::CutOff);
                 }
-                Ok(Said {
-                    total: declared,
-                    ..Said::default()
-                })
+                Said::default()
             }
             AnswerFormat::Json => {
                 let layout = Layout {
@@ -365,13 +410,13 @@ impl<'h> Pages<'h> {
                         _ => None,
                     },
                 };
-                let said = page::read(input, layout, taker)?;
-                Ok(Said {
-                    total: said.total.or(declared),
-                    ..said
-                })
+                page::read(input, layout, taker)?
             }
-        }
+        };
+        Ok(Said {
+            total: said.total.or(declared),
+            ..said
+        })
     }
 
     /// The total that a header declares.
@@ -463,7 +508,7 @@ impl<'h> Pages<'h> {
         let broken = |row: u64, problem: String| self.http.broken(self.place(row), problem);
         match problem {
             Problem::Source(error) => error,
-            Problem::Stopped => self.http.interrupted(),
+            Problem::Stopped | Problem::Enough => self.http.interrupted(),
             Problem::Here(problem) => broken(row, problem),
             Problem::Overall(problem) => broken(0, problem),
             Problem::Empty => broken(0, "the answer is empty".to_owned()),

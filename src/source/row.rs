@@ -23,6 +23,21 @@ pub(super) enum Cell<'r> {
 }
 
 impl Cell<'_> {
+    /// Of what type it is.
+    pub(super) fn kind(self) -> &'static str {
+        match self {
+            Self::Null => "NULL",
+            Self::Boolean(_) => "boolean",
+            Self::Integer(_) => "integer",
+            Self::Real(_) => "real",
+            Self::Text(_) => "text",
+            Self::Other(name) => name
+                .strip_prefix("a ")
+                .or(name.strip_prefix("an "))
+                .unwrap_or(name),
+        }
+    }
+
     /// As an error calls it.
     const fn name(self) -> &'static str {
         match self {
@@ -49,6 +64,21 @@ pub(super) struct Columns {
 }
 
 impl Columns {
+    /// Their names in the result, and where they are.
+    pub(super) fn named(&self) -> impl Iterator<Item = (&str, usize)> {
+        let known = [
+            ("user_id", self.user_id),
+            ("anonymous_id", self.anonymous_id),
+            ("value", self.value),
+            ("is_member", self.is_member),
+        ];
+        let known = known
+            .into_iter()
+            .filter_map(|(name, place)| Some((name, place?)));
+        let traits = self.traits.iter();
+        known.chain(traits.map(|(place, name)| (name.as_str(), *place)))
+    }
+
     /// Finds them by their names; `name_it` tells how a column gets a name that is missing.
     pub(super) fn find(
         names: &[String],

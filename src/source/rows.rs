@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read};
 
 use super::json::{JsonRow, Wanted};
+use super::peek::Look;
 use super::row::{Columns, Read as ReadRow, Row, RowReader, place_of};
 use super::sort::{Sorted, Sorter};
 use super::{Answer, Fingerprint, Interrupt, Question, Skipped, SourceError};
@@ -40,6 +41,13 @@ impl Format {
     pub const fn is_csv(self) -> bool {
         matches!(self, Self::Csv | Self::Tsv)
     }
+
+    /// The first of its names.
+    pub(super) fn name(self) -> &'static str {
+        let mut known = Self::ALL.into_iter();
+        let named = known.find(|(_, format)| *format == self);
+        named.map_or("", |(name, _)| name)
+    }
 }
 
 /// What sorting may take of memory. Up to three sources are read at a time.
@@ -66,6 +74,8 @@ pub(super) enum Problem {
     Io(io::Error),
     Source(SourceError),
     Stopped,
+    /// None: whoever only looks has seen enough.
+    Enough,
 }
 
 impl Problem {
@@ -111,6 +121,8 @@ pub(super) struct Taker<'t> {
     /// Which members that are wanted were in some object; empty where there was none.
     met: Vec<bool>,
     has_told: bool,
+    /// Gets the rows in place of the sorter.
+    look: Option<&'t mut Look>,
 }
 
 impl<'t> Taker<'t> {
@@ -131,6 +143,26 @@ impl<'t> Taker<'t> {
             taken: 0,
             met: Vec::new(),
             has_told: false,
+            look: None,
+        }
+    }
+
+    /// Lets somebody look at rows, and keeps none.
+    pub(super) fn looking(mut self, look: &'t mut Look) -> Self {
+        self.look = Some(look);
+        self
+    }
+
+    /// Says to whoever looks which part comes next, and how it is written; `false` where no more is wanted.
+    pub(super) fn begin(&mut self, part: String, what: &str) -> bool {
+        let look = self.look.as_mut();
+        look.is_none_or(|look| look.begin(part, what))
+    }
+
+    /// Says to whoever looks of what types columns are, in the source's own words.
+    pub(super) fn declare(&mut self, columns: &Columns, type_of: impl Fn(usize) -> Option<String>) {
+        if let Some(look) = &mut self.look {
+            look.declare(columns, type_of, self.columns);
         }
     }
 
@@ -214,6 +246,13 @@ impl<'t> Taker<'t> {
 
     pub(super) fn take(&mut self, columns: &Columns, row: &impl Row) -> Result<(), Problem> {
         self.taken += 1;
+        if let Some(look) = &mut self.look {
+            return match look.take(self.rows, columns, row) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(Problem::Enough),
+                Err(wrong) => Err(Problem::Here(wrong.to_string())),
+            };
+        }
         let mut reader = RowReader {
             columns,
             skipped: &mut self.skipped,

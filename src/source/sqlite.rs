@@ -8,6 +8,7 @@ mod handles;
 #[cfg(test)]
 mod laws;
 mod layout;
+mod peek;
 mod pure;
 mod rows;
 mod state;
@@ -52,13 +53,8 @@ pub fn check_syntax(query: &str) -> Option<String> {
 
 /// The same of a change query.
 pub fn check_syntax_of_changes(query: &str) -> Option<String> {
-    syntax(query, ANY_CHANGES)
+    syntax(query, Question::ANY_CHANGES)
 }
-
-/// Since long ago. Compiles as the changes since any other time do.
-const ANY_CHANGES: Question = Question::Changes {
-    since: Timestamp::from_millis(0),
-};
 
 fn syntax(query: &str, question: Question) -> Option<String> {
     let mut connection = Connection::open_in_memory().ok()?;
@@ -185,7 +181,7 @@ impl Reader<'_> {
 impl Sqlite {
     pub(super) fn check(&self, audience: &Audience) -> Result<(), SourceError> {
         let opened = self.open()?;
-        let changes = audience.changes.iter().map(|_| ANY_CHANGES);
+        let changes = audience.changes.iter().map(|_| Question::ANY_CHANGES);
         for question in [Question::Members].into_iter().chain(changes) {
             let layout = self.layout(&opened, audience, question)?;
             self.prepare(&opened, audience, &layout)?;
@@ -201,11 +197,11 @@ impl Sqlite {
     ) -> Result<bool, SourceError> {
         let opened = self.open()?;
         interrupt.watch(&opened.connection);
-        let query = self.layout(&opened, audience, ANY_CHANGES)?.query;
+        let query = self.layout(&opened, audience, Question::ANY_CHANGES)?.query;
         let mut statement = opened
             .connection
             .prepare(&query)
-            .map_err(|error| self.prepare_error(audience, ANY_CHANGES, error))?;
+            .map_err(|error| self.prepare_error(audience, Question::ANY_CHANGES, error))?;
         statement
             .query([])
             .and_then(|mut rows| Ok(rows.next()?.is_some()))

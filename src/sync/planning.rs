@@ -1,7 +1,6 @@
 //! The first phase of a run: read the source, compare, journal.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,8 +44,6 @@ impl PlanError {
         matches!(self, Self::Source(error) if error.is_configuration())
     }
 }
-
-const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
 /// A run that is about to be planned.
 pub(super) struct Intended {
@@ -322,27 +319,11 @@ impl Runner<'_> {
                 snapshot.plan(&planning, merge)
             }
         });
-        match self.or_interrupt(planned, &interrupt).await {
+        // A query may go on for minutes before its first row.
+        match self.stop.or_end(planned, || interrupt.interrupt()).await {
             // Interrupted, most likely; in any case nothing was decided, and the next run meets it again.
             Err(PlanError::Source(_)) if self.stop.is_requested() => Err(PlanError::Stopped),
             planned => planned,
-        }
-    }
-
-    /// Waits for a plan. Once asked to stop, it ends the query: one may go on for minutes before its first row.
-    async fn or_interrupt<T>(&self, planned: impl Future<Output = T>, interrupt: &Interrupt) -> T {
-        let mut planned = pin!(planned);
-        tokio::select! {
-            planned = &mut planned => return planned,
-            () = self.stop.requested() => {}
-        }
-        loop {
-            interrupt.interrupt();
-            // Between two statements nobody hears it.
-            match tokio::time::timeout(INTERRUPT_EVERY, &mut planned).await {
-                Ok(planned) => return planned,
-                Err(_) => continue,
-            }
         }
     }
 }

@@ -37,7 +37,7 @@ fn project() -> Project {
 
 /// Runs `check`, which must leave every file as it was.
 #[track_caller]
-fn check(project: &Project, flags: &[&str], code: i32) -> Ran {
+pub(crate) fn check(project: &Project, flags: &[&str], code: i32) -> Ran {
     let before = project.contents();
     let ran = project.run(&[&["check"], flags].concat());
     assert_eq!(ran.code, code, "{ran:?}");

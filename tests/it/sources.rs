@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use audience_sync::audience::{Class, SourceName};
 use audience_sync::progress::Progress;
 use audience_sync::run::Outcome;
 use audience_sync::snapshot::{Handle, Snapshot};
-use audience_sync::source::{Adbc, Dialect, Files, Source};
+use audience_sync::source::{Adbc, Dialect, Files, Http, Pointer, Source, Template, Total};
 use audience_sync::stop::Stop;
 use audience_sync::sync::{Request, Runner};
 use chrono::NaiveDate;
@@ -18,6 +20,7 @@ use serde_json::{Value, json};
 use crate::replay::{Downstream, Truth, audience, move_on, orders, project};
 use crate::support::Project;
 use crate::support::postgres::{Database, Postgres, drivers};
+use crate::support::web::{Reply, Web};
 
 /// A source that holds what a day says.
 trait Kind {
@@ -229,6 +232,58 @@ async fn real_orders_from_postgresql_leave_the_truth_downstream_after_every_day(
     if let Some(warehouse) = Warehouse::new() {
         replay(&warehouse).await;
     }
+}
+
+/// A server that gives the members page by page.
+struct Server {
+    web: Web,
+    members: Arc<Mutex<BTreeMap<String, Vec<Value>>>>,
+}
+
+impl Server {
+    fn new() -> Self {
+        let members: Arc<Mutex<BTreeMap<String, Vec<Value>>>> = Arc::default();
+        let held = Arc::clone(&members);
+        let web = Web::start(move |request| {
+            let key = request.path.trim_start_matches('/');
+            Reply::page(request, &held.lock().unwrap()[key], 4_000)
+        });
+        Self { web, members }
+    }
+}
+
+impl Kind for Server {
+    fn source(&self, _: &Path) -> Source {
+        Source::Http(Http {
+            name: SourceName::new("shop"),
+            url: Template::parse(&self.web.url("/{key}")).unwrap(),
+            headers: BTreeMap::new(),
+            secrets: BTreeMap::new(),
+            format: None,
+            dialect: Dialect::default(),
+            columns: [("user_id".to_owned(), "customer".to_owned())].into(),
+            items: Pointer::parse("/data").unwrap(),
+            next: Pointer::parse("/paging/cursor"),
+            cursor_parameter: Some("cursor".to_owned()),
+            total: Pointer::parse("/paging/total").map(Total::At),
+            timeout: Duration::from_secs(60),
+        })
+    }
+
+    fn hold(&self, _: &Path, key: &str, members: &[(&str, &Value)]) {
+        let object = |(user, value): &(&str, &Value)| json!({ "customer": user, "value": value });
+        let objects = members.iter().map(object).collect();
+        self.members.lock().unwrap().insert(key.to_owned(), objects);
+    }
+
+    fn ask(&self, _: &str) -> Ask {
+        Ask::default()
+    }
+}
+
+#[tokio::test]
+async fn real_orders_from_a_server_leave_the_truth_downstream_after_every_day() {
+    replay(&Server::new()).await;
 }
 
 const EXPORTS: &str = r#"

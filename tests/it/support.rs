@@ -4,6 +4,7 @@ pub(crate) mod endpoint;
 pub(crate) mod moto;
 pub(crate) mod postgres;
 pub(crate) mod venv;
+pub(crate) mod web;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

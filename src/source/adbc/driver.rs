@@ -143,7 +143,28 @@ fn packages(root: &Path, package: &str) -> Vec<PathBuf> {
 
 /// Whose database it is, where the driver says so.
 pub(super) fn vendor(connection: &ManagedConnection) -> Option<String> {
-    let codes = [InfoCode::VendorName].into();
+    told(connection, InfoCode::VendorName)
+}
+
+/// Such as `PostgreSQL 15.12, by ADBC PostgreSQL Driver 1.13.0`.
+pub(super) fn about(connection: &ManagedConnection) -> String {
+    let both = |name, version| {
+        let parts = [told(connection, name), told(connection, version)];
+        let parts: Vec<String> = parts.into_iter().flatten().collect();
+        (!parts.is_empty()).then(|| parts.join(" "))
+    };
+    let vendor = both(InfoCode::VendorName, InfoCode::VendorVersion);
+    let driver = both(InfoCode::DriverName, InfoCode::DriverVersion);
+    format!(
+        "{}, by {}",
+        vendor.as_deref().unwrap_or("a database without a name"),
+        driver.as_deref().unwrap_or("a driver without a name")
+    )
+}
+
+/// What a driver says of itself, or of the database.
+fn told(connection: &ManagedConnection, code: InfoCode) -> Option<String> {
+    let codes = [code].into();
     let mut batches = connection.get_info(Some(codes)).ok()?.flatten();
     batches.find_map(|batch| text_of(&batch))
 }

@@ -31,6 +31,13 @@ impl AnswerFormat {
         matches!(self, Self::Rows(rows) if rows.is_csv())
     }
 
+    /// The first of its names.
+    pub(super) fn name(self) -> &'static str {
+        let mut known = Self::ALL.into_iter();
+        let named = known.find(|(_, format)| *format == self);
+        named.map_or("", |(name, _)| name)
+    }
+
     /// What servers call it. `None` where the content type says nothing of members.
     pub(super) fn of_content_type(content_type: &str) -> Option<Self> {
         match &*essence(content_type) {

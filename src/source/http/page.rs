@@ -61,27 +61,32 @@ pub(super) fn read(
     }
     .deserialize(&mut json);
     let read = read.and_then(|()| json.end());
-    match (page.problem, read) {
-        (Some(problem), _) => Err(problem),
-        (None, Err(error)) => Err(problem_of(error)),
-        (None, Ok(())) if !page.has_items => Err(Problem::Overall(format!(
+    let no_list = || {
+        Problem::Overall(format!(
             "it has no list at {}\n\nhint: items = \"/...\" names the list of members",
             layout.items
-        ))),
+        ))
+    };
+    match (page.problem, read) {
+        (Some(problem), _) => Err(problem),
+        // Something else is there.
+        (None, Err(error)) if error.is_data() && !page.has_items => Err(no_list()),
+        (None, Err(error)) => Err(problem_of(&error)),
+        (None, Ok(())) if !page.has_items => Err(no_list()),
         (None, Ok(())) => Ok(page.said),
     }
 }
 
-fn problem_of(error: serde_json::Error) -> Problem {
+fn problem_of(error: &serde_json::Error) -> Problem {
     if error.is_eof() {
         return Problem::CutOff;
     }
     match error.io_error_kind() {
         Some(io::ErrorKind::FileTooLarge) => Problem::too_long(),
-        Some(_) => Problem::Io(error.into()),
+        Some(kind) => Problem::Io(kind.into()),
         None => Problem::Here(format!(
             "it is no JSON that names members: {}",
-            without_values(&error)
+            without_values(error)
         )),
     }
 }
@@ -207,9 +212,6 @@ impl<'j> DeserializeSeed<'j> for Part<'_, '_, '_, '_> {
             return json.deserialize_ignored_any(IgnoredAny).map(|_| ());
         }
         if ahead.items == Some(&[]) {
-            if std::mem::replace(&mut page.has_items, true) {
-                return Err(page.stop(Problem::Overall("it has its members twice".to_owned())));
-            }
             let read = json.deserialize_seq(Items(page));
             page.room.set(usize::MAX);
             return read;
@@ -298,9 +300,15 @@ impl<'j> Visitor<'j> for Items<'_, '_, '_> {
     }
 
     fn visit_seq<A: SeqAccess<'j>>(self, mut list: A) -> Result<(), A::Error> {
+        if std::mem::replace(&mut self.0.has_items, true) {
+            let twice = "it has its members twice".to_owned();
+            return Err(self.0.stop(Problem::Overall(twice)));
+        }
         loop {
             self.0.begin_row()?;
             let Some(row) = list.next_element_seed(&self.0.wanted)? else {
+                // What is wrong after it is the page's fault and no row's.
+                self.0.taker.rows = 0;
                 return Ok(());
             };
             self.0.take(&row)?;

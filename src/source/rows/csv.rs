@@ -115,6 +115,7 @@ pub(super) fn read(
         ));
     }
     let table = Table::of(&first, dialect.has_header, taker)?;
+    taker.declare(&table.columns, |_| None);
     if !dialect.has_header {
         taker.count()?;
         table.take(first, taker)?;

@@ -9,6 +9,7 @@ use crate::source::json::{Wanted, without_values};
 
 pub(super) fn read(input: &mut dyn Read, taker: &mut Taker<'_>) -> Result<(), Problem> {
     let wanted = Wanted::of(taker.audience, taker.columns);
+    taker.declare(&wanted.columns, |_| None);
     let mut input = BufReader::with_capacity(BUFFER, input);
     let mut line = Vec::new();
     loop {
