@@ -1,5 +1,6 @@
 //! Errors as people read them: what went wrong, and why.
 
+use std::borrow::Cow;
 use std::error::Error;
 
 /// An error and its causes, in one line; below it the hint of the first of them that has one.
@@ -34,9 +35,29 @@ fn without_hint(error: &(dyn Error + 'static)) -> (String, Option<String>) {
     }
 }
 
+/// Text of other people's that is safe on a terminal: no control character reaches it, and no line is broken.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| match c.is_control() {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    };
+    Cow::Owned(text.chars().map(escaped).collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_that_steers_a_terminal_is_printed() {
+        let check = |text: &str, expected: &str| assert_eq!(printable(text), expected);
+        check("grüße \u{1f600}", "grüße \u{1f600}");
+        check("a\nb\u{1b}[31m", "a\\nb\\u{1b}[31m");
+        check("", "");
+    }
 
     #[derive(Debug, thiserror::Error)]
     #[error("{0}")]

@@ -125,6 +125,10 @@ impl Config {
             destinations: &destinations,
         };
         let schedules = load_schedules(&table, &root, known)?;
+        for (name, item) in named(&table, "source")? {
+            let audiences = schedules.iter().flat_map(|schedule| &schedule.audiences);
+            source::must_be_columns_of(name, &item, audiences.map(|it| &it.audience))?;
+        }
         Ok(Self {
             path: path.to_owned(),
             snapshot: root.join(snapshot),

@@ -30,6 +30,7 @@ pub use adbc::Adbc;
 pub(crate) use adbc::{has_password, is_password};
 pub use ahead::MembersAhead;
 pub use files::Files;
+pub(crate) use files::{ADD_FORMAT, BadPattern, check_pattern};
 pub use http::{AnswerFormat, BadAddress, Http, Pointer, Template, Total};
 pub(crate) use http::{is_credential, unfit_header};
 pub use interrupt::Interrupt;

@@ -15,7 +15,7 @@ use super::{Source, read_some_time, source};
 use crate::audience::{
     Audience, AudienceId, Changes, Class, DestinationName, Expect, Guard, Key, SourceName,
 };
-use crate::source::SINCE;
+use crate::source::{ADD_FORMAT, SINCE};
 
 /// One file of the schedules directory.
 #[derive(Debug, Clone)]
@@ -207,7 +207,11 @@ impl Configured {
             },
             files: table
                 .get("files")
-                .map(|item| item.some_text().map(str::to_owned))
+                .map(|item| {
+                    source::read_pattern(&item)
+                        .and(item.some_text())
+                        .map(str::to_owned)
+                })
                 .transpose()?,
             url: table
                 .get("url")
@@ -228,6 +232,8 @@ impl Configured {
             source,
             key,
         };
+        source::must_be_columns(table, audience.traits.iter(), "it takes")?;
+        must_be_readable(&audience, &known.sources[&audience.source], table)?;
         Ok(Self {
             audience,
             schedule: schedule.to_owned(),
@@ -258,6 +264,29 @@ fn unfit(source: &Source) -> (&'static [&'static str], &'static str) {
             "a server is asked by its `url`; `columns` and `traits` say what is used of its answers",
         ),
     }
+}
+
+/// Refuses files that are of no format, whichever there are.
+fn must_be_readable(
+    audience: &Audience,
+    source: &Source,
+    table: &Table<'_>,
+) -> Result<(), ConfigError> {
+    let Source::Files(files) = source else {
+        return Ok(());
+    };
+    if !files.is_unreadable(audience) {
+        return Ok(());
+    }
+    Err(match table.get("files") {
+        Some(item) => item
+            .error("has an ending that names no format")
+            .hint(ADD_FORMAT),
+        None => table
+            .require("source")?
+            .error("is of files whose ending names no format")
+            .hint(format!("{ADD_FORMAT}, or let `files` name some")),
+    })
 }
 
 fn read_url(item: &Item<'_>, source: &Source) -> Result<String, ConfigError> {

@@ -9,8 +9,11 @@ use super::document::{Item, Table, shown};
 use super::error::ConfigError;
 use super::secret::SecretRef;
 use super::{Root, table_name};
-use crate::audience::SourceName;
-use crate::source::{Adbc, Dialect, Files, Format, Source, Sqlite, has_password, is_password};
+use crate::audience::{Audience, SourceName};
+use crate::source::{
+    Adbc, BadPattern, Dialect, Files, Format, Source, Sqlite, check_pattern, has_password,
+    is_password,
+};
 
 /// What makes a source one of a kind, with the settings of that kind.
 const KINDS: [(&str, &[&str]); 4] = [
@@ -22,6 +25,9 @@ const KINDS: [(&str, &[&str]); 4] = [
     ("url", http::KEYS),
     ("adbc", &["adbc", "uri", "options"]),
 ];
+
+/// What stands under an audience.
+const OF_AUDIENCES: [&str; 5] = ["expect", "traits", "query", "changes", "guard"];
 
 /// A source, and which of its options are where, since nobody may see them.
 pub(super) struct Read {
@@ -54,6 +60,11 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Read, Con
                 .hint("make two sources of it"));
         }
     };
+    if let Some(item) = OF_AUDIENCES.iter().find_map(|key| table.get(key)) {
+        return Err(ConfigError::new(format!("unknown key {}", item.what()))
+            .at(item.location())
+            .hint("it stands under an audience, in a schedule"));
+    }
     table.only(known)?;
     let item = table.require(kind)?;
     let name = SourceName::new(name);
@@ -70,9 +81,9 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Read, Con
             Source::Files(Files {
                 name,
                 root: root.join(Path::new("")),
-                pattern: item.path()?.to_owned(),
+                pattern: read_pattern(&item)?.to_owned(),
                 format,
-                dialect: read_dialect(&table, format)?,
+                dialect: read_dialect(&table, format.is_none_or(Format::is_csv))?,
                 columns: read_columns(&table)?,
             })
         }
@@ -131,21 +142,41 @@ fn read_format(item: &Item<'_>) -> Result<Format, ConfigError> {
     })
 }
 
-/// `None` where each file's ending says the format: some may be CSV.
-fn read_dialect(table: &Table<'_>, format: Option<Format>) -> Result<Dialect, ConfigError> {
+/// A path in which some characters stand for any.
+pub(super) fn read_pattern<'a>(item: &Item<'a>) -> Result<&'a Path, ConfigError> {
+    let path = item.path()?;
+    check_pattern(path).map_err(|bad| {
+        item.error(format!("is no pattern: {bad}")).hint(match bad {
+            BadPattern::Recursive => "`*` stands for the folders of one: a/*/*.csv",
+            BadPattern::Syntax(_) => "[[] stands for a bracket",
+        })
+    })?;
+    Ok(path)
+}
+
+/// Of rows that may be CSV, or are something else.
+fn read_dialect(table: &Table<'_>, is_csv: bool) -> Result<Dialect, ConfigError> {
     let mut settings = ["delimiter", "quote", "header"].into_iter();
-    let set = settings.find_map(|name| Some((name, table.get(name)?)));
-    if let (Some((name, item)), Some(Format::Parquet)) = (set, format) {
+    if !is_csv && let Some(item) = settings.find_map(|key| table.get(key)) {
         return Err(item
-            .error("is of CSV, and the format is Parquet")
-            .hint(format!("remove `{name}` or `format`")));
+            .error("is of CSV, and `format` is something else")
+            .hint("remove one of the two"));
     }
     let mut dialect = Dialect::default();
     if let Some(item) = table.get("delimiter") {
-        dialect.delimiter = read_byte(&item, ";")?;
+        dialect.delimiter = Some(read_byte(&item, ";")?);
     }
     if let Some(item) = table.get("quote") {
         dialect.quote = read_byte(&item, "'")?;
+        let delimits = match dialect.delimiter {
+            Some(delimiter) => delimiter == dialect.quote,
+            None => matches!(dialect.quote, b',' | b'\t'),
+        };
+        if delimits {
+            return Err(item
+                .error("is the delimiter, too")
+                .hint("let one of them be another character"));
+        }
     }
     if let Some(item) = table.get("header") {
         dialect.has_header = item.boolean()?;
@@ -160,6 +191,46 @@ fn read_byte(item: &Item<'_>, example: &str) -> Result<u8, ConfigError> {
             .error("must be one ASCII character")
             .hint(format!("write it like \"{example}\", or \"\\t\" for a tab"))),
     }
+}
+
+/// Refuses names in `columns` that nobody takes anything by: members would lose what is meant.
+pub(super) fn must_be_columns<'a>(
+    table: &Table<'_>,
+    traits: impl Iterator<Item = &'a String>,
+    takes: &str,
+) -> Result<(), ConfigError> {
+    let Some(item) = table.get("columns") else {
+        return Ok(());
+    };
+    let mut known = vec!["user_id", "anonymous_id", "value"];
+    known.extend(traits.map(String::as_str));
+    let columns = item.table(item.what())?.items();
+    let unknown = columns.iter().find(|(column, _)| !known.contains(column));
+    unknown.map_or(Ok(()), |(column, item)| {
+        let what = item.what();
+        Err(
+            ConfigError::new(format!("{what} is no column that {takes}"))
+                .at(item.location())
+                .hint_nearest(column, known.iter().copied()),
+        )
+    })
+}
+
+/// The same for a source, by what its audiences take. Of one without any there is nothing to say.
+pub(super) fn must_be_columns_of<'a>(
+    name: &str,
+    item: &Item<'_>,
+    audiences: impl Iterator<Item = &'a Audience>,
+) -> Result<(), ConfigError> {
+    let audiences: Vec<_> = audiences
+        .filter(|audience| audience.source.as_str() == name)
+        .collect();
+    if audiences.is_empty() {
+        return Ok(());
+    }
+    let table = item.table(table_name("source", name))?;
+    let traits = audiences.iter().flat_map(|audience| &audience.traits);
+    must_be_columns(&table, traits, "an audience takes")
 }
 
 /// `{ result column = "column of the source" }`.

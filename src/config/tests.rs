@@ -482,7 +482,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_main(
         "[source.shop]\nsqlite = \"x\"\nquery = 1",
-        "unknown key `query` in [source.shop]\n  --> audience-sync.toml:3:1\n\nhint: known: `sqlite`",
+        "unknown key `query` in [source.shop]\n  --> audience-sync.toml:3:1\n\nhint: it stands under an audience, in a schedule",
     );
     check_destination(
         "regoin = \"us-west-2\"",
@@ -570,7 +570,7 @@ fn a_value_of_another_type_is_not_taken() {
     );
     check_main(
         "[source.shop]\nfiles = \"x\"\nformat = \"parquet\"\nheader = false",
-        "`header` in [source.shop] is of CSV, and the format is Parquet\n  --> audience-sync.toml:4:10\n\nhint: remove `header` or `format`",
+        "`header` in [source.shop] is of CSV, and `format` is something else\n  --> audience-sync.toml:4:10\n\nhint: remove one of the two",
     );
     check_main(
         "[source.shop]\nfiles = \"x\"\ndelimiter = \"||\"",
@@ -1168,4 +1168,114 @@ fn a_configuration_can_be_printed_and_secrets_are_read_on_demand() {
     let secret = aws.secret.as_ref().unwrap().resolve().unwrap();
     assert_eq!(secret.expose(), "hunter2");
     assert_eq!(format!("{secret:?} {secret:#?}"), "Secret(***) Secret(***)");
+}
+
+/// A source of files, from line 1 on, and an audience of it, whose own settings are from line 4 on.
+#[track_caller]
+fn files(source: &str, audience: &str) -> Project {
+    let main = format!(
+        "[source.shop]\n{source}\n[destination.main]\ndirectory = \"delivered\"\nmapping = {{ \"*\" = \"all\" }}\n"
+    );
+    let schedule = format!("[[audience]]\nname = \"VIP\"\nsource = \"shop\"\n{audience}\n");
+    Project::new(&main, &schedule)
+}
+
+#[test]
+fn files_that_can_never_be_read_are_a_mistake() {
+    let check =
+        |source: &str, audience: &str, expected: &str| files(source, audience).check(expected);
+    check(
+        "files = \"a[.csv\"",
+        "",
+        "`files` in [source.shop] is no pattern: invalid range pattern\n  --> audience-sync.toml:2:9\n\nhint: [[] stands for a bracket",
+    );
+    check(
+        "files = \"a.csv\"",
+        "files = \"a/**/b.csv\"",
+        "`files` in [[audience]] is no pattern: `**` would stand for folders within folders, which are not looked through\n  --> schedules/daily.toml:4:9\n\nhint: `*` stands for the folders of one: a/*/*.csv",
+    );
+    let way_out = "\n\nhint: add format = \"csv\", \"tsv\" or \"jsonl\" to the source";
+    check(
+        "files = \"a.xlsx.gz\"",
+        "",
+        &format!(
+            "`source` in [[audience]] is of files whose ending names no format\n  --> schedules/daily.toml:3:10{way_out}, or let `files` name some"
+        ),
+    );
+    check(
+        "files = \"exports\"",
+        "files = \"*.xlsx\"",
+        &format!(
+            "`files` in [[audience]] has an ending that names no format\n  --> schedules/daily.toml:4:9{way_out}"
+        ),
+    );
+    for (source, audience) in [
+        ("files = \"exports\"", "files = \"vip.CSV.gz\""),
+        ("files = \"exports/*\"", ""),
+        ("files = \"exports/a.*\"", ""),
+        ("files = \"exports/*.gz\"", ""),
+        ("files = \"members\"\nformat = \"csv\"", ""),
+    ] {
+        files(source, audience).load().unwrap();
+    }
+}
+
+#[test]
+fn what_is_of_csv_is_for_csv() {
+    for (setting, column) in [
+        ("delimiter = \";\"", 13),
+        ("quote = \"'\"", 9),
+        ("header = false", 10),
+    ] {
+        let name = setting.split(' ').next().unwrap();
+        files(&format!("files = \"a\"\nformat = \"jsonl\"\n{setting}"), "").check(&format!(
+            "`{name}` in [source.shop] is of CSV, and `format` is something else\n  --> audience-sync.toml:4:{column}\n\nhint: remove one of the two"
+        ));
+        let http = format!("url = \"https://example.com\"\nformat = \"json\"\n{setting}");
+        files(&http, "").check(&format!(
+            "`{name}` in [source.shop] is of CSV, and `format` is something else\n  --> audience-sync.toml:4:{column}\n\nhint: remove one of the two"
+        ));
+    }
+    for settings in [
+        "quote = \";\"\ndelimiter = \";\"",
+        "quote = \",\"",
+        "quote = \"\\t\"",
+    ] {
+        files(&format!("files = \"a.csv\"\n{settings}"), "").check(
+            "`quote` in [source.shop] is the delimiter, too\n  --> audience-sync.toml:3:9\n\nhint: let one of them be another character",
+        );
+    }
+    files("files = \"a.csv\"\nquote = \",\"\ndelimiter = \";\"", "")
+        .load()
+        .unwrap();
+}
+
+#[test]
+fn columns_are_those_of_a_result() {
+    files("files = \"a.csv\"\ncolumns = { usr_id = \"id\" }", "").check(
+        "`usr_id` in `columns` in [source.shop] is no column that an audience takes\n  --> audience-sync.toml:3:13\n\nhint: did you mean `user_id`?",
+    );
+    files("files = \"a.csv\"", "traits = [\"email\"]\ncolumns = { Email = \"mail\" }").check(
+        "`Email` in `columns` in [[audience]] is no column that it takes\n  --> schedules/daily.toml:5:13\n\nhint: did you mean `email`?",
+    );
+    files("url = \"https://example.com\"\ncolumns = { plan = \"tier\" }", "").check(
+        "`plan` in `columns` in [source.shop] is no column that an audience takes\n  --> audience-sync.toml:3:13\n\nhint: known: `user_id`, `anonymous_id`, `value`",
+    );
+    // One audience of the source takes it, another one does not.
+    let two = "traits = [\"email\"]\n[[audience]]\nname = \"Other\"\nsource = \"shop\"\ncolumns = { value = \"x\" }";
+    files(
+        "files = \"a.csv\"\ncolumns = { email = \"mail\", anonymous_id = \"x\" }",
+        two,
+    )
+    .load()
+    .unwrap();
+}
+
+#[test]
+fn what_belongs_to_an_audience_is_said_to() {
+    for (key, value) in [("expect", "{}"), ("traits", "[]"), ("query", "\"\"")] {
+        files(&format!("files = \"a.csv\"\n{key} = {value}"), "").check(&format!(
+            "unknown key `{key}` in [source.shop]\n  --> audience-sync.toml:3:1\n\nhint: it stands under an audience, in a schedule"
+        ));
+    }
 }

@@ -1,12 +1,14 @@
 //! Members from files: one, or all that a pattern fits, one after another.
 //!
-//! They come in any order and are sorted on disk. What changes while it is read, or ends inside a row, decides nothing.
+//! They come in any order and are sorted on disk. What changes while it is read, or ends inside a row, decides nothing. That
+//! goes for all of them together, too: half of one export and half of the next are none.
 
+mod listing;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{File, Metadata};
 use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -18,7 +20,11 @@ use super::rows::{BUFFER, Dialect, Format, Problem, Taker, columns_of};
 use super::stamp::Stamp;
 use super::{Doubt, Fingerprint, Interrupt, SourceError, UseMembers, digest};
 use crate::audience::{Audience, SourceName};
+use crate::causes::printable;
 use crate::run::Timestamp;
+use listing::{WILDCARDS, explained, is_plain};
+
+pub(crate) use listing::{BadPattern, check as check_pattern};
 
 /// Files of one format, only ever read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,13 +41,38 @@ pub struct Files {
     pub columns: BTreeMap<String, String>,
 }
 
+/// A file as it was seen, before a row of it is read and after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    path: PathBuf,
+    state: State,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct State {
+    bytes: u64,
+    modified: Option<SystemTime>,
+    /// Where the system tells.
+    stamp: Option<Stamp>,
+}
+
+impl State {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            bytes: metadata.len(),
+            modified: metadata.modified().ok(),
+            stamp: Stamp::of(metadata),
+        }
+    }
+}
+
 /// How rows become members. Another number makes all files be read again.
 const READS_ROWS_AS: &[u8] = b"1";
 
 impl Files {
-    /// Sees whether there are files, and whether the first rows of the first one can be members.
+    /// Sees whether there are files. None is opened.
     pub(super) fn check(&self, audience: &Audience) -> Result<(), SourceError> {
-        self.expand(audience)?;
+        self.see(audience)?;
         Ok(())
     }
 
@@ -62,18 +93,7 @@ impl Files {
     }
 
     pub(super) fn fingerprint(&self, audience: &Audience) -> Result<Fingerprint, Doubt> {
-        let paths = self.expand(audience).map_err(|_| Doubt::Unseen)?;
-        let stamps: Option<Vec<Stamp>> = paths.iter().map(|path| stamp(path)).collect();
-        let stamps = stamps.ok_or(Doubt::Unseen)?;
-        let now = SystemTime::now();
-        if !stamps.iter().all(|stamp| stamp.is_old(now)) {
-            return Err(Doubt::Young);
-        }
-        let paths = paths
-            .iter()
-            .map(|path| path.as_os_str().as_encoded_bytes().to_vec());
-        let stamps = stamps.iter().map(|stamp| stamp.text().into_bytes());
-        Ok(Fingerprint(digest(paths.chain(stamps))))
+        fingerprint_of(&self.see(audience).map_err(|_| Doubt::Unseen)?)
     }
 
     pub(super) fn ask(
@@ -82,19 +102,18 @@ impl Files {
         interrupt: &Interrupt,
         use_members: &mut UseMembers<'_>,
     ) -> Result<(), SourceError> {
-        // What they were before anything is read: somebody may write at any moment.
-        let before = self.fingerprint(audience);
+        let before = self.see(audience)?;
+        // Before anything is read: what is young then may have been written to since, with no other time.
+        let read_from = fingerprint_of(&before).ok();
         let columns = columns_of(&self.columns, audience);
         let mut taker = Taker::new(audience, &columns, interrupt);
-        for path in self.expand(audience)? {
-            self.read(&path, &mut taker)?;
+        for seen in &before {
+            if let Some(odd) = self.read(seen, &mut taker)? {
+                tracing::warn!("source `{}`: {}: {odd}", self.name, shown(&seen.path));
+            }
         }
-        let mut members = taker.finish(|| {
-            let before = before.as_ref().ok()?;
-            let is_same = self.fingerprint(audience).as_ref() == Ok(before);
-            is_same.then(|| before.clone())
-        })?;
-        use_members(&mut members)?;
+        self.must_be_as(&before, audience)?;
+        use_members(&mut taker.finish(|| read_from.clone())?)?;
         Ok(())
     }
 
@@ -105,16 +124,16 @@ impl Files {
         interrupt: &Interrupt,
         look: &mut Look,
     ) -> Result<(), SourceError> {
-        let paths = self.expand(audience)?;
-        look.has_parts(paths.len());
+        let seen = self.see(audience)?;
+        look.has_parts(seen.len());
         look.comes(Order::Here);
         let columns = columns_of(&self.columns, audience);
         let mut taker = Taker::new(audience, &columns, interrupt).looking(look);
-        for path in paths {
-            if !taker.begin(path.display().to_string(), &self.written_as(&path)) {
+        for seen in &seen {
+            if !taker.begin(shown(&seen.path), &self.written_as(&seen.path)) {
                 break;
             }
-            self.read(&path, &mut taker)?;
+            self.read(seen, &mut taker)?;
         }
         Ok(())
     }
@@ -133,13 +152,9 @@ impl Files {
 
     /// The newest of the files tells: an export may come in parts that stay as they are.
     pub(super) fn updated_at(&self, audience: &Audience) -> Result<Timestamp, SourceError> {
-        let paths = self.expand(audience)?;
-        let modified = |path: &PathBuf| {
-            let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
-            modified.map_err(|error| self.broken(path.display().to_string(), error.to_string()))
-        };
-        let newest = paths.iter().map(modified).collect::<Result<Vec<_>, _>>()?;
-        let newest = newest.into_iter().max().unwrap_or(SystemTime::UNIX_EPOCH);
+        let seen = self.see(audience)?;
+        let modified = seen.iter().filter_map(|seen| seen.state.modified);
+        let newest = modified.max().unwrap_or(SystemTime::UNIX_EPOCH);
         let since = newest
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or_default();
@@ -157,67 +172,72 @@ impl Files {
     }
 
     /// All files that fit, in the order of their names. None at all is an export that is missing, and not an empty one.
-    fn expand(&self, audience: &Audience) -> Result<Vec<PathBuf>, SourceError> {
+    fn see(&self, audience: &Audience) -> Result<Vec<Seen>, SourceError> {
         let pattern = self.pattern_of(audience);
-        let shown = self.root.join(&pattern).display().to_string();
-        let broken = |problem: String| self.broken(shown.clone(), problem);
-        let (Some(root), Some(text)) = (self.root.to_str(), pattern.to_str()) else {
-            return Err(broken("the path is not UTF-8".to_owned()));
-        };
-        // Brackets in the root stand for themselves.
-        let text = PathBuf::from(glob::Pattern::escape(root)).join(text);
-        let paths =
-            glob::glob(&text.to_string_lossy()).map_err(|error| broken(error.msg.to_owned()))?;
-        let paths: Result<Vec<PathBuf>, _> = paths.collect();
-        let mut paths = paths.map_err(|error| {
-            self.broken(
-                error.path().display().to_string(),
-                error.error().to_string(),
-            )
-        })?;
-        paths.retain(|path| !path.is_dir());
-        if paths.is_empty() {
-            return Err(broken("there is no such file".to_owned()));
+        let found = listing::list(&self.root, &pattern);
+        let found = found.map_err(|(path, problem)| self.broken(shown(&path), problem))?;
+        if found.is_empty() {
+            let pattern = shown(&self.root.join(&pattern));
+            return Err(self.broken(pattern, "there is no such file".to_owned()));
         }
-        Ok(paths)
+        let seen = |(path, metadata)| Seen {
+            path,
+            state: State::of(&metadata),
+        };
+        Ok(found.into_iter().map(seen).collect())
     }
 
-    /// The folder in which the pattern begins to stand for several.
+    /// Sees whether all files are what they were, and no others.
+    fn must_be_as(&self, before: &[Seen], audience: &Audience) -> Result<(), SourceError> {
+        let now = self.see(audience)?;
+        let mut place = 0;
+        while before.get(place) == now.get(place) {
+            if place == before.len() {
+                return Ok(());
+            }
+            place += 1;
+        }
+        // One that has come or gone is before the one that is in its place.
+        let differ = [before.get(place), now.get(place)].into_iter().flatten();
+        let first = differ.map(|seen| &seen.path).min();
+        Err(self.changed(first.unwrap_or(&self.root)))
+    }
+
+    fn changed(&self, path: &Path) -> SourceError {
+        self.broken(shown(path), CHANGED.to_owned())
+    }
+
+    /// The folder in which the pattern begins to stand for several. Of one without wildcards, what has an ending is a file.
     fn folder(&self) -> PathBuf {
-        let is_plain = |part: &std::path::Component<'_>| {
-            !part.as_os_str().to_string_lossy().contains(['*', '?', '['])
-        };
         let parts = self.pattern.components();
-        let plain: PathBuf = parts.take_while(|part| is_plain(part)).collect();
-        match plain == self.pattern && !self.root.join(&plain).is_dir() {
+        let plain: PathBuf = parts.take_while(|part| is_plain(*part)).collect();
+        match plain == self.pattern && plain.extension().is_some() {
             true => plain.parent().unwrap_or(Path::new("")).to_owned(),
             false => plain,
         }
     }
 
-    fn read(&self, path: &Path, taker: &mut Taker<'_>) -> Result<(), SourceError> {
+    /// Reads all rows of a file, and tells what is odd.
+    fn read(&self, seen: &Seen, taker: &mut Taker<'_>) -> Result<Option<String>, SourceError> {
+        let path = seen.path.as_path();
         let at = |row: u64| match row {
-            0 => path.display().to_string(),
-            row => format!("{}, row {row}", path.display()),
+            0 => shown(path),
+            row => format!("{}, row {row}", shown(path)),
         };
         let broken = |row: u64, problem: String| self.broken(at(row), problem);
-        let (format, compression) = self
-            .format_of(path)
-            .ok_or_else(|| broken(0, UNKNOWN_FORMAT.to_owned()))?;
+        let (format, compression) = self.format_of(path).ok_or_else(|| {
+            broken(
+                0,
+                format!("its ending names no format\n\nhint: {ADD_FORMAT}"),
+            )
+        })?;
         if format == Format::Parquet && compression != Compression::None {
             return Err(broken(0, COMPRESSED_TWICE.to_owned()));
         }
-        // Whoever opens a pipe waits for a writer.
-        if !path.is_file() {
-            return Err(broken(0, "it is no file".to_owned()));
-        }
-        let file = File::open(path).map_err(|error| broken(0, error.to_string()))?;
-        let written = |file: &File| {
-            file.metadata()
-                .ok()
-                .map(|it| (it.len(), it.modified().ok()))
-        };
-        let before = written(&file);
+        let file = File::open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => self.changed(path),
+            _ => broken(0, explained(&error)),
+        })?;
         taker.rows = 0;
         let read = match format {
             Format::Parquet => taker.read_parquet(&file),
@@ -227,9 +247,18 @@ impl Files {
                 .map_err(Problem::Io)
                 .and_then(|mut input| taker.read(text, &self.dialect, &mut input)),
         };
+        let read = read.and_then(|()| taker.end_of_objects());
+        let is_stopped = matches!(read, Err(Problem::Stopped | Problem::Source(_)));
+        let now = file
+            .metadata()
+            .map_err(|error| broken(0, explained(&error)))?;
+        // Rather than what is wrong with a row that is half of one file and half of another.
+        if !is_stopped && State::of(&now) != seen.state {
+            return Err(self.changed(path));
+        }
         read.or_else(|problem| {
             Err(match problem {
-                Problem::Enough => return Ok(()),
+                Problem::Enough => return Ok(None),
                 Problem::Source(error) => error,
                 Problem::Stopped => SourceError::Interrupted {
                     source_name: self.name.clone(),
@@ -238,27 +267,29 @@ impl Files {
                 Problem::Overall(problem) => broken(0, problem),
                 Problem::Empty => broken(0, "the file is empty".to_owned()),
                 Problem::CutOff => broken(taker.rows, ENDS_INSIDE_A_ROW.to_owned()),
-                Problem::Io(error) => broken(taker.rows, unread(&error)),
+                Problem::Io(error) => broken(taker.rows, unread(&error, compression)),
             })
-        })?;
-        if written(&file) != before {
-            let problem = "it changed while it was read\n\nhint: write exports under another name and rename them when they are whole";
-            return Err(broken(0, problem.to_owned()));
-        }
-        Ok(())
+        })
+    }
+
+    /// Whether an audience's files have an ending that is no format's, whatever else they are called.
+    pub(crate) fn is_unreadable(&self, audience: &Audience) -> bool {
+        let pattern = self.pattern_of(audience);
+        let Some(name) = pattern.file_name() else {
+            return false;
+        };
+        let name = name.to_string_lossy();
+        let (name, _) = Compression::of(&name);
+        let ending = name.rsplit('.').next().unwrap_or_default();
+        self.format_of(&pattern).is_none() && !ending.contains(WILDCARDS)
     }
 
     fn format_of(&self, path: &Path) -> Option<(Format, Compression)> {
-        let name = path.file_name()?.to_string_lossy().to_lowercase();
-        let (name, compression) = match name.rsplit_once('.') {
-            Some((name, "gz")) => (name, Compression::Gzip),
-            Some((name, "zst")) => (name, Compression::Zstandard),
-            _ => (&*name, Compression::None),
-        };
-        let ending = name
-            .rsplit_once('.')
-            .and_then(|(_, ending)| Format::parse(ending));
-        Some((self.format.or(ending)?, compression))
+        let name = path.file_name()?.to_string_lossy();
+        let (name, compression) = Compression::of(&name);
+        let ending = name.rsplit_once('.');
+        let format = ending.and_then(|(_, ending)| Format::parse(ending));
+        Some((self.format.or(format)?, compression))
     }
 
     fn broken(&self, place: String, problem: String) -> SourceError {
@@ -270,7 +301,8 @@ impl Files {
     }
 }
 
-const UNKNOWN_FORMAT: &str = "its ending names no format\n\nhint: add format = \"csv\", \"tsv\", \"jsonl\" or \"parquet\" to the source";
+pub(crate) const ADD_FORMAT: &str =
+    "add format = \"csv\", \"tsv\", \"jsonl\" or \"parquet\" to the source";
 
 const COMPRESSED_TWICE: &str = "Parquet is read from its end, and cannot be unpacked on the way\n\n\
     hint: unpack it, or let its writer compress it inside, with zstd";
@@ -278,17 +310,38 @@ const COMPRESSED_TWICE: &str = "Parquet is read from its end, and cannot be unpa
 const ENDS_INSIDE_A_ROW: &str =
     "the file ends inside it\n\nhint: export it again; the last row ends with a newline, too";
 
-fn unread(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::UnexpectedEof => {
+const CHANGED: &str = "it changed, came or went while the source was read\n\n\
+    hint: write exports under another name and rename them when they are whole; the next run reads all of them";
+
+fn unread(error: &io::Error, compression: Compression) -> String {
+    match (error.kind(), compression) {
+        (io::ErrorKind::UnexpectedEof, _) => {
             "the file is cut off\n\nhint: export or copy it again".to_owned()
         }
-        _ => error.to_string(),
+        (_, Compression::None) => explained(error),
+        _ => format!(
+            "{error}\n\nhint: see whether it is what its ending says, and export or copy it again"
+        ),
     }
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    Stamp::of(&fs::metadata(path).ok()?)
+/// A path as an error calls it.
+fn shown(path: &Path) -> String {
+    printable(&path.to_string_lossy()).into_owned()
+}
+
+/// What files are, by their names and stamps, unless some have changed a moment ago.
+fn fingerprint_of(seen: &[Seen]) -> Result<Fingerprint, Doubt> {
+    let stamps: Option<Vec<&Stamp>> = seen.iter().map(|seen| seen.state.stamp.as_ref()).collect();
+    let stamps = stamps.ok_or(Doubt::Unseen)?;
+    let now = SystemTime::now();
+    if !stamps.iter().all(|stamp| stamp.is_old(now)) {
+        return Err(Doubt::Young);
+    }
+    let paths = seen.iter().map(|seen| seen.path.as_os_str());
+    let paths = paths.map(|path| path.as_encoded_bytes().to_vec());
+    let stamps = stamps.iter().map(|stamp| stamp.text().into_bytes());
+    Ok(Fingerprint(digest(paths.chain(stamps))))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -299,6 +352,15 @@ enum Compression {
 }
 
 impl Compression {
+    /// By the ending of a name, and the name without it.
+    fn of(name: &str) -> (&str, Self) {
+        match name.rsplit_once('.') {
+            Some((name, ending)) if ending.eq_ignore_ascii_case("gz") => (name, Self::Gzip),
+            Some((name, ending)) if ending.eq_ignore_ascii_case("zst") => (name, Self::Zstandard),
+            _ => (name, Self::None),
+        }
+    }
+
     /// What is compressed is checked to its end: one that is cut off does not read as a shorter one.
     fn open(self, file: File) -> io::Result<Box<dyn Read>> {
         Ok(match self {

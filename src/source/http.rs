@@ -163,7 +163,13 @@ impl Http {
         let mut taker = Taker::new(audience, &columns, interrupt);
         let read_from = match self.read(audience, known, interrupt, &mut taker)? {
             ReadOf::AsBefore => return Ok(Given::AsBefore),
-            ReadOf::Pages(pages) => pages.end(taker.taken)?,
+            ReadOf::Pages(pages) => {
+                let odd = taker.end_of_objects();
+                if let Some(odd) = odd.map_err(|problem| pages.problem(problem, 0))? {
+                    tracing::warn!("{}: {odd}", pages.called());
+                }
+                pages.end(taker.taken)?
+            }
         };
         use_members(&mut taker.finish(|| read_from.clone())?)?;
         Ok(Given::Members)

@@ -14,8 +14,23 @@ use crate::audience::{Audience, Class};
 /// What is taken of each object.
 pub(super) struct Wanted {
     /// The names of its members, by column.
-    names: Vec<String>,
+    names: Vec<Wish>,
     pub(super) columns: Columns,
+}
+
+/// A name that is looked for: as `columns` writes it, or as the result does, ignoring case.
+struct Wish {
+    name: String,
+    is_exact: bool,
+}
+
+impl Wish {
+    fn is(&self, name: &str) -> bool {
+        match self.is_exact {
+            true => self.name == name,
+            false => self.name.eq_ignore_ascii_case(name),
+        }
+    }
 }
 
 impl Wanted {
@@ -26,8 +41,11 @@ impl Wanted {
             columns: Columns::default(),
         };
         let mut want = |column: &str| {
-            let name = columns.get(column).map_or(column, String::as_str);
-            wanted.names.push(name.to_owned());
+            let name = columns.get(column);
+            wanted.names.push(Wish {
+                is_exact: name.is_some(),
+                name: name.map_or(column, String::as_str).to_owned(),
+            });
             wanted.names.len() - 1
         };
         let (user_id, anonymous_id) = (want("user_id"), want("anonymous_id"));
@@ -44,9 +62,48 @@ impl Wanted {
         wanted
     }
 
-    fn place_of(&self, name: &str) -> Option<usize> {
-        let mut names = self.names.iter();
-        names.position(|known| known.eq_ignore_ascii_case(name))
+    /// One member may be several columns.
+    fn places_of(&self, name: &str) -> impl Iterator<Item = usize> {
+        let names = self.names.iter().enumerate();
+        names.filter_map(move |(place, wish)| wish.is(name).then_some(place))
+    }
+
+    fn is_id(&self, place: usize) -> bool {
+        [self.columns.user_id, self.columns.anonymous_id].contains(&Some(place))
+    }
+
+    /// Puts what was found where it belongs; `false` where something is.
+    fn put<'j>(&self, cells: &mut [Option<Found<'j>>], place: usize, found: Found<'j>) -> bool {
+        let found = match self.is_id(place) {
+            true => found.into_id(),
+            false => found,
+        };
+        cells[place].replace(found).is_none()
+    }
+
+    /// Sees whether what is wanted was in any of many objects. What is odd, and no mistake, is told.
+    pub(super) fn must_be_met(&self, met: &[bool]) -> Result<Option<String>, String> {
+        if let Some(value) = self.columns.value
+            && !met[value]
+        {
+            let Wish { name, is_exact } = &self.names[value];
+            let why = match is_exact {
+                true => ", which `columns` names",
+                false => "\n\nhint: name it: columns = { value = \"...\" }",
+            };
+            return Err(format!("no object in it has a member `{name}`{why}"));
+        }
+        let traits = self.columns.traits.iter();
+        let missing: Vec<_> = traits
+            .filter(|(place, _)| !met[*place])
+            .map(|(place, _)| format!("`{}`", self.names[*place].name))
+            .collect();
+        Ok((!missing.is_empty()).then(|| {
+            format!(
+                "no object in it has a member {}, so that trait is null for everyone there",
+                missing.join(" or ")
+            )
+        }))
     }
 
     fn has_id(&self, cells: &[Option<Found<'_>>]) -> bool {
@@ -63,13 +120,26 @@ impl Wanted {
 /// What was found in one object.
 pub(super) struct JsonRow<'j>(Vec<Option<Found<'j>>>);
 
+#[derive(Clone)]
 pub(super) enum Found<'j> {
     Null,
     Boolean(bool),
     Integer(i64),
+    /// Larger than any integer that SQLite knows.
+    Large(u64),
     Real(f64),
     Text(Cow<'j, str>),
     Other(&'static str),
+}
+
+impl JsonRow<'_> {
+    /// Keeps in mind what was there.
+    pub(super) fn meet(&self, met: &mut Vec<bool>) {
+        met.resize(self.0.len(), false);
+        for (met, found) in met.iter_mut().zip(&self.0) {
+            *met |= found.is_some();
+        }
+    }
 }
 
 impl Row for JsonRow<'_> {
@@ -79,6 +149,7 @@ impl Row for JsonRow<'_> {
             None | Some(Found::Null) => Cell::Null,
             Some(Found::Boolean(boolean)) => Cell::Boolean(*boolean),
             Some(Found::Integer(integer)) => Cell::Integer(*integer),
+            Some(Found::Large(number)) => Cell::Real(*number as f64),
             Some(Found::Real(real)) => Cell::Real(*real),
             Some(Found::Text(text)) => Cell::Text(text.as_bytes()),
             Some(Found::Other(name)) => Cell::Other(name),
@@ -99,7 +170,8 @@ struct RowVisitor<'w>(&'w Wanted);
 impl RowVisitor<'_> {
     fn id<'j>(&self, id: Found<'j>) -> JsonRow<'j> {
         let mut cells: Vec<Option<Found<'j>>> = self.0.names.iter().map(|_| None).collect();
-        cells[self.0.columns.user_id.unwrap_or_default()] = Some(id);
+        self.0
+            .put(&mut cells, self.0.columns.user_id.unwrap_or_default(), id);
         JsonRow(cells)
     }
 }
@@ -124,26 +196,33 @@ impl<'j> Visitor<'j> for RowVisitor<'_> {
     }
 
     fn visit_u64<E: Error>(self, id: u64) -> Result<JsonRow<'j>, E> {
-        Ok(self.id(Found::of_u64(id)))
+        Ok(self.id(Found::Large(id)))
     }
 
     fn visit_map<A: MapAccess<'j>>(self, mut object: A) -> Result<JsonRow<'j>, A::Error> {
         let mut cells: Vec<Option<Found<'j>>> = self.0.names.iter().map(|_| None).collect();
         let mut others = 0;
         while let Some(Name(name)) = object.next_key()? {
-            let Some(place) = self.0.place_of(&name) else {
+            let mut places = self.0.places_of(&name);
+            let Some(first) = places.next() else {
                 object.next_value::<IgnoredAny>()?;
                 others += 1;
                 continue;
             };
-            if cells[place].replace(object.next_value()?).is_some() {
+            let found: Found<'j> = object.next_value()?;
+            let mut is_new = true;
+            for place in places {
+                is_new &= self.0.put(&mut cells, place, found.clone());
+            }
+            is_new &= self.0.put(&mut cells, first, found);
+            if !is_new {
                 return Err(A::Error::custom(format!("it has two members `{name}`")));
             }
         }
         if !self.0.has_id(&cells) {
             return Err(A::Error::custom(format!(
                 "it has no member `{}` or `{}` among its {others}",
-                self.0.names[0], self.0.names[1],
+                self.0.names[0].name, self.0.names[1].name,
             )));
         }
         Ok(JsonRow(cells))
@@ -176,11 +255,14 @@ impl<'j> Deserialize<'j> for Name<'j> {
 }
 
 impl Found<'_> {
-    /// An id may be larger than any integer that SQLite knows.
-    fn of_u64(number: u64) -> Self {
-        match i64::try_from(number) {
-            Ok(integer) => Self::Integer(integer),
-            Err(_) => Self::Text(Cow::Owned(number.to_string())),
+    /// An id may be larger than any integer, and is no less exact for that.
+    fn into_id(self) -> Self {
+        match self {
+            Self::Large(number) => match i64::try_from(number) {
+                Ok(integer) => Self::Integer(integer),
+                Err(_) => Self::Text(Cow::Owned(number.to_string())),
+            },
+            other => other,
         }
     }
 }
@@ -213,7 +295,7 @@ impl<'j> Visitor<'j> for FoundVisitor {
     }
 
     fn visit_u64<E>(self, number: u64) -> Result<Found<'j>, E> {
-        Ok(Found::of_u64(number))
+        Ok(i64::try_from(number).map_or(Found::Large(number), Found::Integer))
     }
 
     fn visit_f64<E>(self, real: f64) -> Result<Found<'j>, E> {

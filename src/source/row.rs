@@ -86,32 +86,40 @@ impl Columns {
         question: Question,
         name_it: impl Fn(&str) -> String,
     ) -> Result<Self, String> {
-        let find = |wanted: &str| {
-            let mut places =
-                (0..names.len()).filter(|place| names[*place].eq_ignore_ascii_case(wanted));
-            match (places.next(), places.next()) {
-                (_, Some(_)) => Err(format!("it has two columns `{wanted}`")),
-                (place, None) => Ok(place),
-            }
+        let find = |wanted: &str| match (names, wanted) {
+            // A single column is the id, whatever it is called.
+            ([only], "user_id") if !only.eq_ignore_ascii_case("anonymous_id") => Ok(Some(0)),
+            ([_], "value") => Ok(None),
+            _ => place_of(wanted, names),
         };
-        let (mut user_id, anonymous_id) = (find("user_id")?, find("anonymous_id")?);
-        let value = find("value")?;
-        if names.len() == 1 && anonymous_id.is_none() {
-            user_id = Some(0);
-        }
-        if user_id.is_none() && anonymous_id.is_none() {
+        let ids = [find("user_id")?, find("anonymous_id")?];
+        if ids == [None, None] {
             let columns = names.join("`, `");
             return Err(format!(
                 "it has no column `user_id` or `anonymous_id`, only `{columns}`\n\nhint: {}",
                 name_it("user_id")
             ));
         }
-        if audience.class == Class::Trait && (value.is_none() || names.len() == 1) {
-            return Err(format!(
-                "a computed trait needs a column `value`\n\nhint: {}",
-                name_it("value")
-            ));
-        }
+        Self::with(ids, audience, question, find, name_it)
+    }
+
+    /// Those of ids, and all others as they are found.
+    pub(super) fn with(
+        [user_id, anonymous_id]: [Option<usize>; 2],
+        audience: &Audience,
+        question: Question,
+        find: impl Fn(&str) -> Result<Option<usize>, String>,
+        name_it: impl Fn(&str) -> String,
+    ) -> Result<Self, String> {
+        let value = match audience.class {
+            Class::Audience => None,
+            Class::Trait => Some(find("value")?.ok_or_else(|| {
+                format!(
+                    "a computed trait needs a column `value`\n\nhint: {}",
+                    name_it("value")
+                )
+            })?),
+        };
         let is_member = match question {
             Question::Members => None,
             Question::Changes { .. } => Some(find("is_member")?.ok_or_else(|| {
@@ -132,7 +140,7 @@ impl Columns {
         Ok(Self {
             user_id,
             anonymous_id,
-            value: value.filter(|_| audience.class == Class::Trait),
+            value,
             is_member,
             traits,
         })
@@ -161,6 +169,15 @@ impl Columns {
                 .map(|(place, name)| (among(*place), name.clone()))
                 .collect(),
         }
+    }
+}
+
+/// The only column that is called so, ignoring case.
+pub(super) fn place_of(wanted: &str, names: &[String]) -> Result<Option<usize>, String> {
+    let mut places = (0..names.len()).filter(|place| names[*place].eq_ignore_ascii_case(wanted));
+    match (places.next(), places.next()) {
+        (_, Some(_)) => Err(format!("it has two columns `{wanted}`")),
+        (place, None) => Ok(place),
     }
 }
 
@@ -246,8 +263,10 @@ impl<R: Row> RowReader<'_, R> {
             Id::Null | Id::Unusable(Reason::Empty) => {
                 member.kind = UserKind::AnonymousId;
                 member.anonymous_id = None;
-                let id = self.read_id(column, "anonymous_id", &mut member.id)?;
-                Ok(self.is_present(id))
+                match self.read_id(column, "anonymous_id", &mut member.id)? {
+                    Id::Null => Ok(self.is_present(user_id)),
+                    id => Ok(self.is_present(id)),
+                }
             }
             Id::Unusable(_) => Ok(self.is_present(user_id)),
         }

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 
+use super::json::{JsonRow, Wanted};
 use super::peek::Look;
-use super::row::{Columns, Read as ReadRow, Row, RowReader};
+use super::row::{Columns, Read as ReadRow, Row, RowReader, place_of};
 use super::sort::{Sorted, Sorter};
 use super::{Answer, Fingerprint, Interrupt, Question, Skipped, SourceError};
 use crate::audience::{Audience, Member, User, Value};
@@ -47,6 +48,10 @@ impl Format {
         known
             .find(|(known, _)| known.eq_ignore_ascii_case(name))
             .map(|(_, format)| format)
+    }
+
+    pub const fn is_csv(self) -> bool {
+        matches!(self, Self::Text(Text::Csv | Text::Tsv))
     }
 
     /// The first of its names.
@@ -87,7 +92,10 @@ pub(super) enum Problem {
 
 impl Problem {
     pub(super) fn too_long() -> Self {
-        Self::Here(format!("it is over {MAX_ROW_BYTES} bytes long"))
+        Self::Here(format!(
+            "it is over {MAX_ROW_BYTES} bytes long\n\n\
+             hint: each row ends with a newline; a quote that is not closed makes one of many"
+        ))
     }
 }
 
@@ -122,6 +130,9 @@ pub(super) struct Taker<'t> {
     pub(super) rows: u64,
     /// Of all, whether they could be used or not.
     pub(super) taken: u64,
+    /// Which members that are wanted were in some object; empty where there was none.
+    met: Vec<bool>,
+    has_told: bool,
     /// Gets the rows in place of the sorter.
     look: Option<&'t mut Look>,
 }
@@ -142,6 +153,8 @@ impl<'t> Taker<'t> {
             read: ReadRow::default(),
             rows: 0,
             taken: 0,
+            met: Vec::new(),
+            has_told: false,
             look: None,
         }
     }
@@ -174,8 +187,8 @@ impl<'t> Taker<'t> {
     ) -> Result<(), Problem> {
         self.rows = 0;
         match text {
-            Text::Csv => csv::read(input, dialect, self),
-            Text::Tsv => csv::read(input, &dialect.with_tabs(), self),
+            Text::Csv => csv::read(input, dialect, b',', self),
+            Text::Tsv => csv::read(input, dialect, b'\t', self),
             Text::JsonLines => json_lines::read(input, self),
         }
     }
@@ -195,37 +208,29 @@ impl<'t> Taker<'t> {
         })
     }
 
-    /// Finds the columns of a file by their names in it. What it has instead, and the way out, is said where one is
-    /// missing.
+    /// Finds the columns of a file by their names in it. What `columns` names is looked for as it is written, and nothing
+    /// else is then. What they have instead, and the way out, is said where ids are missing.
     fn find(&self, names: &[String], has: &str, hint: &str) -> Result<Columns, Problem> {
-        let mut names = names.to_vec();
-        for (column, name) in self.columns {
-            let mut places = (0..names.len()).filter(|place| names[*place] == *name);
-            match (places.next(), places.next()) {
-                (Some(place), None) => names[place].clone_from(column),
-                (Some(_), Some(_)) => {
-                    return Err(Problem::Here(format!("it has two columns `{name}`")));
-                }
-                (None, _) => {
-                    return Err(Problem::Here(format!(
-                        "it has no column `{name}`, which `columns` names, among {has}"
-                    )));
-                }
-            }
+        let find = |column: &str| {
+            match self.columns.get(column) {
+            Some(name) => named(name, names, has).map(Some),
+            None => place_of(column, names).map_err(|twice| {
+                format!("{twice}\n\nhint: rename one; where they differ in case, columns = {{ {column} = \"...\" }} names one of them")
+            }),
         }
-        // The first of a single column is no name where a header is missing, and in a file that somebody else writes the
-        // only column may be another one tomorrow.
-        let is_id = |name: &String| {
-            let known = ["user_id", "anonymous_id"];
-            known.iter().any(|known| name.eq_ignore_ascii_case(known))
         };
-        if !names.iter().any(is_id) {
+        let ids = [find("user_id"), find("anonymous_id")];
+        let [user_id, anonymous_id] = ids.map(|found| found.map_err(Problem::Here));
+        let ids = [user_id?, anonymous_id?];
+        // Where the header is missing, names are ids: they are not shown, and the first of a single column is no name.
+        if ids == [None, None] {
             return Err(Problem::Here(format!(
                 "it has no column `user_id` or `anonymous_id` among {has}\n\nhint: {hint}"
             )));
         }
         let name_it = |column: &str| format!("name it: columns = {{ {column} = \"...\" }}");
-        Columns::find(&names, self.audience, Question::Members, name_it).map_err(Problem::Here)
+        let columns = Columns::with(ids, self.audience, Question::Members, find, name_it);
+        columns.map_err(Problem::Here)
     }
 
     /// Counts a row that is about to be read.
@@ -235,6 +240,24 @@ impl<'t> Taker<'t> {
             true => Err(Problem::Stopped),
             false => Ok(()),
         }
+    }
+
+    /// Takes a row that is JSON.
+    pub(super) fn take_json(&mut self, wanted: &Wanted, row: &JsonRow<'_>) -> Result<(), Problem> {
+        row.meet(&mut self.met);
+        self.take(&wanted.columns, row)
+    }
+
+    /// Sees whether some object had what is wanted, of those since it was seen last. A value that none has is a mistake. A
+    /// trait that none has may be null for everyone, since many leave out what is: that is told, once.
+    pub(super) fn end_of_objects(&mut self) -> Result<Option<String>, Problem> {
+        let met = std::mem::take(&mut self.met);
+        if met.is_empty() {
+            return Ok(None);
+        }
+        let wanted = Wanted::of(self.audience, self.columns);
+        let odd = wanted.must_be_met(&met).map_err(Problem::Overall)?;
+        Ok(odd.filter(|_| !std::mem::replace(&mut self.has_told, true)))
     }
 
     pub(super) fn take(&mut self, columns: &Columns, row: &impl Row) -> Result<(), Problem> {
@@ -260,6 +283,18 @@ impl<'t> Taker<'t> {
             pushed.map_err(|error| Problem::Source(error.into()))?;
         }
         Ok(())
+    }
+}
+
+/// The only column of exactly this name, which `columns` gives.
+fn named(name: &str, names: &[String], has: &str) -> Result<usize, String> {
+    let mut places = (0..names.len()).filter(|place| names[*place] == name);
+    match (places.next(), places.next()) {
+        (Some(place), None) => Ok(place),
+        (Some(_), Some(_)) => Err(format!("it has two columns `{name}`\n\nhint: rename one")),
+        (None, _) => Err(format!(
+            "it has no column `{name}`, which `columns` names, among {has}"
+        )),
     }
 }
 

@@ -116,7 +116,7 @@ struct Shares {
     /// and how many members it takes.
     members: usize,
     block_bytes: usize,
-    /// How many runs are merged at once.
+    /// How many runs are merged at once, unless records are long.
     at_once: usize,
 }
 
@@ -135,6 +135,13 @@ impl Shares {
             block_bytes,
             at_once: BLOCKS - 1,
         }
+    }
+
+    /// How many runs are merged at once whose longest block has so many bytes: a record that is longer than a block is one,
+    /// and each run may have one of those in memory.
+    fn at_once(&self, longest: usize) -> usize {
+        let blocks = self.block_bytes * BLOCKS / longest.max(self.block_bytes);
+        blocks.saturating_sub(1).clamp(2, self.at_once)
     }
 
     /// Makes room in a block for a first record, which may be longer than a block is.

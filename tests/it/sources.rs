@@ -432,6 +432,45 @@ fn what_does_not_fit_a_source_of_files_is_a_mistake_in_the_configuration() {
 }
 
 #[test]
+fn a_trait_that_no_object_has_is_warned_of_once() {
+    let project = exports(
+        "[[audience]]\nname = \"Vips\"\nsource = \"exports\"\nfiles = \"vip*.jsonl\"\ncolumns = { user_id = \"id\" }\ntraits = [\"email\", \"plan\"]\n",
+    );
+    project.write("exports/vip-2.jsonl", "{\"id\":\"w\",\"plan\":\"x\"}\n");
+    project.write("exports/vip-3.jsonl", "{\"id\":\"x\",\"plan\":\"x\"}\n");
+    let ran = project.succeed(&["sync"]);
+    let told = "source `exports`: exports/vip-2.jsonl: no object in it has a member `email`, so that trait is null for everyone there";
+    assert!(ran.stderr.contains(told), "{ran:?}");
+    assert_eq!(ran.stderr.matches("no object").count(), 1, "{ran:?}");
+}
+
+#[test]
+fn a_name_of_a_file_steers_no_terminal() {
+    let project = exports(TWO);
+    project.write("exports/\u{1b}[31m\n.csv", "customer\na");
+    project.write("exports/vips.jsonl", "{\"id\":\"v\"}\n");
+    let check = |ran: crate::support::Ran, words: &str| {
+        assert_eq!(ran.code, 1, "{ran:?}");
+        assert!(ran.stderr.contains(words), "{ran:?}");
+        assert!(!ran.stderr.contains('\u{1b}'), "{ran:?}");
+    };
+    check(
+        project.run(&["sync"]),
+        "exports/\\u{1b}[31m\\n.csv, row 1: the file ends inside it",
+    );
+    let config = format!("{EXPORTS}\n[source.shop]\nsqlite = \"\\u001b[31m.sqlite\"\n");
+    project.write("audience-sync.toml", &config);
+    project.write(
+        "schedules/main.toml",
+        "[[audience]]\nname = \"Members\"\nsource = \"shop\"\nquery = \"SELECT 1 AS user_id\"\n",
+    );
+    check(
+        project.run(&["sync"]),
+        "there is no database at \\u{1b}[31m.sqlite",
+    );
+}
+
+#[test]
 fn a_source_that_is_stale_or_short_decides_nothing() {
     let schedule = |source: &str, query: &str, expect: &str| {
         format!(
@@ -480,6 +519,19 @@ fn a_source_that_is_stale_or_short_decides_nothing() {
         ),
         ("NULL", "`updated_at` tells no time"),
         ("'soon'", "`updated_at` tells no time"),
+        ("-1e300", "`updated_at` tells no time"),
+        ("1e300", "`updated_at` tells no time"),
+        ("9223372036854775", "`updated_at` tells no time"),
+        ("unixepoch() - 9000000000", "years"),
+        (
+            "max('2126-01-01T00:00:00Z')",
+            "from now: milliseconds since 1970 in place of seconds, or a local time in place of UTC?",
+        ),
+        ("1000 * unixepoch()", "from now: milliseconds"),
+        (
+            "datetime('now', '+1 hour', '+30 seconds')",
+            "it was brought up to date 1h ",
+        ),
         (
             "max(seen_at)",
             "`updated_at` cannot run: no such column: seen_at",
@@ -522,7 +574,8 @@ fn a_source_that_is_stale_or_short_decides_nothing() {
     for column in [
         "datetime('now', '-5 hours')",
         "unixepoch()",
-        "max('2126-01-01T00:00:00Z')",
+        // No two clocks agree.
+        "datetime('now', '+4 minutes')",
     ] {
         check(shop(&told_at(column)), None);
     }

@@ -42,16 +42,15 @@ pub(super) fn read(
 ) -> Result<Read, ConfigError> {
     let url = Template::parse(item.some_text()?).map_err(|bad| misaddressed(item, bad))?;
     let (headers, secrets) = read_headers(table, root)?;
+    let format = table.get("format").map(|item| read_format(&item));
+    let format = format.transpose()?;
     let http = Http {
         name,
         url,
         headers,
         secrets: BTreeMap::new(),
-        format: table
-            .get("format")
-            .map(|item| read_format(&item))
-            .transpose()?,
-        dialect: read_dialect(table, None)?,
+        format,
+        dialect: read_dialect(table, format.is_none_or(AnswerFormat::is_csv))?,
         columns: read_columns(table)?,
         items: table
             .get("items")

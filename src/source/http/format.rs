@@ -27,6 +27,10 @@ impl AnswerFormat {
             .map(|(_, format)| format)
     }
 
+    pub const fn is_csv(self) -> bool {
+        matches!(self, Self::Rows(Text::Csv | Text::Tsv))
+    }
+
     /// The first of its names.
     pub(super) fn name(self) -> &'static str {
         let mut known = Self::ALL.into_iter();

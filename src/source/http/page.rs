@@ -149,7 +149,7 @@ impl Page<'_, '_> {
     }
 
     fn take<E: Error>(&mut self, row: &JsonRow<'_>) -> Result<(), E> {
-        let taken = self.taker.take(&self.wanted.columns, row);
+        let taken = self.taker.take_json(&self.wanted, row);
         taken.map_err(|problem| self.stop(problem))
     }
 
@@ -178,6 +178,7 @@ fn next_of(found: &Found<'_>) -> Result<Option<String>, Problem> {
         Found::Text(text) if text.is_empty() => Ok(None),
         Found::Text(text) => Ok(Some(text.clone().into_owned())),
         Found::Integer(number) => Ok(Some(number.to_string())),
+        Found::Large(number) => Ok(Some(number.to_string())),
         _ => Err(Problem::Overall(
             "what `next` points to is neither a text nor a whole number".to_owned(),
         )),
@@ -188,6 +189,7 @@ fn total_of(found: &Found<'_>) -> Result<Option<u64>, Problem> {
     let total = match found {
         Found::Null => return Ok(None),
         Found::Integer(number) => u64::try_from(*number).ok(),
+        Found::Large(number) => Some(*number),
         Found::Text(text) => text.trim().parse().ok(),
         _ => None,
     };

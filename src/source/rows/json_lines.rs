@@ -37,9 +37,20 @@ pub(super) fn read(input: &mut dyn Read, taker: &mut Taker<'_>) -> Result<(), Pr
             .deserialize(&mut json)
             .and_then(|row| json.end().map(|()| row))
             .map_err(|error| {
-                let error = without_values(&error);
+                let error = within_a_line(&error);
                 Problem::Here(format!("it is no JSON that names a member: {error}"))
             })?;
-        taker.take(&wanted.columns, &row)?;
+        taker.take_json(&wanted, &row)?;
+    }
+}
+
+/// What serde says of a row: to it, each is the first line.
+fn within_a_line(error: &serde_json::Error) -> String {
+    let said = without_values(error);
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    match said.strip_suffix(&place) {
+        Some(said) if error.is_data() => said.to_owned(),
+        Some(said) => format!("{said} at column {}", error.column()),
+        None => said,
     }
 }

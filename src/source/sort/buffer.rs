@@ -112,6 +112,12 @@ impl Ordered {
         })
     }
 
+    /// The bytes of its longest record.
+    pub(super) fn longest(&self) -> usize {
+        let lengths = self.buffer.order.iter().map(|entry| entry.length as usize);
+        lengths.max().unwrap_or_default()
+    }
+
     /// For others, in the same memory.
     pub(super) fn into_empty(self) -> Buffer {
         let mut buffer = self.buffer;

@@ -246,6 +246,26 @@ fn memory_stays_within_the_budget() {
     }
 }
 
+/// Blocks are as long as the longest record, and so fewer runs are merged at once.
+#[test]
+fn memory_stays_within_the_budget_where_rows_are_long() {
+    let budget = 1 << 20;
+    let mut rows = shuffled(400, 1);
+    for row in rows.iter_mut().step_by(2) {
+        // As a row of 4 MiB is to 64 MiB.
+        row.traits = "x".repeat(budget / 16);
+    }
+    let mut sorter = Sorter::new(budget);
+    push_all(&mut sorter, &rows).unwrap();
+    let mut sorted = sorter.finish().unwrap();
+    let mut members = 0;
+    while sorted.advance().unwrap() {
+        members += 1;
+        assert!(sorted.bytes() <= budget, "{} of {budget}", sorted.bytes());
+    }
+    assert_eq!(members, rows.len());
+}
+
 #[test]
 fn runs_that_cannot_be_written_are_an_error_with_a_way_out() {
     let folder = tempfile::tempdir().unwrap();

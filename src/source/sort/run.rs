@@ -86,6 +86,15 @@ impl Run {
         Ok(())
     }
 
+    /// The bytes of its longest block.
+    pub(super) fn longest(&self) -> usize {
+        self.longest
+    }
+
+    pub(super) fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
     pub(super) fn ends(&self) -> Option<&Ends> {
         self.ends.as_ref()
     }

@@ -1,5 +1,6 @@
 //! Sorts full buffers and writes them as runs, on a thread of its own.
 
+use std::cmp::Reverse;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -125,6 +126,12 @@ impl Runs {
         Ok(())
     }
 
+    /// How many of them are merged at once, with others whose longest record is this.
+    fn at_once(&self, longest: usize) -> usize {
+        let longest = self.runs.iter().map(Run::longest).fold(longest, usize::max);
+        self.shares.at_once(longest)
+    }
+
     fn create(&self, passes: u32) -> Result<Run, SortError> {
         let run = Run::create(&self.folder, self.shares, passes);
         run.map_err(|cause| unwritable(&self.folder, cause))
@@ -133,7 +140,7 @@ impl Runs {
     /// Merges runs that were merged as often as each other, once there are as many as go at once: open files stay few, and
     /// a member is written as often as that takes.
     fn make_room(&mut self) -> Result<(), SortError> {
-        while let Some(from) = self.runs.len().checked_sub(self.shares.at_once)
+        while let Some(from) = self.runs.len().checked_sub(self.at_once(0))
             && self.runs[from].passes == self.runs[self.runs.len() - 1].passes
         {
             self.merge_from(from)?;
@@ -182,11 +189,13 @@ impl Runs {
 
     /// All of them, and these members.
     pub(super) fn merge_with(mut self, last: Ordered) -> Result<Sorted, SortError> {
-        while let Some(excess) = self.runs.len().checked_sub(self.shares.at_once)
+        let at_once = self.at_once(last.longest());
+        while let Some(excess) = self.runs.len().checked_sub(at_once)
             && excess > 0
         {
-            // The youngest are the shortest.
-            let count = self.shares.at_once.min(excess + 1);
+            // Whatever is written again should be short.
+            self.runs.sort_by_key(|run| Reverse(run.blocks()));
+            let count = at_once.min(excess + 1);
             self.merge_from(self.runs.len() - count)?;
         }
         Sorted::of(self.runs, Some(last), self.shares)

@@ -205,7 +205,7 @@ fn what_cannot_be_read_as_members_says_where_and_what_to_do() {
         "a.parquet: it has no column `customer`, which `columns` names, {missing}"
     ));
     let alike = [("user_id", texts(&["a"])), ("USER_ID", texts(&["b"]))];
-    parquet(written(&alike)).fails("a.parquet: it has two columns `user_id`");
+    parquet(written(&alike)).fails("a.parquet: it has two columns `user_id`\n\nhint: rename one; where they differ in case, columns = { user_id = \"...\" } names one of them");
     let ids = [("user_id", texts(&["a"])), ("x", texts(&["b"]))];
     let mut no_value = parquet(written(&ids));
     no_value.audience.class = Class::Trait;
