@@ -144,11 +144,8 @@ fn open(
 ) -> Result<Contained, Problem> {
     let schema = file.metadata().file_metadata().schema_descr();
     let used = ProjectionMask::roots(schema, places.iter().copied());
-    is_flat(&parquet_to_arrow_schema_by_columns(
-        schema,
-        used.clone(),
-        None,
-    )?)?;
+    let of_used = parquet_to_arrow_schema_by_columns(schema, used.clone(), None)?;
+    is_flat(&of_used)?;
     // Where Arrow knows no type for some other column, texts are copied.
     let all = parquet_to_arrow_schema(schema, None);
     let hint = all.map(|all| in_pieces(&all.fields)).ok();
