@@ -255,7 +255,7 @@ fn memory_stays_within_the_budget_where_rows_are_long() {
         // As a row of 4 MiB is to 64 MiB.
         row.traits = "x".repeat(budget / 16);
     }
-    let mut sorter = Sorter::new(budget);
+    let mut sorter = Sorter::new(budget, &Interrupt::default());
     push_all(&mut sorter, &rows).unwrap();
     let mut sorted = sorter.finish().unwrap();
     let mut members = 0;

@@ -1,6 +1,7 @@
 //! What a file can have wrong within.
 
 use super::*;
+use crate::source::rows::Text;
 
 const NOT_CLOSED: &str =
     "\n\nhint: a quote before it may not be closed; quote = \"...\" names another one";
@@ -199,7 +200,7 @@ fn endless_blank_lines_hear_an_interrupt() {
     let exports = csv("");
     let (columns, interrupt) = (BTreeMap::new(), Interrupt::default());
     interrupt.interrupt();
-    for format in [Format::Csv, Format::JsonLines] {
+    for format in [Text::Csv, Text::JsonLines] {
         let mut taker = Taker::new(&exports.audience, &columns, &interrupt);
         let read = taker.read(format, &Dialect::default(), &mut Blank);
         assert!(matches!(read, Err(Problem::Stopped)));
