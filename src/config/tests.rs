@@ -692,13 +692,13 @@ fn settings_of_a_server_are_checked() {
         )
     };
     audience("query = \"SELECT 1\"").check(
-        "`query` in [[audience]] does not fit source `shop`\n  --> schedules/orders.toml:4:9\n\nhint: a server is asked by its `url`; `columns` and `traits` say what is used of its answers",
+        "`query` in [[audience]] does not fit source `shop`\n  --> schedules/daily.toml:4:9\n\nhint: a server is asked by its `url`; `columns` and `traits` say what is used of its answers",
     );
     audience("url = \"https://y/\"").check(
-        "`url` in [[audience]] leads to another server than its source, which has the headers\n  --> schedules/orders.toml:4:7\n\nhint: make another source of it",
+        "`url` in [[audience]] leads to another server than its source, which has the headers\n  --> schedules/daily.toml:4:7\n\nhint: make another source of it",
     );
     audience("expect = { max_age = \"6h\" }").check(
-        "`max_age` in `expect` in [[audience]] does not fit a server, which tells no time\n  --> schedules/orders.toml:4:22\n\nhint: leave it out to take the source however old it is",
+        "`max_age` in `expect` in [[audience]] does not fit a server, which tells no time\n  --> schedules/daily.toml:4:22\n\nhint: leave it out to take the source however old it is",
     );
 }
 
@@ -1194,7 +1194,7 @@ fn files_that_can_never_be_read_are_a_mistake() {
         "files = \"a/**/b.csv\"",
         "`files` in [[audience]] is no pattern: `**` would stand for folders within folders, which are not looked through\n  --> schedules/daily.toml:4:9\n\nhint: `*` stands for the folders of one: a/*/*.csv",
     );
-    let way_out = "\n\nhint: add format = \"csv\", \"tsv\" or \"jsonl\" to the source";
+    let way_out = "\n\nhint: add format = \"csv\", \"tsv\", \"jsonl\" or \"parquet\" to the source";
     check(
         "files = \"a.xlsx.gz\"",
         "",

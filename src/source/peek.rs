@@ -190,7 +190,7 @@ impl Look {
 
     /// Says which part comes next; `false` where no more is wanted.
     pub(super) fn begin(&mut self, part: String, what: &str) -> bool {
-        if self.usable >= USABLE || self.seen.rows >= ROWS {
+        if self.has_enough() {
             self.has_more = true;
             return false;
         }
@@ -202,6 +202,10 @@ impl Look {
         self.begun_parts += 1;
         self.seen.parts = self.seen.parts.max(self.begun_parts);
         true
+    }
+
+    const fn has_enough(&self) -> bool {
+        self.usable >= USABLE || self.seen.rows >= ROWS
     }
 
     pub(super) fn comes(&mut self, order: Order) {
@@ -245,7 +249,7 @@ impl Look {
         columns: &Columns,
         row: &impl Row,
     ) -> Result<bool, WrongType> {
-        if self.usable_of_part >= self.share || self.seen.rows >= ROWS {
+        if self.usable_of_part >= self.share || self.has_enough() {
             self.has_more = true;
             return Ok(false);
         }

@@ -185,7 +185,7 @@ fn the_first_pages_of_a_server_are_looked_at() {
         ]),
     );
     assert_eq!(
-        lines[0]["columns"][1],
+        lines[0]["columns"][2],
         json!({ "column": "value", "source_column": "value", "declared": null, "found": { "integer": 1_000, "NULL": 1 } }),
     );
     assert_eq!(web.requests().len(), 2);

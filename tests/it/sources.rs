@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 use crate::replay::{Downstream, Truth, audience, move_on, orders, project};
 use crate::support::Project;
 use crate::support::postgres::{Database, Postgres, drivers};
-use crate::support::web::{Reply, Web};
+use crate::support::web::{self, Reply, Web};
 
 /// A source that holds what a day says.
 trait Kind {
@@ -259,19 +259,36 @@ async fn real_orders_from_postgresql_leave_the_truth_downstream_after_every_day(
 /// A server that gives the members page by page.
 struct Server {
     web: Web,
-    members: Arc<Mutex<BTreeMap<String, Vec<Value>>>>,
+    /// By key, as JSON.
+    members: Arc<Mutex<BTreeMap<String, Vec<String>>>>,
 }
 
 impl Server {
     fn new() -> Self {
-        let members: Arc<Mutex<BTreeMap<String, Vec<Value>>>> = Arc::default();
+        let members: Arc<Mutex<BTreeMap<String, Vec<String>>>> = Arc::default();
         let held = Arc::clone(&members);
         let web = Web::start(move |request| {
             let key = request.path.trim_start_matches('/');
-            Reply::page(request, &held.lock().unwrap()[key], 4_000)
+            page(request, &held.lock().unwrap()[key])
         });
         Self { web, members }
     }
+}
+
+/// As [`Reply::page`] has it, of which there are many here.
+fn page(request: &web::Request, members: &[String]) -> Reply {
+    const SIZE: usize = 4_000;
+    let cursor = request.query.get("cursor");
+    let begin: usize = cursor.map_or(0, |cursor| cursor.parse().unwrap());
+    let end = members.len().min(begin + SIZE);
+    let cursor = match end < members.len() {
+        true => format!("\"{end}\""),
+        false => "null".to_owned(),
+    };
+    let (total, data) = (members.len(), members[begin..end].join(","));
+    let body =
+        format!("{{\"data\":[{data}],\"paging\":{{\"total\":{total},\"cursor\":{cursor}}}}}");
+    Reply::new("application/json", body)
 }
 
 impl Kind for Server {
@@ -293,7 +310,9 @@ impl Kind for Server {
     }
 
     fn hold(&self, _: &Path, key: &str, members: &[(&str, &Value)]) {
-        let object = |(user, value): &(&str, &Value)| json!({ "customer": user, "value": value });
+        let object = |(user, value): &(&str, &Value)| {
+            format!("{{\"customer\":\"{user}\",\"value\":{value}}}")
+        };
         let objects = members.iter().map(object).collect();
         self.members.lock().unwrap().insert(key.to_owned(), objects);
     }

@@ -22,7 +22,7 @@ pub(super) fn not_a_query(query: &str) -> Option<&'static str> {
     has_another(query).then_some("it is more than one statement")
 }
 
-/// Some drivers run the first statement of several and some the last one; none says so.
+/// Of several statements SQLite's driver runs the first one, and DuckDB's all of them; neither says so.
 fn has_another(query: &str) -> bool {
     let mut rest = query;
     while let Some((opening, behind)) = next(rest) {
