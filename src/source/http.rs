@@ -24,8 +24,8 @@ use super::{Fingerprint, Given, Interrupt, Question, SourceError, UseMembers, di
 use crate::audience::{Audience, SourceName};
 use crate::run::Timestamp;
 use crate::secret::Secret;
-use address::{shown, with_cursor};
-use client::{Client, Fetched, Page, Unfetched, text_of};
+use address::{must_be_usable, shown, with_cursor};
+use client::{Client, Page, Unfetched, text_of};
 use page::{Layout, Said};
 
 pub use address::{BadAddress, Template};
@@ -63,6 +63,11 @@ pub enum Total {
     Header(String),
 }
 
+const MAX_EMPTY_PAGES: u64 = 1_000;
+
+const NO_END: &str = "nothing says where the answer ends, so it may be cut off\n\n\
+    hint: let the server send its length or chunks, or a `total` of members in a header";
+
 /// How rows become members. Another number makes everything be read again.
 const READS_ROWS_AS: &[u8] = b"1";
 
@@ -93,9 +98,12 @@ pub(crate) fn is_credential(header: &str) -> bool {
     let header = header.to_ascii_lowercase();
     let words = [
         "auth",
+        "bearer",
         "cookie",
-        "key",
         "credential",
+        "jwt",
+        "key",
+        "pass",
         "session",
         "signature",
     ];
@@ -161,16 +169,10 @@ impl Http {
     ) -> Result<Given, SourceError> {
         let columns = columns_of(&self.columns, audience);
         let mut taker = Taker::new(audience, &columns, interrupt);
-        let read_from = match self.read(audience, known, interrupt, &mut taker)? {
-            ReadOf::AsBefore => return Ok(Given::AsBefore),
-            ReadOf::Pages(pages) => {
-                let odd = taker.end_of_objects();
-                if let Some(odd) = odd.map_err(|problem| pages.problem(problem, 0))? {
-                    tracing::warn!("{}: {odd}", pages.called());
-                }
-                pages.end(taker.taken)?
-            }
+        let Some(pages) = self.read(audience, known, interrupt, &mut taker)? else {
+            return Ok(Given::AsBefore);
         };
+        let read_from = pages.end(&mut taker)?;
         use_members(&mut taker.finish(|| read_from.clone())?)?;
         Ok(Given::Members)
     }
@@ -186,19 +188,19 @@ impl Http {
         let columns = columns_of(&self.columns, audience);
         let mut taker = Taker::new(audience, &columns, interrupt).looking(look);
         match self.read(audience, None, interrupt, &mut taker)? {
-            ReadOf::Pages(pages) if pages.is_over => pages.end(taker.taken).map(drop),
+            Some(pages) if pages.is_over => pages.end(&mut taker).map(drop),
             _ => Ok(()),
         }
     }
 
-    /// Reads pages until there is no next one, or whoever takes them has enough.
+    /// Reads pages until there is no next one, or whoever takes them has enough. `None` where all is what it was.
     fn read(
         &self,
         audience: &Audience,
         known: Option<&str>,
         interrupt: &Interrupt,
         taker: &mut Taker<'_>,
-    ) -> Result<ReadOf<'_>, SourceError> {
+    ) -> Result<Option<Pages<'_>>, SourceError> {
         let first = self.address(audience)?;
         let headers = self.headers(audience)?;
         let client = Client::new(first.clone(), headers, self.timeout, interrupt);
@@ -207,13 +209,10 @@ impl Http {
         loop {
             let etag = known.filter(|_| pages.number == 1);
             let fetched = client.fetch(&pages.at, etag, &pages.called());
-            match fetched.map_err(|error| self.unfetched(pages.place(0), error))? {
-                Fetched::AsBefore => return Ok(ReadOf::AsBefore),
-                Fetched::Page(page) => {
-                    if !pages.read(page, taker)? {
-                        return Ok(ReadOf::Pages(pages));
-                    }
-                }
+            let fetched = fetched.map_err(|error| self.unfetched(pages.place(0), error))?;
+            let Some(page) = fetched else { return Ok(None) };
+            if !pages.read(page, taker)? {
+                return Ok(Some(pages));
             }
         }
     }
@@ -301,23 +300,40 @@ impl Http {
                     .to_owned(),
             )
         })?;
+        let AnswerFormat::Rows(_) = format else {
+            return Ok(format);
+        };
         let points = self.next.is_some() || matches!(self.total, Some(Total::At(_)));
-        match format {
-            AnswerFormat::Rows(_) if points || self.items != Pointer::default() => {
-                Err(Problem::Overall(
-                    "it is no JSON document, in which `items`, `next` and `total` could point to something".to_owned(),
-                ))
-            }
-            format => Ok(format),
+        if points || self.items != Pointer::default() {
+            return Err(Problem::Overall(
+                "it is no JSON document, in which `items`, `next` and `total` could point to something".to_owned(),
+            ));
         }
+        // Whoever is written otherwise would be skipped as not UTF-8, and look gone.
+        if let Some(charset) = format::other_charset(content_type) {
+            let charset = charset.escape_debug();
+            return Err(Problem::Overall(format!(
+                "it is written as {charset}\n\nhint: let the server write UTF-8"
+            )));
+        }
+        Ok(format)
     }
 }
 
-/// What was read.
-enum ReadOf<'h> {
-    /// Nothing: it is what it was.
-    AsBefore,
-    Pages(Pages<'h>),
+/// Where a header says that the next page is.
+fn linked(page: &Page) -> Result<Option<String>, Problem> {
+    for header in page.headers.get_all(LINK) {
+        let text = String::from_utf8_lossy(header.as_bytes());
+        let next = link::next(&text).map_err(|malformed| {
+            Problem::Overall(format!(
+                "{malformed}, so nobody knows whether there is a next page"
+            ))
+        })?;
+        if let Some(next) = next {
+            return Ok(Some(next.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// The pages of an audience, of which one is read after another.
@@ -335,6 +351,9 @@ struct Pages<'h> {
     /// As the last page declared that did.
     total: Option<u64>,
     etag: Option<String>,
+    /// How many rows there were up to the last page, and how many pages before it gave none.
+    rows: u64,
+    empty_pages: u64,
 }
 
 impl<'h> Pages<'h> {
@@ -349,6 +368,8 @@ impl<'h> Pages<'h> {
             is_over: false,
             total: None,
             etag: None,
+            rows: 0,
+            empty_pages: 0,
         }
     }
 
@@ -358,7 +379,8 @@ impl<'h> Pages<'h> {
     }
 
     fn place(&self, row: u64) -> String {
-        let page = format!("{}, page {}", shown(&self.at), self.number);
+        // The address of a further page is the server's, and may hold an id.
+        let page = format!("{}, page {}", shown(&self.first), self.number);
         match row {
             0 => page,
             row => format!("{page}, row {row}"),
@@ -374,9 +396,13 @@ impl<'h> Pages<'h> {
         };
         let rows = taker.taken;
         tracing::debug!("{}: {rows} rows so far", self.called());
+        self.must_go_on(rows)?;
         self.has_next |= said.has_next;
         self.total = said.total.or(self.total);
-        self.etag = page.etag().map(str::to_owned);
+        self.etag = match page.was_redirected {
+            true => None,
+            false => page.etag().map(str::to_owned),
+        };
         let next = self
             .next(&page, &said)
             .map_err(|problem| self.problem(problem, 0))?;
@@ -391,13 +417,14 @@ impl<'h> Pages<'h> {
         if !taker.begin(self.place(0), format.name()) {
             return Err(Problem::Enough);
         }
-        let (mut input, end_is_certain) = page.open()?;
+        let end_is_certain = page.end_is_certain;
+        let mut input = page.open()?;
         let said = match format {
             AnswerFormat::Rows(format) => {
                 taker.end_is_certain = end_is_certain;
                 taker.read(format, &self.http.dialect, &mut input)?;
-                if taker.rows <= 1 && !end_is_certain {
-                    return Err(Problem::CutOff);
+                if !end_is_certain && self.http.total.is_none() {
+                    return Err(Problem::Overall(NO_END.to_owned()));
                 }
                 Said::default()
             }
@@ -442,26 +469,24 @@ impl<'h> Pages<'h> {
                  hint: let `url` name the server that gives all of them"
             ))
         };
-        let link = || {
-            let mut links = page.headers.get_all(LINK).iter();
-            links.find_map(|header| link::next(header.to_str().ok()?))
-        };
         let (next, cursor) = match &self.http.next {
-            None => (link(), None),
-            Some(_) => (said.next.as_deref(), self.http.cursor_parameter.as_deref()),
+            None => (linked(page)?, None),
+            Some(_) => (said.next.clone(), self.http.cursor_parameter.as_deref()),
         };
         let Some(next) = next else { return Ok(None) };
         if let Some(parameter) = cursor {
-            return Ok(Some(with_cursor(&self.first, parameter, next)));
+            return Ok(Some(with_cursor(&self.first, parameter, &next)));
         }
-        let url = page
+        let mut url = page
             .url
-            .join(next)
+            .join(&next)
             .map_err(|_| elsewhere("what is no address"))?;
-        match url.origin() == self.first.origin() {
-            true => Ok(Some(url)),
-            false => Err(elsewhere("another server")),
+        url.set_fragment(None);
+        if url.origin() != self.first.origin() {
+            return Err(elsewhere("another server"));
         }
+        must_be_usable(&url).map_err(|_| elsewhere("an address with a password"))?;
+        Ok(Some(url))
     }
 
     fn go_on_to(&mut self, next: Url) -> Result<(), SourceError> {
@@ -478,8 +503,30 @@ impl<'h> Pages<'h> {
         Ok(())
     }
 
+    /// Ends what would have no end: cursors that go on, and no members come.
+    fn must_go_on(&mut self, rows: u64) -> Result<(), SourceError> {
+        match rows == self.rows {
+            true => self.empty_pages += 1,
+            false => self.empty_pages = 0,
+        }
+        self.rows = rows;
+        if self.empty_pages <= MAX_EMPTY_PAGES {
+            return Ok(());
+        }
+        let problem = format!(
+            "there are no members on {MAX_EMPTY_PAGES} pages in a row\n\n\
+             hint: see whether `items` and `next` are what the server means by them"
+        );
+        Err(self.http.broken(self.place(0), problem))
+    }
+
     /// When all pages are read: whether they are all, and what they were read from.
-    fn end(self, rows: u64) -> Result<Option<Fingerprint>, SourceError> {
+    fn end(self, taker: &mut Taker<'_>) -> Result<Option<Fingerprint>, SourceError> {
+        let odd = taker.end_of_objects();
+        if let Some(odd) = odd.map_err(|problem| self.problem(problem, 0))? {
+            tracing::warn!("{}: {odd}", self.called());
+        }
+        let rows = taker.taken;
         let broken = |problem: String| Err(self.http.broken(shown(&self.first), problem));
         match (&self.http.total, self.total) {
             (Some(_), None) => {
@@ -500,7 +547,9 @@ impl<'h> Pages<'h> {
                 self.http.name
             );
         }
-        let etag = self.etag.filter(|_| self.number == 1);
+        // A total beside the page is not what its `ETag` is of.
+        let is_beside = matches!(self.http.total, Some(Total::Header(_)));
+        let etag = self.etag.filter(|_| self.number == 1 && !is_beside);
         Ok(etag.map(Fingerprint))
     }
 

@@ -191,6 +191,14 @@ fn the_first_pages_of_a_server_are_looked_at() {
     assert_eq!(web.requests().len(), 2);
     assert!(!format!("{ran:?}").contains("hunter2"), "{ran:?}");
 
+    // What fails a run is a problem here, too.
+    web.answer(|request| Reply::page(request, &[json!({ "id": "u1" })], 600));
+    let (_, ran) = look(&project, 1);
+    assert!(
+        ran.stderr.contains("no object in it has a member `value`"),
+        "{ran:?}"
+    );
+
     web.answer(|_| Reply::status(401));
     let (lines, ran) = look(&project, 1);
     assert_eq!(lines[0]["rows"], 0);

@@ -238,6 +238,57 @@ fn a_server_that_has_nothing_new_is_asked_once() {
 }
 
 #[test]
+fn what_an_etag_is_not_of_is_read_again() {
+    // A page that is what it was, and has another one behind it now.
+    let web = Web::start(|_| Reply::json(&json!(["a"])).with("etag", "\"1\""));
+    let grown = project(&web.url("/"), "");
+    grown.sync();
+    web.answer(|request| {
+        let is_first = !request.query.contains_key("page");
+        let link = "</?page=2>; rel=next";
+        match request.headers.contains_key("if-none-match") {
+            true => Reply::status(304).with("link", link),
+            false if is_first => Reply::json(&json!(["a"]))
+                .with("etag", "\"1\"")
+                .with("link", link),
+            false => Reply::json(&json!(["b"])),
+        }
+    });
+    assert_eq!(grown.sync()["members"], 2);
+
+    // Another page, to which the same address leads now.
+    let page = |day: &'static str, member: &'static str| {
+        move |request: &Request| match (&*request.path, request.headers.get("if-none-match")) {
+            ("/", _) => Reply::status(302).with("location", day),
+            (_, Some(_)) => Reply::status(304),
+            (_, None) => Reply::json(&json!([member])).with("etag", "\"1\""),
+        }
+    };
+    let web = Web::start(page("/one", "a"));
+    let redirected = project(&web.url("/"), "");
+    redirected.sync();
+    web.answer(page("/two", "b"));
+    let line = redirected.sync();
+    assert_eq!((&line["added"], &line["removed"]), (&json!(1), &json!(1)));
+
+    // A total that stands beside the page.
+    let total = |total: &'static str| {
+        move |request: &Request| match request.headers.contains_key("if-none-match") {
+            true => Reply::status(304),
+            false => Reply::json(&json!(["a"]))
+                .with("etag", "\"1\"")
+                .with("x-total", total),
+        }
+    };
+    let web = Web::start(total("1"));
+    let counted = project(&web.url("/"), "total = \"header:x-total\"");
+    counted.sync();
+    web.answer(total("2"));
+    let ran = counted.run(&["sync"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+}
+
+#[test]
 fn of_several_pages_everything_is_read_again() {
     let members: Vec<Value> = (0..4).map(|number| json!(number)).collect();
     let web = Web::start(move |request| Reply::page(request, &members, 2).with("etag", "\"1\""));
@@ -327,8 +378,15 @@ fn an_answer_that_breaks_off_is_not_taken_for_a_whole_one() {
         1,
         "the answer ends",
     );
-    let web = Web::start(move |_| csv().until_closed());
-    assert_eq!(project(&web.url("/"), "").sync()["members"], 2);
+    // Between two rows nothing says so.
+    check(
+        csv().until_closed(),
+        1,
+        "page 1: nothing says where the answer ends",
+    );
+    let web = Web::start(move |_| csv().until_closed().with("x-total", "2"));
+    let counted = project(&web.url("/"), "total = \"header:x-total\"");
+    assert_eq!(counted.sync()["members"], 2);
 }
 
 #[test]
@@ -450,6 +508,22 @@ fn what_is_no_page_of_members_says_so() {
         Reply::new("text/csv", ""),
         "URL, page 1: the answer is empty",
     );
+    check(
+        "",
+        Reply::new("text/csv; charset=latin-1", "user_id\nuser_1\n"),
+        "URL, page 1: it is written as latin-1\n\nhint: ",
+    );
+    check(
+        "",
+        Reply::json(&json!(["user_1"])).with("link", "/user_1; rel=next"),
+        "URL, page 1: its Link header is no list of links",
+    );
+    let long = format!("{{\"{}\":1}}", "x".repeat(5 << 20));
+    check(
+        "items = \"/data\"",
+        Reply::new("application/json", long),
+        "URL, page 1: it is over 4194304 bytes long",
+    );
     let long = format!("[\"a\",\"{}\"]", "x".repeat(5 << 20));
     check(
         "",
@@ -523,6 +597,29 @@ fn what_the_pages_declare_must_be_so() {
         (&json!(1), &json!(1))
     );
 
+    let next = |link: &'static str| Reply::json(&json!([1])).with("link", link);
+    check(
+        "",
+        next("<http://bob:hunter2@127.0.0.1/user_1#hunter2>; rel=next"),
+        "/a, page 1: it leads to another server",
+    );
+    let web = Web::start(move |request| match &*request.path {
+        "/a" => next("</after/user_1#hunter2>; rel=next"),
+        _ => Reply::status(404),
+    });
+    let error = fail(&project(&web.url("/a"), ""));
+    assert!(error.contains("/a, page 2: HTTP 404"), "{error}");
+    let pages = AtomicUsize::new(0);
+    let endless = Web::start(move |_| {
+        let cursor = pages.fetch_add(1, Ordering::Relaxed);
+        Reply::json(&json!({ "data": [], "paging": { "total": 0, "cursor": cursor } }))
+    });
+    let error = fail(&project(&endless.url("/a"), BY_CURSOR));
+    assert!(
+        error.contains("page 1001: there are no members on 1000 pages in a row"),
+        "{error}"
+    );
+
     let pages = AtomicUsize::new(0);
     let circle = Web::start(move |_| {
         let cursor = [1, 2, 3, 1, 2, 3][pages.fetch_add(1, Ordering::Relaxed) % 6];
@@ -591,7 +688,7 @@ fn headers_are_for_the_server_that_was_named() {
     for (location, words) in [
         (
             "http://example.com/b",
-            "it was redirected to http://example.com/b, which must be https",
+            "it was redirected to http://example.com, which must be https",
         ),
         ("/a", "it was redirected 10 times, and would be again"),
         ("ftp://127.0.0.1/", "which must be an http or https address"),

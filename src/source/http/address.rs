@@ -1,6 +1,6 @@
 //! The addresses of pages: what stands for what in them, which server they name, and how people see them.
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use reqwest::Url;
 
 use crate::audience::Audience;
@@ -105,15 +105,23 @@ pub(super) fn shown(url: &Url) -> String {
     shown.into()
 }
 
-/// The same address with another cursor.
+/// The same address with another cursor. What else is asked stays as it is written: there are several ways to write it, of
+/// which servers may know one.
 pub(super) fn with_cursor(first: &Url, parameter: &str, cursor: &str) -> Url {
-    let others = first.query_pairs().into_owned();
-    let others: Vec<_> = others.filter(|(name, _)| name != parameter).collect();
+    let encoded = |text| utf8_percent_encode(text, RESERVED).to_string();
+    let is_other = |pair: &&str| {
+        let name = pair.split('=').next().unwrap_or_default();
+        percent_decode_str(name).decode_utf8_lossy() != parameter
+    };
+    let pairs = first.query().unwrap_or_default().split('&');
+    let mut query: Vec<String> = pairs
+        .filter(|pair| !pair.is_empty())
+        .filter(is_other)
+        .map(str::to_owned)
+        .collect();
+    query.push(format!("{}={}", encoded(parameter), encoded(cursor)));
     let mut url = first.clone();
-    url.query_pairs_mut()
-        .clear()
-        .extend_pairs(others)
-        .append_pair(parameter, cursor);
+    url.set_query(Some(&query.join("&")));
     url
 }
 
@@ -167,9 +175,12 @@ mod tests {
 
     #[test]
     fn a_cursor_takes_the_place_of_the_one_before() {
-        let first = Url::parse("https://x/a?limit=10&cursor=0").unwrap();
+        let first = Url::parse("https://x/a?limit=10&cursor=0&q=a%20b+c&flag").unwrap();
         let next = with_cursor(&first, "cursor", "b c&d");
-        assert_eq!(next.as_str(), "https://x/a?limit=10&cursor=b+c%26d");
+        assert_eq!(
+            next.as_str(),
+            "https://x/a?limit=10&q=a%20b+c&flag&cursor=b%20c%26d"
+        );
         assert_eq!(shown(&next), "https://x/a");
     }
 }

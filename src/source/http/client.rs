@@ -9,8 +9,8 @@ use backon::{ExponentialBuilder, Retryable as _};
 use chrono::{DateTime, Utc};
 use flate2::bufread::MultiGzDecoder;
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, IF_NONE_MATCH, LOCATION,
-    RETRY_AFTER, TRANSFER_ENCODING,
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, HeaderMap, IF_NONE_MATCH, LINK,
+    LOCATION, RETRY_AFTER, TRANSFER_ENCODING,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Response, StatusCode, Url};
@@ -18,7 +18,7 @@ use tempfile::SpooledTempFile;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::Notify;
 
-use super::address::{must_be_usable, shown};
+use super::address::must_be_usable;
 use crate::causes::in_one_line;
 use crate::source::Interrupt;
 use crate::source::rows::BUFFER;
@@ -37,21 +37,16 @@ const BYTES_IN_MEMORY: usize = 1 << 20;
 
 const USER_AGENT: &str = concat!("audience-sync/", env!("CARGO_PKG_VERSION"));
 
-/// What became of a question.
-pub(super) enum Fetched {
-    /// The page is what it was when it had this `ETag`.
-    AsBefore,
-    Page(Page),
-}
-
 /// All of a page, as it came.
 pub(super) struct Page {
-    /// Where it was in the end.
+    /// Where it was in the end,
     pub(super) url: Url,
+    /// and whether that is somewhere else.
+    pub(super) was_redirected: bool,
     pub(super) headers: HeaderMap,
     body: SpooledTempFile,
     /// Whether HTTP itself says where it ends. Otherwise nobody can tell a page from one that was cut off.
-    end_is_certain: bool,
+    pub(super) end_is_certain: bool,
 }
 
 /// Why there is no page.
@@ -157,13 +152,14 @@ impl<'c> Client<'c> {
         })
     }
 
-    /// Fetches a page, several times if need be. `called` is what the log calls it.
+    /// Fetches a page, several times if need be. `called` is what the log calls it. `None` where it is what it was when it
+    /// had this `ETag`.
     pub(super) fn fetch(
         &self,
         url: &Url,
         etag: Option<&str>,
         called: &str,
-    ) -> Result<Fetched, Unfetched> {
+    ) -> Result<Option<Page>, Unfetched> {
         let pauses = ExponentialBuilder::default()
             .with_min_delay(FIRST_PAUSE)
             .with_max_times(RETRIES)
@@ -192,8 +188,10 @@ impl<'c> Client<'c> {
     }
 
     /// Follows redirects by itself: the headers are secrets, and of all but a few no library knows that.
-    async fn fetch_once(&self, url: &Url, etag: Option<&str>) -> Result<Fetched, Failure> {
+    async fn fetch_once(&self, url: &Url, etag: Option<&str>) -> Result<Option<Page>, Failure> {
         let mut at = url.clone();
+        // An `ETag` is of one address.
+        let mut etag = etag;
         for _ in 0..=MAX_REDIRECTS {
             let mut request = self.http.get(at.clone());
             if at.origin() == self.named.origin() {
@@ -204,9 +202,16 @@ impl<'c> Client<'c> {
                 request = request.header(IF_NONE_MATCH, etag);
             }
             let response = request.send().await.map_err(Failure::of_connection)?;
+            if etag.take().is_some() && response.status() == StatusCode::NOT_MODIFIED {
+                match response.headers().contains_key(LINK) {
+                    // A page that is what it was may lead to another one that it did not lead to.
+                    true => continue,
+                    false => return Ok(None),
+                }
+            }
             match redirected(&at, &response)? {
                 Some(next) => at = next,
-                None => return receive(at, response, etag.is_some()).await,
+                None => return receive(at, response, url).await.map(Some),
             }
         }
         Err(Failure::for_good(format!(
@@ -234,22 +239,14 @@ fn redirected(at: &Url, response: &Response) -> Result<Option<Url>, Failure> {
     let next = at.join(location);
     let next = next.map_err(|_| Failure::for_good("it was redirected to what is no address"))?;
     must_be_usable(&next).map_err(|bad| {
-        Failure::for_good(format!(
-            "it was redirected to {}, which {bad}",
-            shown(&next)
-        ))
+        // A path may be of a user, or of who asks.
+        let origin = next.origin().ascii_serialization();
+        Failure::for_good(format!("it was redirected to {origin}, which {bad}"))
     })?;
     Ok(Some(next))
 }
 
-async fn receive(
-    url: Url,
-    mut response: Response,
-    is_conditional: bool,
-) -> Result<Fetched, Failure> {
-    if is_conditional && response.status() == StatusCode::NOT_MODIFIED {
-        return Ok(Fetched::AsBefore);
-    }
+async fn receive(at: Url, mut response: Response, asked: &Url) -> Result<Page, Failure> {
     if response.status() != StatusCode::OK {
         return Err(refusal(response.status(), response.headers()));
     }
@@ -271,12 +268,13 @@ async fn receive(
     let has_end = [CONTENT_LENGTH, TRANSFER_ENCODING]
         .iter()
         .any(|it| headers.contains_key(it));
-    Ok(Fetched::Page(Page {
+    Ok(Page {
         end_is_certain: has_end || response.version() >= reqwest::Version::HTTP_2,
-        url,
+        was_redirected: at != *asked,
+        url: at,
         headers,
         body,
-    }))
+    })
 }
 
 /// A status that is no page. What the server says beside it is not shown: it may be about people.
@@ -332,9 +330,9 @@ impl Page {
         text_of(&self.headers, ETAG)
     }
 
-    /// What it holds, unpacked, and whether its end is certain. Whether it is packed is seen by itself: servers keep files
-    /// that are, and do not always say so.
-    pub(super) fn open(&mut self) -> io::Result<(Box<dyn Read + '_>, bool)> {
+    /// What it holds, unpacked. Whether it is packed is seen by itself: servers keep files that are, and do not always say
+    /// so.
+    pub(super) fn open(&mut self) -> io::Result<Box<dyn Read + '_>> {
         self.body.seek(SeekFrom::Start(0))?;
         let mut magic = Vec::new();
         Read::by_ref(&mut self.body)
@@ -343,12 +341,8 @@ impl Page {
         self.body.seek(SeekFrom::Start(0))?;
         let plain = BufReader::with_capacity(BUFFER, &mut self.body);
         Ok(match magic == GZIP {
-            // It is checked to its end.
-            true => (
-                Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(plain))),
-                true,
-            ),
-            false => (Box::new(plain), self.end_is_certain),
+            true => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(plain))),
+            false => Box::new(plain),
         })
     }
 }

@@ -76,6 +76,19 @@ pub(super) fn is_html(content_type: &str) -> bool {
     )
 }
 
+/// The encoding of its text, where that is not UTF-8.
+pub(super) fn other_charset(content_type: &str) -> Option<&str> {
+    let parameters = content_type.split(';').skip(1);
+    let mut named = parameters.filter_map(|parameter| parameter.split_once('='));
+    let (_, charset) = named.find(|(name, _)| name.trim().eq_ignore_ascii_case("charset"))?;
+    let charset = charset.trim().trim_matches('"');
+    let known = ["utf-8", "utf8", "us-ascii", "ascii"];
+    let is_known = known
+        .iter()
+        .any(|known| known.eq_ignore_ascii_case(charset));
+    (!is_known).then_some(charset)
+}
+
 /// Without its parameters.
 fn essence(content_type: &str) -> String {
     let essence = content_type.split(';').next().unwrap_or_default();
@@ -105,6 +118,11 @@ mod tests {
         check("text/plain", None);
         check("application/octet-stream", None);
         check("", None);
+        assert_eq!(
+            other_charset("text/csv; header=present; charset=\"UTF-8\""),
+            None
+        );
+        assert_eq!(other_charset("text/csv; Charset=latin-1"), Some("latin-1"));
         assert!(is_html("text/html; charset=utf-8"));
         assert!(!is_html("text/csv"));
     }

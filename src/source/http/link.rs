@@ -1,14 +1,23 @@
 //! `Link` headers: where the next page is. <https://www.rfc-editor.org/rfc/rfc8288#section-3>
 
+/// A header that is no list of links.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("its Link header is no list of links")]
+pub(super) struct Malformed;
+
 /// The first target whose relation is `next`.
-pub(super) fn next(header: &str) -> Option<&str> {
+pub(super) fn next(header: &str) -> Result<Option<&str>, Malformed> {
     let mut rest = header;
     loop {
-        let (_, behind) = rest.split_once('<')?;
-        let (target, behind) = behind.split_once('>')?;
+        rest = rest.trim_start_matches([',', ' ', '\t']);
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let behind = rest.strip_prefix('<').ok_or(Malformed)?;
+        let (target, behind) = behind.split_once('>').ok_or(Malformed)?;
         let (parameters, behind) = parameters(behind);
         if parameters.iter().any(is_next) {
-            return Some(target.trim());
+            return Ok(Some(target.trim()));
         }
         rest = behind;
     }
@@ -45,7 +54,8 @@ fn parameters(text: &str) -> (Vec<(&str, &str)>, &str) {
 
 fn parameter(text: &str) -> Option<(&str, &str)> {
     let (name, value) = text.split_once('=')?;
-    Some((name.trim(), value.trim().trim_matches('"')))
+    // Single quotes are none, and yet are written.
+    Some((name.trim(), value.trim().trim_matches(['"', '\''])))
 }
 
 #[cfg(test)]
@@ -55,8 +65,10 @@ mod tests {
     #[test]
     fn the_next_page_is_found_among_links() {
         let check = |header: &str, expected: Option<&str>| {
-            assert_eq!(next(header), expected, "{header}");
+            assert_eq!(next(header), Ok(expected), "{header}");
         };
+        check("</2>; rel='next'; title=\"nächste\"", Some("/2"));
+        check(" , </1>; rel=prev, ,</2>; rel=next", Some("/2"));
         check("<https://x/2>; rel=\"next\"", Some("https://x/2"));
         check("</a?page=2>;rel=next", Some("/a?page=2"));
         check(
@@ -71,8 +83,13 @@ mod tests {
         check("<https://x/1>; title=\"\\\"; rel=next\"", None);
         check("<https://x/2>; rel=\"nextish\"", None);
         check("<https://x/2>; rel=prev", None);
-        check("https://x/2; rel=next", None);
-        check("<https://x/2", None);
         check("", None);
+        for malformed in [
+            "https://x/2; rel=next",
+            "<https://x/2",
+            "</1>; rel=prev, /2; rel=next",
+        ] {
+            assert_eq!(next(malformed), Err(Malformed), "{malformed}");
+        }
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn read(
     taker: &mut Taker<'_>,
 ) -> Result<Said, Problem> {
     taker.rows = 0;
-    let room = Cell::new(usize::MAX);
+    let room = Cell::new(MAX_ROW_BYTES);
     let wanted = Wanted::of(taker.audience, taker.columns);
     let mut page = Page {
         taker,
@@ -209,17 +209,20 @@ impl<'j> DeserializeSeed<'j> for Part<'_, '_, '_, '_> {
     fn deserialize<D: Deserializer<'j>>(self, json: D) -> Result<(), D::Error> {
         let Self { page, ahead } = self;
         if ahead.leads_nowhere() {
-            return json.deserialize_ignored_any(IgnoredAny).map(|_| ());
+            // Nothing of it is kept, however long it is.
+            page.room.set(usize::MAX);
+            let ignored = json.deserialize_ignored_any(IgnoredAny).map(|_| ());
+            page.room.set(MAX_ROW_BYTES);
+            return ignored;
         }
         if ahead.items == Some(&[]) {
             let read = json.deserialize_seq(Items(page));
-            page.room.set(usize::MAX);
+            page.room.set(MAX_ROW_BYTES);
             return read;
         }
         if ahead.next == Some(&[]) || ahead.total == Some(&[]) {
-            page.room.set(MAX_ROW_BYTES);
             let found = Found::deserialize(json)?;
-            page.room.set(usize::MAX);
+            page.room.set(MAX_ROW_BYTES);
             return page.keep(&found, ahead);
         }
         json.deserialize_any(Within { page, ahead })
@@ -245,6 +248,7 @@ impl<'j> Visitor<'j> for Within<'_, '_, '_, '_> {
                 page: &mut *self.page,
                 ahead: self.ahead.into(&name),
             })?;
+            self.page.room.set(MAX_ROW_BYTES);
         }
         Ok(())
     }
