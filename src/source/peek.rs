@@ -93,15 +93,13 @@ impl Source {
             Self::Http(http) => http.peek(audience, interrupt, &mut look),
         };
         let seen = seen.map_err(|error| match interrupt.is_requested() {
-            true => SourceError::Interrupted {
-                source_name: audience.source.clone(),
-            },
+            true => SourceError::interrupted(&audience.source),
             false => error,
         });
         look.end(seen)
     }
 
-    /// Of which kind it is, as the configuration calls it.
+    /// Of which kind it is.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Sqlite(_) => "sqlite",
@@ -242,12 +240,13 @@ impl Look {
         &mut columns[place]
     }
 
-    /// Looks at a row; `false` where it has seen enough, and does not look at it.
+    /// Looks at a row; `false` where it has seen enough, and does not look at it. Rows of all kinds are looked at by the
+    /// same code: what reads them in a run has one caller for each kind, and is a part of it.
     pub(super) fn take(
         &mut self,
         number: u64,
         columns: &Columns,
-        row: &impl Row,
+        row: &dyn Row,
     ) -> Result<bool, WrongType> {
         if self.usable_of_part >= self.share || self.has_enough() {
             self.has_more = true;
@@ -286,7 +285,7 @@ impl Look {
         audience: &Audience,
         question: Question,
         columns: &Columns,
-        row: &impl Row,
+        row: &dyn Row,
     ) -> Result<bool, SourceError> {
         let taken = self.take(self.seen.rows + 1, columns, row);
         let taken = taken.map_err(|wrong| SourceError::WrongType {

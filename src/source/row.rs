@@ -219,7 +219,7 @@ pub(super) struct WrongType {
 }
 
 /// Reads one row.
-pub(super) struct RowReader<'r, R> {
+pub(super) struct RowReader<'r, R: ?Sized> {
     pub(super) columns: &'r Columns,
     pub(super) skipped: &'r mut Skipped,
     /// Some ids are integers.
@@ -227,7 +227,7 @@ pub(super) struct RowReader<'r, R> {
     pub(super) row: &'r R,
 }
 
-impl<R: Row> RowReader<'_, R> {
+impl<R: Row + ?Sized> RowReader<'_, R> {
     /// Whether the row can be used. One that cannot is counted.
     pub(super) fn read(&mut self, next: &mut Read) -> Result<bool, WrongType> {
         let Read { member, presence } = next;
