@@ -91,7 +91,8 @@
 //! - The same change is the same bytes for ever: what a record says is frozen with its run, and the encoding of a chunk
 //!   has a number. Tests freeze both. Which changes share a line follows from these changes alone, and a line leaves the
 //!   journal whole or not at all. One that is refused is taken apart for good: its parts then go under their own ids.
-//! - What a source was is remembered of nothing but what was read: it was old before, and the same afterwards.
+//! - What a source was is remembered of nothing but what was read: it was old before, and the same afterwards; or it
+//!   was said in the answer itself.
 //! - No handle on a source is closed while a connection may be open: POSIX would take SQLite's locks away.
 //! - Memory does not grow with an audience.
 //! - A record holds lines of one run only: its bytes and its bill are that run's. A line of several is the first one's.

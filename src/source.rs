@@ -149,6 +149,27 @@ pub enum SourceError {
 }
 
 impl SourceError {
+    fn broken(source: &SourceName, place: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Broken {
+            source_name: source.clone(),
+            place: place.into(),
+            problem: problem.into(),
+        }
+    }
+
+    fn unexpected(source: &SourceName, problem: impl Into<String>) -> Self {
+        Self::Unexpected {
+            source_name: source.clone(),
+            problem: problem.into(),
+        }
+    }
+
+    fn interrupted(source: &SourceName) -> Self {
+        Self::Interrupted {
+            source_name: source.clone(),
+        }
+    }
+
     /// Whether the configuration is wrong, and not the source.
     pub const fn is_configuration(&self) -> bool {
         matches!(self, Self::Query { .. })

@@ -76,8 +76,8 @@ pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Read, Con
             path: root.join(item.path()?),
         }),
         _ => {
-            let format = table.get("format").map(|item| read_format(&item));
-            let format = format.transpose()?;
+            let known = Format::ALL.map(|(name, _)| name);
+            let format = read_format(&table, Format::parse, &known)?;
             Source::Files(Files {
                 name,
                 root: root.join(Path::new("")),
@@ -133,12 +133,19 @@ fn read_adbc(
     Ok(Read { source, secrets })
 }
 
-fn read_format(item: &Item<'_>) -> Result<Format, ConfigError> {
+/// A format of those that a kind of source has.
+fn read_format<F>(
+    table: &Table<'_>,
+    parse: impl Fn(&str) -> Option<F>,
+    known: &[&str],
+) -> Result<Option<F>, ConfigError> {
+    let Some(item) = table.get("format") else {
+        return Ok(None);
+    };
     let text = item.some_text()?;
-    Format::parse(text).ok_or_else(|| {
-        let known = Format::ALL.map(|(name, _)| name);
+    parse(text).map(Some).ok_or_else(|| {
         item.error(format!("is an unknown format: `{}`", shown(text)))
-            .hint_nearest(text, known.into_iter())
+            .hint_nearest(text, known.iter().copied())
     })
 }
 

@@ -97,17 +97,11 @@ impl Adbc {
     }
 
     fn interrupted(&self) -> SourceError {
-        SourceError::Interrupted {
-            source_name: self.name.clone(),
-        }
+        SourceError::interrupted(&self.name)
     }
 
     fn broken(&self, place: String, problem: String) -> SourceError {
-        SourceError::Broken {
-            source_name: self.name.clone(),
-            place,
-            problem,
-        }
+        SourceError::broken(&self.name, place, problem)
     }
 
     /// A query that may be right, and failed.

@@ -36,10 +36,7 @@ impl Source {
         let Some(max_age) = audience.expect.max_age else {
             return Ok(());
         };
-        let unexpected = |problem: String| SourceError::Unexpected {
-            source_name: audience.source.clone(),
-            problem,
-        };
+        let unexpected = |problem: String| SourceError::unexpected(&audience.source, problem);
         let age = now.millis().saturating_sub(updated_at.millis());
         let apart = Duration::from_millis(age.unsigned_abs());
         let shown =
@@ -67,13 +64,11 @@ impl Source {
         if members >= min_members {
             return Ok(());
         }
-        Err(SourceError::Unexpected {
-            source_name: audience.source.clone(),
-            problem: format!(
-                "{:?} has {members} members there, and `min_members` is {min_members}",
-                audience.name
-            ),
-        })
+        let problem = format!(
+            "{:?} has {members} members there, and `min_members` is {min_members}",
+            audience.name
+        );
+        Err(SourceError::unexpected(&audience.source, problem))
     }
 }
 

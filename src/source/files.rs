@@ -260,9 +260,7 @@ impl Files {
             Err(match problem {
                 Problem::Enough => return Ok(None),
                 Problem::Source(error) => error,
-                Problem::Stopped => SourceError::Interrupted {
-                    source_name: self.name.clone(),
-                },
+                Problem::Stopped => SourceError::interrupted(&self.name),
                 Problem::Here(problem) => broken(taker.rows, problem),
                 Problem::Overall(problem) => broken(0, problem),
                 Problem::Empty => broken(0, "the file is empty".to_owned()),
@@ -293,11 +291,7 @@ impl Files {
     }
 
     fn broken(&self, place: String, problem: String) -> SourceError {
-        SourceError::Broken {
-            source_name: self.name.clone(),
-            place,
-            problem,
-        }
+        SourceError::broken(&self.name, place, problem)
     }
 }
 

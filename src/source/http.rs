@@ -153,10 +153,8 @@ impl Http {
 
     /// The configuration lets nobody ask.
     pub(super) fn updated_at(&self) -> Result<Timestamp, SourceError> {
-        Err(SourceError::Unexpected {
-            source_name: self.name.clone(),
-            problem: "a server tells no time".to_owned(),
-        })
+        let problem = "a server tells no time";
+        Err(SourceError::unexpected(&self.name, problem))
     }
 
     /// Where the members were read from something that had this fingerprint, and it has it still, there are none to use.
@@ -270,17 +268,11 @@ impl Http {
     }
 
     fn interrupted(&self) -> SourceError {
-        SourceError::Interrupted {
-            source_name: self.name.clone(),
-        }
+        SourceError::interrupted(&self.name)
     }
 
     fn broken(&self, place: String, problem: String) -> SourceError {
-        SourceError::Broken {
-            source_name: self.name.clone(),
-            place,
-            problem,
-        }
+        SourceError::broken(&self.name, place, problem)
     }
 
     fn format_of(&self, page: &Page) -> Result<AnswerFormat, Problem> {

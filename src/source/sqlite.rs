@@ -215,9 +215,8 @@ impl Sqlite {
         interrupt: &Interrupt,
     ) -> Result<Timestamp, SourceError> {
         let query = audience.expect.updated_at.as_deref().unwrap_or_default();
-        let unexpected = |problem: String| SourceError::Unexpected {
-            source_name: self.name.clone(),
-            problem: format!("`updated_at` {problem}"),
+        let unexpected = |problem: String| {
+            SourceError::unexpected(&self.name, format!("`updated_at` {problem}"))
         };
         let opened = self.open()?;
         interrupt.watch(&opened.connection);

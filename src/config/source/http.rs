@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::{Read, read_columns, read_dialect};
+use super::{Read, read_columns, read_dialect, read_format};
 use crate::audience::SourceName;
-use crate::config::document::{Item, Table, shown};
+use crate::config::document::{Item, Table};
 use crate::config::error::ConfigError;
 use crate::config::secret::SecretRef;
 use crate::config::{Root, read_some_time};
@@ -42,8 +42,7 @@ pub(super) fn read(
 ) -> Result<Read, ConfigError> {
     let url = Template::parse(item.some_text()?).map_err(|bad| misaddressed(item, bad))?;
     let (headers, secrets) = read_headers(table, root)?;
-    let format = table.get("format").map(|item| read_format(&item));
-    let format = format.transpose()?;
+    let format = read_format(table, AnswerFormat::parse, &AnswerFormat::NAMES)?;
     let http = Http {
         name,
         url,
@@ -116,15 +115,6 @@ fn read_headers(table: &Table<'_>, root: &Root) -> Result<Headers, ConfigError> 
         }
     }
     Ok((texts, secrets))
-}
-
-fn read_format(item: &Item<'_>) -> Result<AnswerFormat, ConfigError> {
-    let text = item.some_text()?;
-    AnswerFormat::parse(text).ok_or_else(|| {
-        let known = AnswerFormat::ALL.map(|(name, _)| name);
-        item.error(format!("is an unknown format: `{}`", shown(text)))
-            .hint_nearest(text, known.into_iter())
-    })
 }
 
 fn read_pointer(item: &Item<'_>) -> Result<Pointer, ConfigError> {

@@ -31,9 +31,8 @@ impl Adbc {
         interrupt: &Interrupt,
     ) -> Result<Timestamp, SourceError> {
         let query = audience.expect.updated_at.as_deref().unwrap_or_default();
-        let unexpected = |problem: String| SourceError::Unexpected {
-            source_name: self.name.clone(),
-            problem: format!("`updated_at` {problem}"),
+        let unexpected = |problem: String| {
+            SourceError::unexpected(&self.name, format!("`updated_at` {problem}"))
         };
         if let Some(reason) = not_a_query(query) {
             return Err(unexpected(format!("cannot run: {reason}")));

@@ -1,6 +1,6 @@
 //! How an answer is written.
 
-use crate::source::rows::Text;
+use crate::source::rows::{Format, Text};
 
 /// The formats of answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,30 +12,25 @@ pub enum AnswerFormat {
 }
 
 impl AnswerFormat {
-    pub const ALL: [(&'static str, Self); 5] = [
-        ("json", Self::Json),
-        ("jsonl", Self::Rows(Text::JsonLines)),
-        ("ndjson", Self::Rows(Text::JsonLines)),
-        ("csv", Self::Rows(Text::Csv)),
-        ("tsv", Self::Rows(Text::Tsv)),
-    ];
+    pub const NAMES: [&'static str; 5] = [JSON, "jsonl", "ndjson", "csv", "tsv"];
 
     pub fn parse(name: &str) -> Option<Self> {
-        let mut known = Self::ALL.into_iter();
-        known
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map(|(_, format)| format)
+        match Format::parse(name) {
+            Some(Format::Text(text)) => Some(Self::Rows(text)),
+            Some(Format::Parquet) => None,
+            None => name.eq_ignore_ascii_case(JSON).then_some(Self::Json),
+        }
     }
 
     pub const fn is_csv(self) -> bool {
-        matches!(self, Self::Rows(Text::Csv | Text::Tsv))
+        matches!(self, Self::Rows(text) if Format::Text(text).is_csv())
     }
 
-    /// The first of its names.
     pub(super) fn name(self) -> &'static str {
-        let mut known = Self::ALL.into_iter();
-        let named = known.find(|(_, format)| *format == self);
-        named.map_or("", |(name, _)| name)
+        match self {
+            Self::Json => JSON,
+            Self::Rows(text) => Format::Text(text).name(),
+        }
     }
 
     /// What servers call it. `None` where the content type says nothing of members.
@@ -68,6 +63,8 @@ impl AnswerFormat {
     }
 }
 
+const JSON: &str = "json";
+
 /// Whether people are meant to read it: an error, or a form to log in.
 pub(super) fn is_html(content_type: &str) -> bool {
     matches!(
@@ -98,6 +95,19 @@ fn essence(content_type: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_format_is_known_by_its_names() {
+        for name in AnswerFormat::NAMES {
+            assert!(AnswerFormat::parse(name).is_some(), "{name}");
+        }
+        assert_eq!(AnswerFormat::parse("JSON"), Some(AnswerFormat::Json));
+        assert_eq!(AnswerFormat::parse("parquet"), None);
+        assert_eq!(
+            AnswerFormat::parse("ndjson").map(AnswerFormat::name),
+            Some("jsonl")
+        );
+    }
 
     #[test]
     fn a_content_type_tells_the_format() {
