@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::args::Args;
 use super::output::{Output, printable, table};
-use super::project::{self, QueryFault};
+use super::project::{self, QueryFault, split_hint};
 use super::{Exit, Refusal};
-use crate::audience::{AudienceId, Class, DestinationName, Key, SourceName};
+use crate::audience::{Audience, AudienceId, Class, DestinationName, Key, SourceName};
 use crate::causes::in_one_line;
 use crate::config::{Config, Schedule};
 use crate::event::CallType;
@@ -144,8 +144,16 @@ impl Line<'_> {
 struct Findings {
     /// By audience: a mistake in its query.
     queries: BTreeMap<AudienceId, String>,
-    /// By source: why it cannot be read, whatever the query.
-    sources: BTreeMap<SourceName, SourceFault>,
+    /// By place: why it cannot be read, whatever the query.
+    places: BTreeMap<Place, SourceFault>,
+}
+
+/// A source, and what of it an audience has for itself.
+type Place = (SourceName, Option<String>);
+
+fn place_of(audience: &Audience) -> Place {
+    let own = audience.files.as_ref().or(audience.url.as_ref());
+    (audience.source.clone(), own.cloned())
 }
 
 struct SourceFault {
@@ -158,9 +166,9 @@ impl Findings {
     fn of(config: &Config, project: &Project, keyed: &[Keyed]) -> Self {
         let mut findings = Self::default();
         for keyed in keyed {
-            let source = &keyed.audience.source;
+            let place = place_of(&keyed.audience);
             // To find the same locked file once more would take as long again.
-            if let Some(fault) = findings.sources.get_mut(source) {
+            if let Some(fault) = findings.places.get_mut(&place) {
                 fault.stopped.push(keyed.key.clone());
                 continue;
             }
@@ -175,7 +183,7 @@ impl Findings {
                         reason: in_one_line(&error),
                         stopped: vec![keyed.key.clone()],
                     };
-                    findings.sources.insert(source.clone(), fault);
+                    findings.places.insert(place, fault);
                 }
             }
         }
@@ -184,21 +192,24 @@ impl Findings {
 
     fn error(&self, keyed: &Keyed) -> Option<&str> {
         let by_query = self.queries.get(&keyed.audience.id);
-        let by_source = self.sources.get(&keyed.audience.source);
+        let by_place = self.places.get(&place_of(&keyed.audience));
         by_query
-            .or(by_source.map(|fault| &fault.reason))
+            .or(by_place.map(|fault| &fault.reason))
             .map(String::as_str)
     }
 
     /// Says what is wrong.
     fn report(&self, output: &Output) -> Exit {
         let mut exit = Exit::Success;
-        for (source, SourceFault { reason, stopped }) in &self.sources {
+        for ((source, _), SourceFault { reason, stopped }) in &self.places {
             let stopped: Vec<_> = stopped.iter().map(Key::as_str).collect();
+            let (problem, way_out) = split_hint(reason);
+            let way_out =
+                way_out.unwrap_or_else(|| format!("look at what [source.{source}] names"));
             let error = Refusal {
                 exit: Exit::Failed,
                 message: format!(
-                    "{reason}\n\nhint: look at the file that [source.{source}] names; until it can be read, nothing is synced for {}",
+                    "{problem}\n\nhint: {way_out}; until it can be read, nothing is synced for {}",
                     stopped.join(", ")
                 ),
             };

@@ -314,7 +314,7 @@ pub(super) fn fault_of(config: &Config, keyed: &Keyed, error: SourceError) -> Qu
 }
 
 /// Takes the hint off a message that ends with one.
-fn split_hint(text: &str) -> (String, Option<String>) {
+pub(super) fn split_hint(text: &str) -> (String, Option<String>) {
     match text.split_once("\n\nhint: ") {
         Some((message, hint)) => (message.to_owned(), Some(hint.to_owned())),
         None => (text.to_owned(), None),

@@ -432,6 +432,29 @@ fn a_file_that_cannot_be_used_fails_its_audience_and_no_other() {
 }
 
 #[test]
+fn a_file_that_one_audience_misses_is_nobody_elses_fault() {
+    let missing =
+        "[[audience]]\nname = \"Missing\"\nsource = \"exports\"\nfiles = \"missing.csv\"\n";
+    let project = exports(&format!("{missing}{TWO}"));
+    let ran = project.run(&["check", "--json"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    let faulty = |line: &Value| json!([line["audience"], line["error"].is_string()]);
+    assert_eq!(
+        ran.lines().iter().map(faulty).collect::<Vec<_>>(),
+        [
+            json!(["missing", true]),
+            json!(["members", false]),
+            json!(["vips", false])
+        ]
+    );
+    assert!(
+        ran.stderr
+            .ends_with("; until it can be read, nothing is synced for missing\n"),
+        "{ran:?}"
+    );
+}
+
+#[test]
 fn what_does_not_fit_a_source_of_files_is_a_mistake_in_the_configuration() {
     let project = exports(TWO);
     let check = |more: &str, words: &str| {
