@@ -200,6 +200,8 @@ fn what_is_packed_is_unpacked_whether_it_is_said_or_not() {
         project(&unsaid.url("/members.csv.gz"), "").sync()["members"],
         2
     );
+    let marked = Web::start(|_| Reply::new("application/json", "\u{feff}[\"a\"]"));
+    assert_eq!(project(&marked.url("/"), "").sync()["members"], 1);
     let broken = Web::start(move |_| reply(&cut).until_closed());
     let error = fail(&project(&broken.url("/"), ""));
     assert!(error.contains("page 1, row"), "{error}");

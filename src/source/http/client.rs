@@ -47,6 +47,7 @@ pub(super) struct Page {
     body: SpooledTempFile,
     /// Whether HTTP itself says where it ends. Otherwise nobody can tell a page from one that was cut off.
     pub(super) end_is_certain: bool,
+    interrupt: Interrupt,
 }
 
 /// Why there is no page.
@@ -211,7 +212,10 @@ impl<'c> Client<'c> {
             }
             match redirected(&at, &response)? {
                 Some(next) => at = next,
-                None => return receive(at, response, url).await.map(Some),
+                None => {
+                    let page = receive(at, response, url, self.interrupt.clone());
+                    return page.await.map(Some);
+                }
             }
         }
         Err(Failure::for_good(format!(
@@ -246,7 +250,12 @@ fn redirected(at: &Url, response: &Response) -> Result<Option<Url>, Failure> {
     Ok(Some(next))
 }
 
-async fn receive(at: Url, mut response: Response, asked: &Url) -> Result<Page, Failure> {
+async fn receive(
+    at: Url,
+    mut response: Response,
+    asked: &Url,
+    interrupt: Interrupt,
+) -> Result<Page, Failure> {
     if response.status() != StatusCode::OK {
         return Err(refusal(response.status(), response.headers()));
     }
@@ -274,6 +283,7 @@ async fn receive(at: Url, mut response: Response, asked: &Url) -> Result<Page, F
         url: at,
         headers,
         body,
+        interrupt,
     })
 }
 
@@ -334,13 +344,21 @@ impl Page {
     /// so.
     pub(super) fn open(&mut self) -> io::Result<Box<dyn Read + '_>> {
         self.body.seek(SeekFrom::Start(0))?;
-        let mut magic = Vec::new();
+        let mut first = Vec::new();
         Read::by_ref(&mut self.body)
-            .take(GZIP.len() as u64)
-            .read_to_end(&mut magic)?;
-        self.body.seek(SeekFrom::Start(0))?;
-        let plain = BufReader::with_capacity(BUFFER, &mut self.body);
-        Ok(match magic == GZIP {
+            .take(BYTE_ORDER_MARK.len() as u64)
+            .read_to_end(&mut first)?;
+        let begin = match first == BYTE_ORDER_MARK {
+            true => first.len() as u64,
+            false => 0,
+        };
+        self.body.seek(SeekFrom::Start(begin))?;
+        let heard = Heard {
+            input: &mut self.body,
+            interrupt: &self.interrupt,
+        };
+        let plain = BufReader::with_capacity(BUFFER, heard);
+        Ok(match first.starts_with(&GZIP) {
             true => Box::new(BufReader::with_capacity(BUFFER, MultiGzDecoder::new(plain))),
             false => Box::new(plain),
         })
@@ -349,6 +367,24 @@ impl Page {
 
 /// What gzip begins with, and no text does.
 const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// What some servers put in front of a text.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Ends with an error once somebody asks for the end: between two rows there may be much that is not wanted.
+struct Heard<'h, R> {
+    input: R,
+    interrupt: &'h Interrupt,
+}
+
+impl<R: Read> Read for Heard<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.interrupt.is_requested() {
+            true => Err(io::Error::other("asked to stop")),
+            false => self.input.read(buffer),
+        }
+    }
+}
 
 impl Display for Unfetched {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -362,6 +398,18 @@ impl Display for Unfetched {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interrupt_is_heard_where_there_are_no_rows() {
+        let interrupt = Interrupt::default();
+        let mut heard = Heard {
+            input: io::repeat(b' '),
+            interrupt: &interrupt,
+        };
+        assert_eq!(heard.read(&mut [0; 8]).unwrap(), 8);
+        interrupt.interrupt();
+        assert!(heard.read(&mut [0; 8]).is_err());
+    }
 
     #[test]
     fn a_pause_is_in_seconds_or_until_a_time() {
