@@ -7,7 +7,6 @@
 //! Runs take turns, and small chunks of several runs go as one parcel: what many audiences cost is what their records
 //! cost, and not a round trip each.
 
-mod coalesced;
 mod parcel;
 mod turns;
 
@@ -90,8 +89,7 @@ pub async fn deliver(
 ) -> Result<Vec<Sent>, SnapshotError> {
     let _delivering = route.pulse.start();
     let courier = Arc::new(Courier::new(outgoing, route));
-    let (alone, together) = coalesced::groups(&courier.runs);
-    let mut turns = Turns::new(alone.into_iter().map(|run| (run, &courier.runs[run].run)));
+    let mut turns = Turns::new(courier.runs.iter().map(|errand| &errand.run).enumerate());
     let mut account = Account::new(courier.runs.len(), progress);
     let mut under_way = JoinSet::new();
     let mut freight = Freight::default();
@@ -142,7 +140,6 @@ pub async fn deliver(
     if let Some(error) = broken {
         return Err(error);
     }
-    coalesced::deliver(snapshot, &courier, together, &mut account).await?;
     let Account {
         mut sent,
         obituaries,

@@ -9,7 +9,7 @@ mod pick;
 mod statement;
 
 pub use call::{Call, CallError, CallType};
-pub use identify::{Computation, Identify, Part};
+pub use identify::{Computation, Identify};
 pub use message_id::MessageId;
 pub use origin::Origins;
 pub use statement::{Landed, Statement, StatementError};

@@ -28,10 +28,6 @@
 //! not wait for each other. So many small audiences cost what their records cost, and not a round trip and a wait for
 //! the disk each. What stands still, such as a stream that is missing, stands still once for all of them.
 //!
-//! Where a destination says `coalesce`, what the runs of one command have to say of a user goes in one line: their chunks
-//! are merged by user on the way out, in rounds. All else stays each run's own: its journal, its members, its dead letters
-//! and its message ids, of which a line holds those of all its parts.
-//!
 //! Few changes among many members do not rewrite the members: who has moved waits beside them until it is worth it, and
 //! the view `membership` is both.
 //!
@@ -89,13 +85,12 @@
 //! - A source's end is only reached when everything was read: a merge that fails leaves no trace.
 //! - Order is verified, never trusted. Users compare as bytes, in SQLite and here.
 //! - The same change is the same bytes for ever: what a record says is frozen with its run, and the encoding of a chunk
-//!   has a number. Tests freeze both. Which changes share a line follows from these changes alone, and a line leaves the
-//!   journal whole or not at all. One that is refused is taken apart for good: its parts then go under their own ids.
+//!   has a number. Tests freeze both.
 //! - What a source was is remembered of nothing but what was read: it was old before, and the same afterwards; or it
 //!   was said in the answer itself.
 //! - No handle on a source is closed while a connection may be open: POSIX would take SQLite's locks away.
 //! - Memory does not grow with an audience.
-//! - A record holds lines of one run only: its bytes and its bill are that run's. A line of several is the first one's.
+//! - A record holds lines of one run only: its bytes and its bill are that run's.
 //! - Retries have one owner, [`firehose::Destination::deliver`].
 //! - A secret is a [`secret::Secret`] from the first byte read, and logs come from our own modules only.
 

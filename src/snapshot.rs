@@ -8,7 +8,6 @@
 
 mod apply;
 pub mod chunk;
-mod coalesced;
 mod dead;
 mod grounds;
 mod handle;

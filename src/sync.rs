@@ -9,7 +9,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,8 +40,6 @@ pub struct Outlet {
     pub destination: Arc<Destination>,
     pub mapping: Mapping,
     pub pulse: Arc<Pulse>,
-    /// Whether all that one command says of a user goes in one record.
-    pub coalesce: bool,
 }
 
 impl Outlet {
@@ -50,7 +48,6 @@ impl Outlet {
             destination: Arc::new(destination),
             mapping,
             pulse: Arc::default(),
-            coalesce: false,
         }
     }
 
@@ -217,11 +214,7 @@ impl Runner<'_> {
     ) -> Result<Vec<Pending>, SnapshotError> {
         let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
         let is_asked = |run: &JournaledRun| places.iter().any(|place| is_at(run, place));
-        // What shares records is sent again together: then they are the same.
-        let asked = left.iter().filter(|run| is_asked(run));
-        let together: BTreeSet<i64> = asked.filter_map(|run| run.together).collect();
-        let goes_along = |run: &JournaledRun| run.together.is_some_and(|it| together.contains(&it));
-        left.retain(|run| others || is_asked(run) || goes_along(run));
+        left.retain(|run| others || is_asked(run));
         Ok(left.into_iter().map(Pending::left).collect())
     }
 
@@ -239,7 +232,6 @@ impl Runner<'_> {
         let first = pending.len();
         self.plan_all(&free, request, pending).await?;
         let planned = &mut pending[first..];
-        self.coalesce(planned).await?;
         self.deliver(planned).await
     }
 

@@ -20,16 +20,12 @@ fuzz_target!(|data: &[u8]| {
     let mut rebuild = None;
     let mut records = Records::new(data).expect("memory is read");
     while let Ok(Some((_, landed))) = records.read() {
-        let statements = match landed {
-            Landed::Ours(statement) => vec![statement],
-            Landed::Coalesced { statements, .. } => statements,
-            Landed::Foreign(_) => continue,
+        let Landed::Ours(statement) = landed else {
+            continue;
         };
         let rebuild = rebuild.get_or_insert_with(|| Rebuild::new().expect("room to gather in"));
-        for statement in &statements {
-            if rebuild.push(&destination, None, statement).is_err() {
-                return;
-            }
+        if rebuild.push(&destination, None, &statement).is_err() {
+            return;
         }
     }
     let Some(rebuild) = rebuild else { return };

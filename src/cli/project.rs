@@ -98,7 +98,6 @@ fn outlet(name: &DestinationName, configured: &Configuration) -> Result<Outlet, 
     let Configuration {
         mapping,
         pack,
-        coalesce,
         kind,
         ..
     } = configured;
@@ -133,10 +132,7 @@ fn outlet(name: &DestinationName, configured: &Configuration) -> Result<Outlet, 
                 .priced(aws.price_per_gb.unwrap_or(PRICE_PER_GB))
         }
     };
-    Ok(Outlet {
-        coalesce: *coalesce,
-        ..Outlet::new(destination, mapping.clone())
-    })
+    Ok(Outlet::new(destination, mapping.clone()))
 }
 
 /// The region's quota, with what the configuration says in its place. A loopback endpoint has none of its own.

@@ -166,11 +166,6 @@ impl Load {
         self.parts.push(part);
     }
 
-    /// Notes that a stream has a line already.
-    pub(super) fn has(&mut self, stream: usize, position: usize) {
-        self.accepted[stream][position] = true;
-    }
-
     fn part_of(&self, position: usize) -> &Part {
         let after = self.parts.partition_point(|part| part.from <= position);
         &self.parts[after - 1]

@@ -3,10 +3,7 @@
 //! The same change gives the same bytes on every machine and after every restart. Nothing is read from a clock or
 //! from the configuration here: what a line says was frozen when its run began.
 
-mod coalesced;
-
 use std::io::Write as _;
-use std::ops::Range;
 
 use sha2::{Digest, Sha256};
 
@@ -15,8 +12,6 @@ use crate::audience::{
     Action, AudienceId, Change, Class, DestinationName, Key, User, UserKind, Value,
 };
 use crate::run::{RunId, Timestamp};
-
-pub use coalesced::Part;
 
 /// What every line of a run has in common.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,10 +30,8 @@ pub struct Computation {
 pub struct Identify {
     /// `"key":`
     key: Vec<u8>,
-    /// From the end of the traits to the message id,
+    /// From the end of the traits to the message id.
     context: Vec<u8>,
-    /// and where in it the computation is named.
-    computation: Range<usize>,
     /// From the message id to the newline.
     times: Vec<u8>,
     /// Destination, audience and run, hashed once.
@@ -46,10 +39,6 @@ pub struct Identify {
     class: Class,
     started_at: Timestamp,
 }
-
-/// From the end of `personas` to the message id.
-const TAIL: &[u8] =
-    br#"}},"integrations":{"All":false,"Amazon Kinesis Firehose":true},"messageId":""#;
 
 impl Identify {
     pub fn new(computation: &Computation) -> Self {
@@ -64,18 +53,18 @@ impl Identify {
         } = computation;
         let mut context =
             br#"},"context":{"library":{"name":"audience-sync"},"personas":{"#.to_vec();
-        let from = context.len();
         context.extend(br#""computation_class":"#);
         json(&mut context, class.as_str());
         push_field(&mut context, "computation_id", audience.as_str());
         push_field(&mut context, "computation_key", key.as_str());
         push_field(&mut context, "computation_run_id", &run.to_string());
-        let computation = from..context.len();
         if let Some(space) = space_id {
             push_field(&mut context, "namespace", space);
             push_field(&mut context, "space_id", space);
         }
-        context.extend(TAIL);
+        context.extend(
+            br#"}},"integrations":{"All":false,"Amazon Kinesis Firehose":true},"messageId":""#,
+        );
         let times = format!(
             "\",\"timestamp\":\"{started_at}\",\"originalTimestamp\":\"{started_at}\",\"receivedAt\":\"{started_at}\",\"sentAt\":null}}\n"
         );
@@ -86,7 +75,6 @@ impl Identify {
         Self {
             key: key_bytes,
             context,
-            computation,
             times: times.into_bytes(),
             digest: digest(&[
                 destination.as_str().as_bytes(),

@@ -34,13 +34,6 @@ impl MessageId {
         Self(id)
     }
 
-    /// The id of a line of several parts, which is none of theirs: alone they are other bytes.
-    pub(super) fn of_line<'p>(at: Timestamp, parts: impl IntoIterator<Item = &'p str>) -> Self {
-        let parts: Vec<&[u8]> = parts.into_iter().map(str::as_bytes).collect();
-        let hash = digest(&parts).finalize();
-        Self::new(at, hash[..16].try_into().expect("the first 16 of 32 bytes"))
-    }
-
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("base 62 is ASCII")
     }

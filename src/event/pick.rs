@@ -1,4 +1,4 @@
-//! The fields of a JSON object: some of one that may hold anything else, or all.
+//! Some fields of a JSON object that may hold anything else.
 
 use std::fmt;
 
@@ -14,32 +14,6 @@ pub(super) fn pick<'l, const N: usize>(
     let picked = object.deserialize_map(Pick(names))?;
     object.end()?;
     Ok(picked)
-}
-
-/// All fields of a JSON object, each as it is written, in their order.
-pub(super) fn fields(json: &str) -> Result<Vec<(String, Box<RawValue>)>, serde_json::Error> {
-    let mut object = serde_json::Deserializer::from_str(json);
-    let fields = object.deserialize_map(Fields)?;
-    object.end()?;
-    Ok(fields)
-}
-
-struct Fields;
-
-impl<'l> Visitor<'l> for Fields {
-    type Value = Vec<(String, Box<RawValue>)>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
-    }
-
-    fn visit_map<A: MapAccess<'l>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Vec::new();
-        while let Some(field) = map.next_entry()? {
-            fields.push(field);
-        }
-        Ok(fields)
-    }
 }
 
 struct Pick<'n, const N: usize>([&'n str; N]);

@@ -11,7 +11,6 @@ use serde_json::value::RawValue;
 
 use super::Computation;
 use super::call::position_only;
-use super::message_id::MessageId;
 use super::pick::pick;
 use crate::audience::{
     Action, AudienceId, Change, Class, DestinationName, Key, Member, User, UserKind, Value,
@@ -23,12 +22,6 @@ use crate::run::{RunId, Timestamp};
 #[derive(Debug)]
 pub enum Landed<'l> {
     Ours(Statement<'l>),
-    /// One of ours that says several things about one user.
-    Coalesced {
-        statements: Vec<Statement<'l>>,
-        /// Whether it is the line that was made of these.
-        is_theirs: bool,
-    },
     /// Any other JSON object, by its `messageId` where it has one.
     Foreign(Option<Cow<'l, str>>),
 }
@@ -50,8 +43,6 @@ pub struct Statement<'l> {
     pub anonymous_id: Option<Cow<'l, str>>,
     /// `None` for one who has left.
     pub value: Option<ValueBuf>,
-    /// Whether it is one of several of its line.
-    pub is_part: bool,
 }
 
 /// Why a line is not understood. The line itself is never repeated: it holds personal data.
@@ -71,8 +62,6 @@ pub enum StatementError {
     User,
     #[error("the trait that its `computation_key` names has no value that is ever sent")]
     Value,
-    #[error("its `coalesced` does not list computations, each with its message id")]
-    Coalesced,
 }
 
 impl<'l> Landed<'l> {
@@ -106,7 +95,7 @@ impl<'l> Landed<'l> {
             (None, Some(anonymous_id)) => (UserKind::AnonymousId, anonymous_id, None),
             (None, None) => return Err(StatementError::User),
         };
-        let first = Statement {
+        Ok(Self::Ours(Statement {
             class,
             run: RunId::parse(&personas.run).ok_or(StatementError::Run)?,
             at: timestamp
@@ -120,63 +109,9 @@ impl<'l> Landed<'l> {
             kind,
             id,
             anonymous_id,
-            is_part: false,
             audience: personas.audience,
             key: personas.key,
-        };
-        let Some(coalesced) = personas.coalesced else {
-            return Ok(Self::Ours(first));
-        };
-        let traits = traits.ok_or(StatementError::Value)?;
-        let statements = parts(coalesced)?
-            .into_iter()
-            .map(|part| first.listed(part, traits))
-            .collect::<Result<Vec<_>, _>>()?;
-        Ok(Self::Coalesced {
-            is_theirs: first.names(&statements),
-            statements,
-        })
-    }
-}
-
-fn parts(coalesced: &RawValue) -> Result<Vec<&RawValue>, StatementError> {
-    serde_json::from_str(coalesced.get()).map_err(|_| StatementError::Coalesced)
-}
-
-impl<'l> Statement<'l> {
-    /// Whether the line that this names is that of these.
-    fn names(&self, parts: &[Self]) -> bool {
-        let ids = parts.iter().map(|part| &*part.message_id);
-        let id = MessageId::of_line(self.at, ids);
-        let of_first = |first: &Self| {
-            (first.run, first.at, first.class) == (self.run, self.at, self.class)
-                && (&first.audience, &first.key) == (&self.audience, &self.key)
-        };
-        parts.first().is_some_and(of_first) && id.as_str() == self.message_id
-    }
-
-    /// One of those that its line lists, about the same user. The line has the time of the first only, but a run's id
-    /// tells when the run began.
-    fn listed(&self, part: &'l RawValue, traits: &'l RawValue) -> Result<Self, StatementError> {
-        let personas = Personas::read(part).ok_or(StatementError::Coalesced)?;
-        let [message_id] =
-            pick(part.get(), ["messageId"]).map_err(|_| StatementError::Coalesced)?;
-        let message_id = message_id.and_then(text).filter(|id| !id.is_empty());
-        let class = Class::parse(&personas.class).ok_or(StatementError::Class)?;
-        let run = RunId::parse(&personas.run).ok_or(StatementError::Run)?;
-        Ok(Self {
-            class,
-            run,
-            at: run.started_at().ok_or(StatementError::Run)?,
-            message_id: message_id.ok_or(StatementError::MessageId)?,
-            value: value(class, traits, &personas.key).ok_or(StatementError::Value)?,
-            kind: self.kind,
-            id: self.id.clone(),
-            anonymous_id: self.anonymous_id.clone(),
-            is_part: true,
-            audience: personas.audience,
-            key: personas.key,
-        })
+        }))
     }
 }
 
@@ -239,7 +174,6 @@ struct Personas<'l> {
     audience: Cow<'l, str>,
     key: Cow<'l, str>,
     run: Cow<'l, str>,
-    coalesced: Option<&'l RawValue>,
 }
 
 impl<'l> Personas<'l> {
@@ -257,15 +191,13 @@ impl<'l> Personas<'l> {
             "computation_id",
             "computation_key",
             "computation_run_id",
-            "coalesced",
         ];
-        let [class, audience, key, run, coalesced] = pick(personas.get(), fields).ok()?;
+        let [class, audience, key, run] = pick(personas.get(), fields).ok()?;
         Some(Self {
             class: text(class?)?,
             audience: text(audience?)?,
             key: text(key?)?,
             run: text(run?)?,
-            coalesced,
         })
     }
 }
@@ -319,7 +251,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::event::{Identify, Origins, Part};
+    use crate::event::{Identify, Origins};
     use crate::laws::cases;
 
     fn computation(class: Class, destination: &str) -> Computation {
@@ -430,134 +362,6 @@ mod tests {
             let (before, after) = ours.split_at(position.index(ours.len()));
             drop(Landed::parse(&format!("{before}{put}{}", after.get(1..).unwrap_or_default())));
         }
-    }
-
-    /// One line of several computations.
-    fn coalesced(computations: &[&Computation], changes: &[Change<'_>]) -> String {
-        let runs: Vec<_> = computations.iter().map(|it| Identify::new(it)).collect();
-        let parts = runs.iter().zip(changes);
-        let parts: Vec<_> = parts
-            .map(|(run, change)| Part::new(run, *change).unwrap())
-            .collect();
-        let mut line = Vec::new();
-        Part::render(&parts, &mut line);
-        line.pop();
-        String::from_utf8(line).unwrap()
-    }
-
-    /// An audience and a trait of a later run.
-    fn two_computations() -> [Computation; 2] {
-        let at = |millis, computation| {
-            let started_at = Timestamp::from_millis(millis);
-            Computation {
-                started_at,
-                run: RunId::at(started_at),
-                ..computation
-            }
-        };
-        let first = computation(Class::Audience, "main");
-        let second = Computation {
-            audience: AudienceId::new("spend"),
-            key: Key::new("spend"),
-            class: Class::Trait,
-            ..first.clone()
-        };
-        [at(1_795_428_000_123, first), at(1_795_428_000_129, second)]
-    }
-
-    #[test]
-    fn all_that_a_coalesced_record_says_is_read_back() {
-        let [first, second] = two_computations();
-        let mut entering = change(Action::Enter, "u", Value::True);
-        entering.member.anonymous_id = Some("a");
-        let mut changed = change(Action::Change, "u", Value::Real(0.1));
-        changed.member.anonymous_id = Some("a");
-        let line = coalesced(&[&first, &second], &[entering, changed]);
-        let Landed::Coalesced {
-            statements,
-            is_theirs,
-        } = Landed::parse(&line).unwrap()
-        else {
-            panic!("{line}");
-        };
-        assert!(is_theirs);
-        assert_eq!(statements.len(), 2);
-        let names = [DestinationName::new("main")];
-        for ((statement, computation), change) in statements
-            .iter()
-            .zip([first, second])
-            .zip([entering, changed])
-        {
-            assert!(statement.is_of(&computation));
-            let said = statement.change().member;
-            assert_eq!(said.value, change.member.value);
-            assert_eq!(said.user, change.member.user);
-            assert_eq!(said.anonymous_id, change.member.anonymous_id);
-            let mut origins = Origins::new(names.clone());
-            assert_eq!(origins.find(statement), Some(&names[0]));
-        }
-    }
-
-    #[test]
-    fn a_coalesced_record_that_cannot_be_understood_is_an_error() {
-        let [first, second] = two_computations();
-        let changes = [
-            change(Action::Enter, "u", Value::True),
-            change(Action::Leave, "u", Value::True),
-        ];
-        let line = coalesced(&[&first, &second], &changes);
-        let check = |from: &str, to: &str, expected: &str| {
-            assert!(line.contains(from), "{line}");
-            let error = Landed::parse(&line.replace(from, to)).unwrap_err();
-            assert_eq!(error.to_string(), expected);
-        };
-        let list = "its `coalesced` does not list computations, each with its message id";
-        check(r#""coalesced":["#, r#""coalesced":[1,"#, list);
-        check(r#""coalesced":["#, r#""coalesced":7,"x":["#, list);
-        check(r#""computation_id":"spend","#, "", list);
-        check(
-            r#""computation_class":"trait""#,
-            r#""computation_class":"x""#,
-            "its `computation_class` is neither audience nor trait",
-        );
-        check(
-            &format!(r#""computation_run_id":"{}","messageId":""#, second.run),
-            r#""computation_run_id":"x","messageId":""#,
-            "its `computation_run_id` is not a UUID",
-        );
-        check(
-            &format!(r#"{}","messageId":"personas_"#, second.run),
-            &format!(r#"{}","message":"personas_"#, second.run),
-            "its `messageId` is missing or not a text",
-        );
-        check(
-            r#""spend":null"#,
-            r#""spent":null"#,
-            "the trait that its `computation_key` names has no value that is ever sent",
-        );
-    }
-
-    #[test]
-    fn a_coalesced_record_that_was_tampered_with_is_not_that_of_its_parts() {
-        let [first, second] = two_computations();
-        let changes = [Action::Enter, Action::Leave].map(|action| change(action, "u", Value::True));
-        let line = coalesced(&[&first, &second], &changes);
-        let (before, listed) = line.split_once(r#""coalesced":["#).unwrap();
-        let (_, other) = listed.split_once("},").unwrap();
-        let (_, after) = other.split_once(']').unwrap();
-        let check = |line: &str, expected: bool| match Landed::parse(line) {
-            Ok(Landed::Coalesced { is_theirs, .. }) => assert_eq!(is_theirs, expected, "{line}"),
-            other => panic!("{line}: {other:?}"),
-        };
-        check(&line, true);
-        check(&format!(r#"{before}"coalesced":[{other}"#), false);
-        check(&format!(r#"{before}"coalesced":[]{after}"#), false);
-        check(&line.replacen("aud_1", "spend", 1), false);
-        check(
-            &line.replacen(&first.run.to_string(), &second.run.to_string(), 1),
-            false,
-        );
-        check(&line.replace("T10:00:00.123Z", "T10:00:01.123Z"), false);
     }
 
     /// A record of ours with one part of it replaced.

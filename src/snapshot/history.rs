@@ -339,7 +339,7 @@ impl Snapshot {
         )?;
         let Some(last) = last else { return Ok(()) };
         let transaction = self.connection.transaction()?;
-        for table in ["chunk", "delivered", "partly_delivered", "apart", "dead"] {
+        for table in ["chunk", "delivered", "partly_delivered", "dead"] {
             transaction.execute(
                 &format!(
                     "DELETE FROM {table} WHERE run <= ?1

@@ -36,8 +36,6 @@ pub struct JournaledRun {
     pub after: i64,
     /// An earlier process may have sent some of it, and died before it remembered the answer.
     pub is_resumed: bool,
-    /// The number of runs whose changes to one user share a record: that of the first of them.
-    pub together: Option<i64>,
 }
 
 impl JournaledRun {
@@ -241,7 +239,7 @@ pub(super) fn json(streams: &[StreamName]) -> String {
 const RUN: &str = "
     SELECT run.number, run.id, run.kind, run.destination, run.streams, run.started_at, run.space_id, run.members,
            run.held, run.planned - run.delivered - run.dead, audience.number, audience.id, audience.key, audience.class,
-           run.planned, run.together
+           run.planned
     FROM run LEFT JOIN audience ON audience.number = run.audience";
 
 pub(super) fn run(connection: &Connection, number: i64) -> Result<JournaledRun, SnapshotError> {
@@ -282,7 +280,6 @@ fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
         waiting: row.get::<_, i64>(9)? as u64,
         after: -1,
         is_resumed: false,
-        together: row.get(15)?,
     })
 }
 

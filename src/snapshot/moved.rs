@@ -266,7 +266,6 @@ mod laws {
             streams: vec![StreamName::parse("s").unwrap()],
             guard: None,
             approve: false,
-            sharing: 1,
         }
     }
 

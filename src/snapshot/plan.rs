@@ -28,8 +28,6 @@ pub struct Planning {
     pub guard: Option<Guard>,
     /// Somebody said yes to what an earlier run held.
     pub approve: bool,
-    /// So many runs may share records, this one among them: a chunk of each is then in memory at a time.
-    pub sharing: usize,
 }
 
 /// What was decided.
@@ -316,10 +314,8 @@ impl<'c> Journal<'c> {
         planning: &Planning,
     ) -> Result<Self, SnapshotError> {
         // Even numbers for one, odd ones for the other: neither needs to know how many the other wrote.
-        let writer = |first| {
-            let writer = ChunkWriter::new(connection, run, first, 2)?;
-            Ok::<_, SnapshotError>(Box::new(writer.sharing(planning.sharing)))
-        };
+        let writer =
+            |first| Ok::<_, SnapshotError>(Box::new(ChunkWriter::new(connection, run, first, 2)?));
         let to = Destined::Disk {
             entering: writer(0)?,
             leaving: writer(1)?,

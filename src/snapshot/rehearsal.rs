@@ -133,7 +133,6 @@ fn rehearsed_run(planning: &Planning, audience: Option<i64>, decided: &Decided) 
         waiting: decided.planned(),
         after: -1,
         is_resumed: false,
-        together: None,
     }
 }
 

@@ -52,7 +52,6 @@ fn planning(millis: i64, streams: &[&str]) -> Planning {
             .collect(),
         guard: Some(Guard::default()),
         approve: false,
-        sharing: 1,
     }
 }
 

@@ -17,7 +17,7 @@ use std::hash::{BuildHasher as _, RandomState};
 use rusqlite::{Connection, OptionalExtension, Transaction};
 
 use super::{Snapshot, SnapshotError};
-use crate::audience::{AudienceId, DestinationName, Key, Member, UserKind};
+use crate::audience::{AudienceId, DestinationName, Key, UserKind};
 use crate::event::Statement;
 use crate::mapping::StreamName;
 use crate::run::RunId;
@@ -216,7 +216,6 @@ impl Verify<'_> {
             side: Side::Landed,
             stream,
             bytes: Some(self.hash(line.as_bytes())),
-            part: None,
             is_authentic: false,
             subject: None,
             run: None,
@@ -239,7 +238,6 @@ impl Verify<'_> {
             side: Side::Landed,
             stream,
             bytes: Some(self.hash(line.as_bytes())),
-            part: statement.is_part.then(|| self.hash_part(&change.member)),
             is_authentic: subject.is_some(),
             subject,
             run: Some(run),
@@ -253,11 +251,6 @@ impl Verify<'_> {
 
     fn hash(&self, line: &[u8]) -> i64 {
         self.hasher.hash_one(line).cast_signed()
-    }
-
-    /// What a part says that its message id does not depend on. Extra traits are those of the whole line.
-    fn hash_part(&self, member: &Member<'_>) -> i64 {
-        self.hasher.hash_one(member.anonymous_id).cast_signed()
     }
 
     fn stream(&mut self, name: &StreamName) -> usize {

@@ -11,10 +11,6 @@ use crate::batch::{MAX_CALL_BYTES, MAX_CALL_RECORDS};
 const MAX_CHUNK_ENTRIES: u64 = MAX_CALL_RECORDS as u64;
 const MAX_CHUNK_BYTES: usize = MAX_CALL_BYTES;
 
-/// Chunks that are in memory together have so many bytes in the journal, unless that is too little for each.
-const SHARED_BYTES: usize = 4 << 20;
-const LEAST_SHARE: usize = 16 << 10;
-
 /// Whether a chunk of so many entries, whose lines take at most `bytes`, has no room for a line of at most `more`.
 pub(super) const fn is_full(count: u64, bytes: usize, more: usize) -> bool {
     count == MAX_CHUNK_ENTRIES || count > 0 && bytes + more > MAX_CHUNK_BYTES
@@ -47,8 +43,6 @@ pub(super) struct ChunkWriter<'c> {
     next_seq: i64,
     step: i64,
     kind: ChunkKind,
-    /// It has no further entry once it has so many bytes in the journal.
-    enough: usize,
     entries: Vec<u8>,
     count: u64,
     bytes: usize,
@@ -73,26 +67,12 @@ impl<'c> ChunkWriter<'c> {
             next_seq: first_seq,
             step,
             kind: ChunkKind::Entering,
-            enough: usize::MAX,
             entries: Vec::new(),
             count: 0,
             bytes: 0,
             first: None,
             last: None,
         })
-    }
-
-    /// Makes chunks as small as those of so many runs must be.
-    pub(super) const fn sharing(mut self, runs: usize) -> Self {
-        if runs > 1 {
-            let share = SHARED_BYTES / runs;
-            self.enough = if share > LEAST_SHARE {
-                share
-            } else {
-                LEAST_SHARE
-            };
-        }
-        self
     }
 
     /// Adds an entry whose line takes at most `bytes`.
@@ -103,7 +83,7 @@ impl<'c> ChunkWriter<'c> {
         bytes: usize,
         append: impl FnOnce(&mut Vec<u8>),
     ) -> Result<(), SnapshotError> {
-        if is_full(self.count, self.bytes, bytes) || self.entries.len() >= self.enough {
+        if is_full(self.count, self.bytes, bytes) {
             self.flush()?;
         }
         self.kind = kind;

@@ -1,6 +1,6 @@
 //! The first phase of a run: read the source, compare, journal.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,9 +13,7 @@ use crate::causes::in_one_line;
 use crate::diff::Scope;
 use crate::event::{CallType, Computation};
 use crate::run::{Outcome, RunId, Timestamp};
-use crate::snapshot::{
-    Delivered, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, ToldError,
-};
+use crate::snapshot::{Delivered, Journal, Plan, Planning, Snapshot, SnapshotError, ToldError};
 use crate::source::{Interrupt, SourceError};
 
 /// So many sources are read before it is their turn: queries that sort, or that are slow to begin, run side by side.
@@ -75,12 +73,9 @@ impl Runner<'_> {
         pending: &mut Vec<Pending>,
     ) -> Result<(), SnapshotError> {
         let mut starts = self.starts().await?;
-        let sharing = self.sharing(to_run);
-        let mut to_run = to_run.iter().map(|(keyed, destination)| {
-            let mut intended = self.intend(keyed, destination, request, &mut starts);
-            intended.planning.sharing = sharing.get(destination).copied().unwrap_or(1);
-            intended
-        });
+        let mut to_run = to_run
+            .iter()
+            .map(|(keyed, destination)| self.intend(keyed, destination, request, &mut starts));
         let mut ahead: VecDeque<Intended> = VecDeque::new();
         // On disk with the next commit, or not at all.
         let mut planned = Vec::new();
@@ -115,38 +110,6 @@ impl Runner<'_> {
             self.snapshot.with(Snapshot::close_together).await?;
         }
         pending.append(&mut planned);
-        Ok(())
-    }
-
-    /// How many runs to a destination may share records.
-    fn sharing<'p>(&self, to_run: &[Place<'p>]) -> BTreeMap<&'p DestinationName, usize> {
-        let mut sharing = BTreeMap::new();
-        for (_, destination) in to_run {
-            if self.project.destinations[*destination].coalesce {
-                *sharing.entry(*destination).or_default() += 1;
-            }
-        }
-        sharing
-    }
-
-    /// Lets runs to a destination that coalesces share their records. On disk before anything is sent, so that what is
-    /// sent again is the same.
-    pub(super) async fn coalesce(&self, planned: &mut [Pending]) -> Result<(), SnapshotError> {
-        let mut by_destination: BTreeMap<DestinationName, Vec<&mut JournaledRun>> = BTreeMap::new();
-        for run in planned.iter_mut().filter_map(|it| it.run.as_mut()) {
-            if self.project.destinations[&run.destination].coalesce {
-                let to = run.destination.clone();
-                by_destination.entry(to).or_default().push(run);
-            }
-        }
-        for runs in by_destination.into_values().filter(|runs| runs.len() > 1) {
-            let numbers: Vec<i64> = runs.iter().map(|run| run.number).collect();
-            let together = self
-                .snapshot
-                .with(move |snapshot| snapshot.coalesce(&numbers))
-                .await?;
-            runs.into_iter().for_each(|run| run.together = together);
-        }
         Ok(())
     }
 
@@ -262,7 +225,6 @@ impl Runner<'_> {
             streams: outlet.mapping.streams(CallType::Identify, None),
             guard: audience.guard.filter(|_| !request.approve),
             approve: request.approve,
-            sharing: 1,
         }
     }
 

@@ -42,9 +42,7 @@ fn whatever_goes_wrong_the_truth_arrives_and_nothing_is_repeated_without_need() 
     let tallies = thread::scope(|scope| {
         let world = |number: usize| {
             let dice = Rng::with_seed(seed.wrapping_add(number as u64));
-            // One of them says of a user in one record what a command has to say.
-            let coalesce = number == WORLDS - 1;
-            scope.spawn(move || World::new(dice, coalesce).run(kills.div_ceil(WORLDS)))
+            scope.spawn(move || World::new(dice).run(kills.div_ceil(WORLDS)))
         };
         let worlds: Vec<_> = (0..WORLDS).map(world).collect();
         let ended = worlds
@@ -101,10 +99,8 @@ struct Tally {
     /// Rounds that ended by themselves, by exit code.
     ended: BTreeMap<i32, usize>,
     repeats: usize,
-    /// Calls that carried something of several audiences,
+    /// Calls that carried something of several audiences.
     mixed: usize,
-    /// and records that did.
-    coalesced: usize,
     /// Runs that saw whether a change query had told everything.
     seen: usize,
     played: BTreeMap<Kind, usize>,
@@ -117,7 +113,6 @@ impl Tally {
         self.kills_in_delivery += other.kills_in_delivery;
         self.repeats += other.repeats;
         self.mixed += other.mixed;
-        self.coalesced += other.coalesced;
         self.seen += other.seen;
         for (code, count) in other.ended {
             *self.ended.entry(code).or_default() += count;
@@ -136,7 +131,6 @@ impl Tally {
         assert!(self.kills_in_delivery > self.kills / 4, "{self:?}");
         assert!(self.repeats > self.kills, "{self:?}");
         assert!(self.mixed > self.kills, "{self:?}");
-        assert!(self.coalesced > self.kills, "{self:?}");
         assert!(self.seen > 0, "{self:?}");
         assert!(self.ended.values().sum::<usize>() > 0, "{self:?}");
     }
@@ -157,10 +151,10 @@ struct World {
 }
 
 impl World {
-    fn new(dice: Rng, coalesce: bool) -> Self {
+    fn new(dice: Rng) -> Self {
         let endpoint = Endpoint::start();
         let secret = "secret_id = { env = \"AUDIENCE_SYNC_SECRET_ID\" }";
-        let settings = format!("role_address = \"{ROLE}\"\n{secret}\ncoalesce = {coalesce}\n");
+        let settings = format!("role_address = \"{ROLE}\"\n{secret}\n");
         let [one, other] = STREAMS;
         let project = mapped(
             &endpoint,
@@ -188,7 +182,6 @@ impl World {
         }
         self.heal();
         self.tally.repeats = self.book.repeats;
-        self.tally.coalesced = self.book.coalesced;
         self.tally
     }
 

@@ -6,7 +6,6 @@ mod changes;
 mod check;
 mod check_sources;
 mod clock;
-mod coalesce;
 mod command_line;
 mod dead;
 mod demo;

@@ -95,15 +95,6 @@ impl<'a> Landing<'a> {
             match landed {
                 Landed::Foreign(message_id) => each(Whose::Foreign(message_id)),
                 Landed::Ours(statement) => each(self.sort(statement, &mut origins)),
-                Landed::Coalesced {
-                    statements,
-                    is_theirs,
-                } => statements.into_iter().try_for_each(|statement| {
-                    each(match is_theirs {
-                        true => self.sort(statement, &mut origins),
-                        false => Whose::Unknown(statement),
-                    })
-                }),
             }
         })
     }

@@ -81,7 +81,6 @@ impl Line {
                 stream: optional(row, 2)?,
                 bytes: row.get(3)?,
                 is_authentic: row.get(4)?,
-                part: row.get(8)?,
             },
             subject: optional(row, 5)?,
             run: row.get(6)?,
@@ -111,7 +110,7 @@ impl Findings<'_> {
         let connection = &self.tables.connection;
         let mut select = connection
             .prepare(
-                "SELECT message_id, side, stream, bytes, is_authentic, subject, run, rowid, part FROM record
+                "SELECT message_id, side, stream, bytes, is_authentic, subject, run, rowid FROM record
                  ORDER BY message_id, side, stream IS NULL, stream, bytes",
             )
             .map_err(sql)?;
@@ -214,7 +213,6 @@ fn expected(row: &SqlRow<'_>) -> rusqlite::Result<Expected> {
         subject: row.get::<_, i64>(5)? as usize,
         stream: row.get::<_, i64>(2)? as usize,
         bytes: row.get(3)?,
-        part: row.get(8)?,
         must: row.get::<_, i64>(1)? == Side::Must as i64,
         row: row.get(7)?,
     })

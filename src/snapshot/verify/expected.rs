@@ -22,8 +22,6 @@ struct Common {
     at: i64,
     /// For each stream of the run its number, unless it is not compared.
     streams: Vec<Option<usize>>,
-    /// What it says may be in one line with what others say.
-    shares_lines: bool,
 }
 
 /// What became of the entries of a chunk.
@@ -97,7 +95,6 @@ impl Verify<'_> {
             subject,
             streams: run.streams.iter().map(number).collect(),
             run: self.find_run(&run.id.to_string())?.number,
-            shares_lines: run.together.is_some(),
             at: run
                 .computation
                 .as_ref()
@@ -167,7 +164,6 @@ impl Verify<'_> {
     ) -> Result<(), SnapshotError> {
         let mut line = Vec::with_capacity(512);
         identify.render(change, &mut line);
-        let part = common.shares_lines.then(|| self.hash_part(&change.member));
         let says = Says {
             user: change.member.user,
             at: common.at,
@@ -178,7 +174,7 @@ impl Verify<'_> {
             common,
             message_id.as_str(),
             &line,
-            Some((says, part)),
+            Some(says),
             position,
             states,
         )
@@ -192,20 +188,16 @@ impl Verify<'_> {
         states: &States,
     ) -> Result<(), SnapshotError> {
         let text = std::str::from_utf8(line).unwrap_or_default();
-        let message_ids = match Landed::parse(text) {
-            Ok(Landed::Ours(statement)) => vec![statement.message_id],
-            Ok(Landed::Coalesced { statements, .. }) => {
-                let ids = statements.into_iter().map(|statement| statement.message_id);
-                ids.collect()
-            }
-            Ok(Landed::Foreign(message_id)) => message_id.into_iter().collect(),
+        let message_id = match Landed::parse(text) {
+            Ok(Landed::Ours(statement)) => Some(statement.message_id),
+            Ok(Landed::Foreign(message_id)) => message_id,
             // Nor can it be read where it landed.
-            Err(_) => Vec::new(),
+            Err(_) => None,
         };
-        for message_id in message_ids {
-            self.expect(common, &message_id, line, None, position, states)?;
+        match message_id {
+            Some(id) => self.expect(common, &id, line, None, position, states),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Expects a line, which ends with a newline, in each stream of its run.
@@ -214,13 +206,12 @@ impl Verify<'_> {
         common: &Common,
         message_id: &str,
         line: &[u8],
-        says: Option<(Says<'_>, Option<i64>)>,
+        says: Option<Says<'_>>,
         position: usize,
         states: &States,
     ) -> Result<(), SnapshotError> {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let bytes = states.is_whole(position).then(|| self.hash(line));
-        let (says, part) = says.unzip();
         for (place, stream) in common.streams.iter().enumerate() {
             let Some(stream) = stream else { continue };
             self.tables.push(&Row {
@@ -228,7 +219,6 @@ impl Verify<'_> {
                 side: states.side(position, place),
                 stream: Some(*stream),
                 bytes,
-                part: part.flatten(),
                 is_authentic: true,
                 subject: Some(common.subject),
                 run: Some(common.run),
@@ -292,7 +282,6 @@ impl Verify<'_> {
                 side: Side::Must,
                 stream: Some(*stream),
                 bytes: None,
-                part: None,
                 is_authentic: true,
                 subject: Some(common.subject),
                 run: Some(common.run),

@@ -10,8 +10,6 @@ pub(super) struct Expected {
     pub(super) stream: usize,
     /// A hash of the line; `None` where the snapshot does not know its bytes any more.
     pub(super) bytes: Option<i64>,
-    /// A hash of what it says in a line that it shares; `None` where it shares none.
-    pub(super) part: Option<i64>,
     /// Whether the snapshot says that it was delivered. One that waits in the journal may be there already.
     pub(super) must: bool,
     /// Where more about it is found.
@@ -20,24 +18,20 @@ pub(super) struct Expected {
 
 impl Expected {
     fn fits(&self, landed: &Landed) -> bool {
-        match (self.bytes, landed.part) {
-            (Some(bytes), None) => bytes == landed.bytes,
-            (Some(bytes), Some(_)) if bytes == landed.bytes => true,
-            (Some(_), part) => landed.is_authentic && self.part == part,
-            (None, _) => landed.is_authentic,
+        match self.bytes {
+            Some(bytes) => bytes == landed.bytes,
+            None => landed.is_authentic,
         }
     }
 }
 
-/// A line that landed, or one part of it.
+/// A line that landed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Landed {
     /// `None` where nobody knows.
     pub(super) stream: Option<usize>,
     /// A hash of the line.
     pub(super) bytes: i64,
-    /// Of a part of a line of several, a hash of what it says.
-    pub(super) part: Option<i64>,
     /// Whether its id is that of what it says.
     pub(super) is_authentic: bool,
 }
@@ -128,7 +122,7 @@ mod tests {
     use super::*;
     use Verdict::{Duplicated, Unexpected, Wrong};
 
-    /// Expected as `(stream, bytes, must)`, landed as `(stream, bytes, is authentic)`: lines of one part.
+    /// Expected as `(stream, bytes, must)`, landed as `(stream, bytes, is authentic)`.
     #[track_caller]
     fn check(
         expected: &[(usize, Option<i64>, bool)],
@@ -142,7 +136,6 @@ mod tests {
                 subject: 7,
                 stream: *stream,
                 bytes: *bytes,
-                part: None,
                 must: *must,
                 row: 0,
             });
@@ -153,7 +146,6 @@ mod tests {
                 group.land(&Landed {
                     stream: *stream,
                     bytes: *bytes,
-                    part: None,
                     is_authentic: *is_authentic,
                 })
             })
@@ -212,39 +204,6 @@ mod tests {
         let one = [(0, None, true)];
         check(&one, &[(A, 5, true)], &[OK], &[]);
         check(&one, &[(A, 5, false)], &[Wrong(7)], &[]);
-    }
-
-    #[test]
-    fn a_part_is_what_it_says_and_a_line_by_itself_its_bytes() {
-        let check = |bytes, part, landed: (i64, Option<i64>, bool), verdict| {
-            let mut group = Group::default();
-            group.expect(Expected {
-                subject: 7,
-                stream: 0,
-                bytes,
-                part,
-                must: true,
-                row: 0,
-            });
-            let (bytes, part, is_authentic) = landed;
-            let landed = Landed {
-                stream: A,
-                bytes,
-                part,
-                is_authentic,
-            };
-            assert_eq!(group.land(&landed), verdict);
-        };
-        check(Some(5), Some(1), (5, None, true), OK);
-        check(Some(5), Some(1), (6, None, true), Wrong(7));
-        check(Some(5), Some(1), (6, Some(1), true), OK);
-        check(Some(5), Some(1), (6, Some(2), true), Wrong(7));
-        check(Some(5), Some(1), (6, Some(1), false), Wrong(7));
-        // One of a run that shares nothing.
-        check(Some(5), None, (6, Some(1), true), Wrong(7));
-        // A whole line that was given to `send`.
-        check(Some(5), None, (5, Some(1), true), OK);
-        check(None, None, (5, Some(1), true), OK);
     }
 
     #[test]

@@ -21,7 +21,6 @@ const TABLES: &str = "
         side         INTEGER NOT NULL,
         stream       INTEGER,
         bytes        INTEGER,
-        part         INTEGER,
         is_authentic INTEGER NOT NULL,
         subject      INTEGER,
         run          INTEGER,
@@ -79,8 +78,6 @@ pub(super) struct Row<'r> {
     pub(super) side: Side,
     pub(super) stream: Option<usize>,
     pub(super) bytes: Option<i64>,
-    /// A hash of what it says in a line that it shares, as far as its message id does not tell.
-    pub(super) part: Option<i64>,
     pub(super) is_authentic: bool,
     pub(super) subject: Option<usize>,
     pub(super) run: Option<i64>,
@@ -113,14 +110,13 @@ impl Tables {
         let insert = || {
             self.connection
                 .prepare_cached(
-                    "INSERT INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                    "INSERT INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                 )?
                 .execute(params![
                     row.message_id,
                     row.side as i64,
                     row.stream.map(|stream| stream as i64),
                     row.bytes,
-                    row.part,
                     row.is_authentic,
                     row.subject.map(|subject| subject as i64),
                     row.run,

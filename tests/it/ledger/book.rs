@@ -36,46 +36,21 @@ struct Context<'l> {
 #[derive(Deserialize)]
 struct Personas<'l> {
     computation_key: &'l str,
-    /// All that it says of the user, where it says several things.
-    #[serde(borrow, default)]
-    coalesced: Vec<Part<'l>>,
-}
-
-#[derive(Deserialize)]
-struct Part<'l> {
-    computation_key: &'l str,
-    #[serde(rename = "messageId")]
-    message_id: &'l str,
 }
 
 impl<'l> Line<'l> {
-    /// The message id of each statement, the audience that it is of, and what it says.
-    fn parts(&self) -> Vec<(&'l str, &'static str, &Value)> {
-        let Personas {
-            computation_key,
-            coalesced,
-        } = &self.context.personas;
-        let listed = coalesced.iter();
-        let listed = listed.map(|part| (part.message_id, part.computation_key));
-        let mut all: Vec<_> = listed.collect();
-        if all.is_empty() {
-            all.push((self.message_id, *computation_key));
-        }
-        let part = |(id, key): (&'l str, &'l str)| {
-            let known = AUDIENCES.iter().map(|audience| audience.key);
-            let known = known.into_iter().find(|known| *known == key).unwrap();
-            (id, known, &self.traits[key])
-        };
-        let parts: Vec<_> = all.into_iter().map(part).collect();
-        assert_eq!(parts.len(), self.traits.len());
-        parts
+    /// The audience that it is of, and what it says.
+    fn said(&self) -> (&'static str, &Value) {
+        let key = self.context.personas.computation_key;
+        assert_eq!(self.traits.len(), 1);
+        let mut known = AUDIENCES.iter().map(|audience| audience.key);
+        let known = known.find(|known| *known == key).unwrap();
+        (known, &self.traits[key])
     }
 }
 
-/// What is known of one statement at one stream.
+/// What is known of one record at one stream.
 struct Accepted {
-    /// The `messageId` of the record that had it.
-    record: String,
     times: usize,
     /// It may be sent once more: nobody was told, or who was told could not remember.
     may_come_again: bool,
@@ -93,12 +68,9 @@ pub(super) struct Book {
     folded: Folded,
     /// The bytes of each record, by its `messageId`.
     bytes: HashMap<String, u64>,
-    /// Every change that was ever decided,
+    /// Every change that was ever decided.
     decided: HashSet<String>,
-    /// and those that shared a record which was refused.
-    apart: HashSet<String>,
     pub repeats: usize,
-    pub coalesced: usize,
 }
 
 impl Book {
@@ -116,14 +88,12 @@ impl Book {
     ) {
         self.decided
             .extend(left.iter().map(|entry| entry.id.clone()));
-        let apart = left.iter().filter(|entry| entry.is_apart);
-        self.apart.extend(apart.map(|entry| entry.id.clone()));
         let mut told = HashSet::new();
         for ((stream, record), acknowledged) in arrived.accepted.iter().zip(&arrived.acknowledged) {
             let stream = STREAMS.iter().position(|known| known == stream).unwrap();
-            let keys = self.enter(stream, record, *acknowledged, source);
+            let key = self.enter(stream, record, *acknowledged, source);
             if *acknowledged {
-                told.extend(keys);
+                told.insert(key);
             }
         }
         for entry in left.iter().filter(|entry| !entry.is_dead) {
@@ -144,9 +114,9 @@ impl Book {
         record: &[u8],
         acknowledged: bool,
         source: &Source,
-    ) -> Vec<(usize, String)> {
+    ) -> (usize, String) {
         let line: Line<'_> = serde_json::from_slice(record).unwrap();
-        self.coalesced += usize::from(line.traits.len() > 1);
+        let (audience, value) = line.said();
         let digest = digest(record);
         let known = self.bytes.entry(line.message_id.to_owned());
         assert!(
@@ -154,23 +124,8 @@ impl Book {
             "other bytes: {}",
             text(record)
         );
-        let part = |part| self.enter_part(stream, &line, part, record, acknowledged, source);
-        line.parts().into_iter().map(part).collect()
-    }
-
-    fn enter_part(
-        &mut self,
-        stream: usize,
-        line: &Line<'_>,
-        (message_id, audience, value): (&str, &'static str, &Value),
-        record: &[u8],
-        acknowledged: bool,
-        source: &Source,
-    ) -> (usize, String) {
-        let key = (stream, message_id.to_owned());
+        let key = (stream, line.message_id.to_owned());
         if let Some(accepted) = self.accepted.get_mut(&key) {
-            let is_same = accepted.record == line.message_id || self.apart.contains(message_id);
-            assert!(is_same, "in another record: {}", text(record));
             assert!(
                 accepted.may_come_again,
                 "sent {} times, and again without need: {}",
@@ -183,12 +138,11 @@ impl Book {
             self.repeats += 1;
             return key;
         }
-        let is_decided = self.decided.contains(message_id);
+        let is_decided = self.decided.contains(line.message_id);
         assert!(is_decided, "not in the journal: {}", text(record));
-        self.check_said(line, audience, value, record, source);
-        self.fold(stream, line, audience, value);
+        self.check_said(&line, audience, value, record, source);
+        self.fold(stream, &line, audience, value);
         let accepted = Accepted {
-            record: line.message_id.to_owned(),
             times: 1,
             may_come_again: !acknowledged,
             was_told: acknowledged,

@@ -16,8 +16,6 @@ pub(super) struct Entry {
     /// Of the streams, those it still waits for.
     pub waits_for: [bool; STREAMS.len()],
     pub is_dead: bool,
-    /// A record that it shared was refused.
-    pub is_apart: bool,
 }
 
 impl Entry {
@@ -97,17 +95,13 @@ fn entries(connection: &Connection, run: i64, identify: &Identify) -> Vec<Entry>
             id: identify.message_id(&change.unwrap()).as_str().to_owned(),
             waits_for: [!is_delivered; STREAMS.len()],
             is_dead: false,
-            is_apart: false,
         }));
         let chunk = &mut entries[from..];
         if !is_delivered {
             note_accepted(connection, run, seq, chunk);
         }
-        for position in positions(connection, "dead", run, seq) {
+        for position in dead(connection, run, seq) {
             chunk[position].is_dead = true;
-        }
-        for position in positions(connection, "apart", run, seq) {
-            chunk[position].is_apart = true;
         }
     }
     entries
@@ -128,10 +122,10 @@ fn note_accepted(connection: &Connection, run: i64, seq: i64, chunk: &mut [Entry
     }
 }
 
-/// The entries of a chunk that a table names.
-fn positions(connection: &Connection, table: &str, run: i64, seq: i64) -> Vec<usize> {
-    let sql = format!("SELECT position FROM {table} WHERE run = ?1 AND seq = ?2");
-    let mut statement = connection.prepare_cached(&sql).unwrap();
+/// The entries of a chunk that can never be delivered.
+fn dead(connection: &Connection, run: i64, seq: i64) -> Vec<usize> {
+    let sql = "SELECT position FROM dead WHERE run = ?1 AND seq = ?2";
+    let mut statement = connection.prepare_cached(sql).unwrap();
     let positions = statement.query_map(params![run, seq], |row| row.get::<_, i64>(0));
     let positions = positions.unwrap();
     positions
