@@ -18,6 +18,7 @@ mod run;
 mod send;
 mod signals;
 mod snapshot;
+mod streams;
 mod sync;
 
 use std::ffi::OsString;
@@ -129,7 +130,9 @@ fn execute(args: &Args, output: &Output) -> anyhow::Result<Exit> {
         Command::Init { dir } => init::run(output, dir),
         Command::Sync(sync) => sync::sync(args, output, sync),
         Command::Resync(resync) => sync::resync(args, output, resync),
-        Command::Run => run::run(args, output),
+        Command::Run {
+            accept_old_snapshot,
+        } => run::run(args, output, *accept_old_snapshot),
         Command::Check { sources } => check::run(args, output, *sources),
         Command::Snapshot { command } => snapshot::run(args, output, command),
         Command::Send(send) => send::run(args, output, send),

@@ -29,7 +29,10 @@ pub use error::{ConfigError, Location};
 pub use schedule::{Configured, Schedule};
 pub use secret::{SecretRef, SecretSource};
 
-use crate::audience::{DestinationName, SourceName};
+use crate::audience::keys::{self, Column};
+use crate::audience::{Audience, DestinationName, SourceName};
+use crate::event::CallType;
+use crate::mapping::StreamName;
 use crate::source::Source;
 use document::{Document, Item, Table, shown};
 use schedule::Known;
@@ -149,6 +152,24 @@ impl Config {
             .iter()
             .flat_map(|schedule| &schedule.audiences)
     }
+
+    /// The streams that an audience reaches, each by its name and that of its destination.
+    pub fn streams_of(&self, audience: &Audience) -> Vec<(DestinationName, StreamName)> {
+        streams_of(&self.destinations, audience)
+    }
+}
+
+fn streams_of(
+    destinations: &BTreeMap<DestinationName, Destination>,
+    audience: &Audience,
+) -> Vec<(DestinationName, StreamName)> {
+    let names = audience.destinations.iter();
+    let streams = names.flat_map(|name| {
+        let mapping = &destinations[name].mapping;
+        let streams = mapping.streams(CallType::Identify, None).into_iter();
+        streams.map(|stream| (name.clone(), stream))
+    });
+    streams.collect()
 }
 
 const DEFAULT_HISTORY: Duration = Duration::from_secs(90 * 24 * 60 * 60);
@@ -253,6 +274,7 @@ fn load_schedules(
         .map(|path| Schedule::load(path, known))
         .collect::<Result<Vec<_>, _>>()?;
     must_differ(schedules.iter().flat_map(|schedule| &schedule.audiences))?;
+    must_be_columns_of_their_own(&schedules, known)?;
     Ok(schedules)
 }
 
@@ -278,4 +300,32 @@ fn must_differ<'a>(audiences: impl Iterator<Item = &'a Configured>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Refuses keys and traits that would be one column of a stream.
+fn must_be_columns_of_their_own(
+    schedules: &[Schedule],
+    known: Known<'_>,
+) -> Result<(), ConfigError> {
+    let configured = || schedules.iter().flat_map(|schedule| &schedule.audiences);
+    let named = configured().map(|it| (&it.audience, &it.audience.key));
+    let found = keys::one_column(named, |it| streams_of(known.destinations, it));
+    let Some((first, second)) = found else {
+        return Ok(());
+    };
+    let at = |column: Column<'_>| {
+        configured()
+            .find(|it| std::ptr::eq(&it.audience, column.audience))
+            .map(|it| it.at.clone())
+            .expect("it is one of these")
+    };
+    let name = |column: Column<'_>| shown(&column.audience.name).to_string();
+    Err(ConfigError::new(format!(
+        "the {second} of `{}` and the {first} of `{}`, which stands at {}, are one column downstream",
+        name(second),
+        name(first),
+        at(first)
+    ))
+    .at(at(second))
+    .hint(keys::DIFFER))
 }

@@ -1,17 +1,19 @@
-//! Carries chunks from the journal to a destination, and the receipts back.
+//! Carries chunks from the journal to a stream, and the receipts back.
 //!
-//! The snapshot and the destination do not know each other; this is where they meet. A bounded number of lines is
-//! under way, taken by credit: what came back while the snapshot was busy is remembered together, and only then are
-//! as many new ones taken. Nothing waits for a queue that waits for it.
+//! The snapshot and the destination do not know each other; this is where they meet. A bounded number of lines is in
+//! flight, taken by credit: what came back while the snapshot was busy is remembered together, and only then are as many
+//! new ones taken. Nothing waits for a queue that waits for it.
 //!
-//! Runs take turns, and small chunks of several runs go as one parcel: what many audiences cost is what their records
-//! cost, and not a round trip each.
+//! Each stream has a dispatcher of its own, so that one in trouble holds up no other. The audiences of a stream take
+//! turns, and small chunks of several runs go in one call: what many audiences cost is what their records cost, and not a
+//! round trip each.
 
-mod parcel;
-mod turns;
+mod fair_queue;
+mod put_batch;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -19,24 +21,27 @@ use tokio::task::JoinSet;
 use crate::batch::{MAX_CALL_RECORDS, MAX_RECORD_BYTES};
 use crate::bill::Foreseen;
 use crate::event::Identify;
-use crate::firehose::{Blamed, Destination, Ended, Meter, Pulse};
-use crate::mapping::StreamName;
+use crate::firehose::{Destination, Ended, Meter, Suspect};
 use crate::progress::Progress;
 use crate::snapshot::{
     Chunk, Credit, Dead, Handle, JournaledRun, Settled, Snapshot, SnapshotError,
 };
 use crate::stop::Stop;
-use parcel::{Answer, Load, Parcel, parcels};
-use turns::{Freight, Turns};
+use fair_queue::{FairQueue, InFlight};
+use put_batch::{PutBatch, Rendered, batches};
 
-/// What is taken and not yet remembered, at most: lines, which a crash can repeat, and their bytes in the journal. On
-/// its way through the SDK each of those is held about five times.
-const UNDER_WAY: Freight = Freight {
+/// What all streams together have in flight, taken and not yet remembered: lines, which a crash can repeat, and their
+/// bytes in the journal. On its way through the SDK each of those is held about five times.
+const IN_FLIGHT: InFlight = InFlight {
     lines: 16 * MAX_CALL_RECORDS,
     bytes: 4 << 20,
 };
+/// Calls that each stream may have in flight, however many streams there are.
+const LEAST_CALLS: usize = 2;
+/// Bytes of what is tried again slowly, line by line, beside everything else. What is more waits for the next run.
+const MAX_SLOW_BYTES: usize = 16 << 20;
 
-/// A run with something to deliver, and who counts what is sent of it.
+/// A run with something to deliver, and what counts what is sent of it.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     pub run: JournaledRun,
@@ -46,16 +51,16 @@ pub struct Outgoing {
 /// What became of a run's chunks.
 #[derive(Debug, Clone, Default)]
 pub struct Sent {
-    /// Changes that every stream has.
+    /// Changes that the stream has accepted.
     pub delivered: u64,
     /// Why changes stay in the journal, in words for people.
     pub problem: Option<String>,
-    /// Whether no stream takes anything any more.
+    /// Whether the stream takes nothing any more.
     pub is_over: bool,
     /// How many were found that can never be delivered: they are in the way of nothing,
     pub dead: u64,
     /// and why.
-    pub obituary: Option<String>,
+    pub dead_summary: Option<String>,
     /// Until the last that could be delivered was.
     pub took: Duration,
 }
@@ -63,7 +68,7 @@ pub struct Sent {
 impl Sent {
     /// Everything that is wrong.
     pub fn trouble(&self) -> Option<String> {
-        let both: Vec<&str> = [&self.problem, &self.obituary]
+        let both: Vec<&str> = [&self.problem, &self.dead_summary]
             .into_iter()
             .filter_map(Option::as_deref)
             .collect();
@@ -71,15 +76,28 @@ impl Sent {
     }
 }
 
-/// Where records go, and what watches over them.
+/// Where the records of a stream go, and what may end that.
 #[derive(Debug, Clone)]
 pub struct Route {
     pub destination: Arc<Destination>,
-    pub pulse: Arc<Pulse>,
     pub stop: Stop,
+    /// Streams that are delivered to now: they share what may be in flight.
+    pub streams: Arc<AtomicUsize>,
 }
 
-/// Delivers what runs to one destination have in the journal, and tells of each what became of it. What could not be
+impl Route {
+    /// What one stream may have in flight now.
+    fn share(&self) -> InFlight {
+        let streams = self.streams.load(Ordering::Relaxed).max(1);
+        let least = LEAST_CALLS * MAX_CALL_RECORDS;
+        InFlight {
+            lines: (IN_FLIGHT.lines / streams).max(least),
+            bytes: IN_FLIGHT.bytes / streams,
+        }
+    }
+}
+
+/// Delivers what runs to one stream have in the journal, and tells of each what became of it. What could not be
 /// delivered stays there.
 pub async fn deliver(
     snapshot: &Handle,
@@ -87,111 +105,22 @@ pub async fn deliver(
     route: &Route,
     progress: &Progress,
 ) -> Result<Vec<Sent>, SnapshotError> {
-    let _delivering = route.pulse.start();
-    let courier = Arc::new(Courier::new(outgoing, route));
-    let mut turns = Turns::new(courier.runs.iter().map(|errand| &errand.run).enumerate());
-    let mut account = Account::new(courier.runs.len(), progress);
-    let mut under_way = JoinSet::new();
-    let mut freight = Freight::default();
-    let mut settled = Vec::new();
-    // What is under way then is still remembered.
-    let mut broken = None;
-    loop {
-        turns.keep(|run| courier.goes_on(run));
-        let room = match courier.takes_more() && broken.is_none() {
-            true => freight.until(UNDER_WAY),
-            false => Freight::default(),
-        };
-        let (back, there) = (std::mem::take(&mut settled), Arc::clone(&courier));
-        let (taken, left) = snapshot
-            .with(move |snapshot| {
-                let taken = there.exchange(snapshot, back, &mut turns, room);
-                (taken, turns)
-            })
-            .await;
-        turns = left;
-        let taken = taken.unwrap_or_else(|error| {
-            broken.get_or_insert(error);
-            Vec::new()
-        });
-        taken.iter().for_each(|(_, chunk)| freight.add(chunk));
-        for parcel in parcels(taken, |run| &*courier.runs[run].run.streams) {
-            let courier = Arc::clone(&courier);
-            under_way.spawn(async move { courier.carry(parcel).await });
-        }
-        let Some(first) = under_way.join_next().await else {
-            break;
-        };
-        let mut back = Some(first);
-        while let Some(joined) = back {
-            match joined.expect("carrying a parcel does not panic") {
-                Ok(parts) => settled.extend(parts),
-                Err(error) => {
-                    broken.get_or_insert(error);
-                }
-            }
-            back = under_way.try_join_next();
-        }
-        for (run, part) in &settled {
-            freight.take_off(&part.chunk);
-            account.note(*run, part.newly_delivered(), &part.dead);
-        }
-    }
-    if let Some(error) = broken {
-        return Err(error);
-    }
-    let Account {
-        mut sent,
-        obituaries,
-        ..
-    } = account;
-    for (run, sent) in sent.iter_mut().enumerate() {
-        sent.problem = courier.problem(run, turns.has(run));
-        sent.is_over = !courier.takes_more() || !courier.goes_on(run);
-        sent.obituary = obituaries[run].words(&courier.runs[run].run);
-    }
-    Ok(sent)
+    route.streams.fetch_add(1, Ordering::Relaxed);
+    let delivered = Dispatcher::new(outgoing, route, progress)
+        .run(snapshot)
+        .await;
+    route.streams.fetch_sub(1, Ordering::Relaxed);
+    delivered
 }
 
-/// What has become of each run so far.
-struct Account<'p> {
-    sent: Vec<Sent>,
-    obituaries: Vec<Obituary>,
-    began: Instant,
-    progress: &'p Progress,
-}
-
-impl<'p> Account<'p> {
-    fn new(runs: usize, progress: &'p Progress) -> Self {
-        let mut obituaries: Vec<Obituary> = Vec::new();
-        obituaries.resize_with(runs, Obituary::default);
-        Self {
-            sent: vec![Sent::default(); runs],
-            obituaries,
-            began: Instant::now(),
-            progress,
-        }
-    }
-
-    fn note(&mut self, run: usize, delivered: u64, dead: &[Dead]) {
-        let sent = &mut self.sent[run];
-        sent.delivered += delivered;
-        sent.dead += dead.len() as u64;
-        sent.took = self.began.elapsed();
-        let obituary = &mut self.obituaries[run];
-        dead.iter().for_each(|dead| obituary.add(dead));
-        self.progress.delivered(delivered);
-    }
-}
-
-/// What a delivery of what a run has in the journal would count, stream by stream.
-pub async fn foresee(
+/// What a delivery of what a run has in the journal would count.
+pub async fn estimate(
     snapshot: &Handle,
     run: &JournaledRun,
     destination: &Destination,
-) -> Result<Vec<Foreseen>, SnapshotError> {
-    let errand = [Errand::new(run.clone(), Arc::default())];
-    let mut foreseen = vec![Foreseen::default(); run.streams.len()];
+) -> Result<Foreseen, SnapshotError> {
+    let context = [RunContext::new(run.clone(), Arc::default())];
+    let mut sum = Foreseen::default();
     let mut after = run.after;
     loop {
         let of = run.clone();
@@ -199,37 +128,47 @@ pub async fn foresee(
             .with(move |snapshot| snapshot.settle(&of, &[], after, Credit::ONE))
             .await?;
         let Some(last) = chunks.last() else {
-            return Ok(foreseen);
+            return Ok(sum);
         };
         after = last.seq;
-        let chunks = chunks.into_iter().map(|chunk| (0, chunk)).collect();
-        for parcel in parcels(chunks, |_| &*run.streams) {
-            let load = Load::render(&parcel, &errand)?;
-            for (stream, foreseen) in foreseen.iter_mut().enumerate() {
-                let accepted = load.accepted(stream);
-                *foreseen += destination.foresee(|pack| load.records(pack, &accepted));
-            }
+        for batch in batches(chunks.into_iter().map(|chunk| (0, chunk)).collect()) {
+            let rendered = Rendered::new(&batch, &context)?;
+            sum += destination.foresee(|pack| rendered.records(pack));
         }
     }
 }
 
-/// Counts what can never be delivered, for people. The reasons themselves may repeat what was sent, and are for
-/// `snapshot dead` only.
-#[derive(Debug, Default)]
-struct Obituary {
-    too_long: u64,
-    /// By position in the run's streams and code.
-    refused: BTreeMap<(usize, String), u64>,
+/// A run, and what renders and counts its lines.
+struct RunContext {
+    run: JournaledRun,
+    /// `None` for calls, which are lines already.
+    identify: Option<Identify>,
+    meter: Arc<Meter>,
 }
 
-impl Obituary {
+impl RunContext {
+    fn new(run: JournaledRun, meter: Arc<Meter>) -> Self {
+        Self {
+            identify: run.computation.as_ref().map(Identify::new),
+            run,
+            meter,
+        }
+    }
+}
+
+/// Counts dead lines, for people. The reasons themselves may repeat what was sent, and are for `snapshot dead` only.
+#[derive(Debug, Default)]
+struct DeadSummary {
+    too_long: u64,
+    refused: BTreeMap<String, u64>,
+}
+
+impl DeadSummary {
     fn add(&mut self, dead: &Dead) {
-        let Some(stream) = dead.stream else {
-            self.too_long += 1;
-            return;
-        };
-        let code = dead.reason.split(':').next().unwrap_or_default();
-        *self.refused.entry((stream, code.to_owned())).or_default() += 1;
+        match &dead.code {
+            None => self.too_long += 1,
+            Some(code) => *self.refused.entry(code.clone()).or_default() += 1,
+        }
     }
 
     fn words(&self, run: &JournaledRun) -> Option<String> {
@@ -240,8 +179,8 @@ impl Obituary {
                 self.too_long
             ));
         }
-        words.extend(self.refused.iter().map(|((stream, code), count)| {
-            let stream = &run.streams[*stream];
+        let stream = &run.stream.name;
+        words.extend(self.refused.iter().map(|(code, count)| {
             format!("stream `{stream}` refuses the content of {count} ({code})")
         }));
         if !self.refused.is_empty() {
@@ -257,247 +196,315 @@ impl Obituary {
     }
 }
 
-/// Renders and sends the chunks of runs to one destination.
-struct Courier {
-    runs: Vec<Errand>,
+/// A batch that came back from the stream.
+struct Returned {
+    batch: PutBatch,
+    rendered: Rendered,
+    /// Lines that are yet to be tried alone, slowly.
+    suspects: Vec<Suspect>,
+    dead: Vec<Dead>,
+    ended_by: Option<Ended>,
+    /// What it held in the slow lane, and nothing of [`IN_FLIGHT`], if its lines were tried slowly.
+    slow: Option<usize>,
+}
+
+/// Renders and sends the chunks of runs to one stream.
+struct Dispatcher<'p> {
+    runs: Arc<Vec<RunContext>>,
     route: Route,
-    trouble: Mutex<Trouble>,
+    progress: &'p Progress,
+    began: Instant,
+    sent: Vec<Sent>,
+    summaries: Vec<DeadSummary>,
+    /// Why the stream takes nothing any more.
+    problem: Option<String>,
+    /// Runs of which something was offered and not accepted.
+    left: BTreeSet<usize>,
+    slow: SlowLane,
+    /// Runs with lines for which there was no room in it.
+    put_off: BTreeSet<usize>,
 }
 
-/// One of the runs.
-struct Errand {
-    run: JournaledRun,
-    /// `None` for calls, which are lines already.
-    identify: Option<Identify>,
-    meter: Arc<Meter>,
-}
-
-impl Errand {
-    fn new(run: JournaledRun, meter: Arc<Meter>) -> Self {
-        Self {
-            identify: run.computation.as_ref().map(Identify::new),
-            run,
-            meter,
-        }
-    }
-}
-
-/// What became of a parcel at one stream.
-struct Brought {
-    /// By position in the streams of its runs.
-    stream: usize,
-    accepted: Vec<bool>,
-    /// Lines that the stream will not have.
-    blamed: Vec<Blamed>,
-}
-
-/// Why chunks are not delivered any more.
+/// Batches with lines that are tried alone, slowly, beside everything else.
 #[derive(Default)]
-struct Trouble {
-    /// Streams that take nothing; the others go on.
-    parked: BTreeMap<StreamName, String>,
-    /// For all of them.
-    given_up: Option<String>,
-    /// Runs of which something is not delivered for either.
-    met_by: BTreeSet<usize>,
+struct SlowLane {
+    waiting: VecDeque<(PutBatch, Rendered, Vec<Suspect>)>,
+    under_way: usize,
+    /// Of both, of [`MAX_SLOW_BYTES`].
+    bytes: usize,
 }
 
-impl Courier {
-    fn new(outgoing: Vec<Outgoing>, route: &Route) -> Self {
-        let errand = |Outgoing { run, meter }| Errand::new(run, meter);
+impl<'p> Dispatcher<'p> {
+    fn new(outgoing: Vec<Outgoing>, route: &Route, progress: &'p Progress) -> Self {
+        let count = outgoing.len();
+        let context = |Outgoing { run, meter }| RunContext::new(run, meter);
+        let mut summaries: Vec<DeadSummary> = Vec::new();
+        summaries.resize_with(count, DeadSummary::default);
         Self {
-            runs: outgoing.into_iter().map(errand).collect(),
+            runs: Arc::new(outgoing.into_iter().map(context).collect()),
             route: route.clone(),
-            trouble: Mutex::default(),
+            progress,
+            began: Instant::now(),
+            sent: vec![Sent::default(); count],
+            summaries,
+            problem: None,
+            left: BTreeSet::new(),
+            slow: SlowLane::default(),
+            put_off: BTreeSet::new(),
         }
     }
 
-    fn trouble(&self) -> MutexGuard<'_, Trouble> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether there is any use in taking further chunks,
+    /// Whether there is any use in taking further chunks.
     fn takes_more(&self) -> bool {
-        !self.route.stop.is_requested() && self.trouble().given_up.is_none()
+        !self.route.stop.is_requested() && self.problem.is_none()
     }
 
-    /// and in taking those of this run.
-    fn goes_on(&self, run: usize) -> bool {
-        let trouble = self.trouble();
-        let mut streams = self.runs[run].run.streams.iter();
-        streams.any(|stream| !trouble.parked.contains_key(stream))
-    }
-
-    fn problem(&self, run: usize, is_left: bool) -> Option<String> {
-        let trouble = self.trouble();
-        if !is_left && !trouble.met_by.contains(&run) {
-            return None;
-        }
-        let streams = self.runs[run].run.streams.iter();
-        let parked = streams.filter_map(|stream| trouble.parked.get(stream));
-        let mut problems: Vec<String> = parked.chain(&trouble.given_up).cloned().collect();
-        problems.dedup();
-        (!problems.is_empty()).then(|| problems.join("\n"))
-    }
-
-    /// Remembers what came back, in one transaction, and then takes as many further chunks as there is room for.
-    fn exchange(
-        &self,
-        snapshot: &mut Snapshot,
-        back: Vec<(usize, Settled)>,
-        turns: &mut Turns,
-        room: Freight,
-    ) -> Result<Vec<(usize, Chunk)>, SnapshotError> {
-        let run = |run: usize| &self.runs[run].run;
-        if !back.is_empty() {
-            snapshot.together(|snapshot| self.remember(snapshot, back))?;
-        }
-        turns.take(snapshot, run, room)
-    }
-
-    fn remember(
-        &self,
-        snapshot: &mut Snapshot,
-        back: Vec<(usize, Settled)>,
-    ) -> Result<(), SnapshotError> {
-        let mut by_run: BTreeMap<usize, Vec<Settled>> = BTreeMap::new();
-        for (run, settled) in back {
-            by_run.entry(run).or_default().push(settled);
-        }
-        for (run, mut settled) in by_run {
-            // In order they leave no gaps on the pages of the members.
-            settled.sort_unstable_by_key(|settled| settled.chunk.seq);
-            snapshot.settle(&self.runs[run].run, &settled, -1, Credit::NONE)?;
-        }
-        Ok(())
-    }
-
-    async fn carry(
-        self: Arc<Self>,
-        parcel: Parcel,
-    ) -> Result<Vec<(usize, Settled)>, SnapshotError> {
-        let load = Load::render(&parcel, &self.runs)?;
-        Ok(parcel.settle(self.carry_load(load).await))
-    }
-
-    /// One load to every stream that does not have all of it yet.
-    async fn carry_load(self: Arc<Self>, load: Load) -> Answer {
-        let load = Arc::new(load);
-        let brought = self.carry_to_all(&load).await;
-        let mut dead = load.too_long();
-        dead.extend(self.dead_of(&load, &brought));
-        let accepted = brought.into_iter().map(|brought| brought.accepted);
-        Answer {
-            accepted: accepted.collect(),
-            dead,
-        }
-    }
-
-    /// To all streams at once: one that is slow keeps nothing from the others.
-    async fn carry_to_all(self: &Arc<Self>, load: &Arc<Load>) -> Vec<Brought> {
+    async fn run(mut self, snapshot: &Handle) -> Result<Vec<Sent>, SnapshotError> {
+        let mut queue = FairQueue::new(self.runs.iter().map(|context| &context.run).enumerate());
         let mut under_way = JoinSet::new();
-        for stream in 0..load.streams.len() {
-            let (courier, load) = (Arc::clone(self), Arc::clone(load));
-            under_way.spawn(async move { courier.carry_to(stream, &load).await });
-        }
-        let mut brought = under_way.join_all().await;
-        brought.sort_by_key(|brought| brought.stream);
-        brought
-    }
-
-    /// The lines that some stream refuses, once all of the others have them or refuse them, too. Until then they wait
-    /// with their chunk.
-    fn dead_of(&self, load: &Load, brought: &[Brought]) -> Vec<Dead> {
-        let refuses = |brought: &Brought, position: usize| {
-            let mut blamed = brought.blamed.iter();
-            blamed.any(|blamed| blamed.record.lines.start == position)
-        };
-        let mut dead: Vec<Dead> = Vec::new();
-        for by in brought {
-            for blamed in &by.blamed {
-                let position = blamed.record.lines.start;
-                let is_known = dead.iter().any(|dead| dead.position == position);
-                let mut others = brought.iter();
-                let is_decided =
-                    others.all(|other| other.accepted[position] || refuses(other, position));
-                if is_known || !is_decided {
-                    continue;
-                }
-                let is_resumed = self.runs[load.run_of(position)].run.is_resumed;
-                let doubtful = brought.iter().filter(|other| {
-                    let of_it = |blamed: &&Blamed| blamed.record.lines.start == position;
-                    let blamed = other.blamed.iter().find(of_it);
-                    blamed.is_some_and(|blamed| blamed.is_doubtful || is_resumed)
-                });
-                dead.push(Dead {
-                    position,
-                    reason: format!("{}: {}", blamed.code, blamed.message),
-                    stream: Some(by.stream),
-                    doubtful: doubtful.map(|other| other.stream).collect(),
-                });
-            }
-        }
-        dead
-    }
-
-    async fn carry_to(&self, stream: usize, load: &Load) -> Brought {
-        let mut accepted = load.accepted(stream);
-        let mut blamed = Vec::new();
-        let name = &load.streams[stream];
-        let is_parked = self.trouble().parked.contains_key(name);
-        let mut ended_by = None;
-        if !is_parked {
-            let Route {
-                destination,
-                pulse,
-                stop,
-            } = &self.route;
-            let records = load.records(destination.pack, &accepted);
-            let delivery = destination
-                .deliver(name, records, &load.meters, pulse, stop)
+        let mut in_flight = InFlight::default();
+        let mut settled = Vec::new();
+        // What is under way then is still remembered.
+        let mut broken = None;
+        loop {
+            let room = match self.takes_more() && broken.is_none() {
+                true => in_flight.until(self.route.share()),
+                false => InFlight::default(),
+            };
+            let (back, runs) = (std::mem::take(&mut settled), Arc::clone(&self.runs));
+            let (taken, left) = snapshot
+                .with(move |snapshot| {
+                    let taken = exchange(snapshot, &runs, back, &mut queue, room);
+                    (taken, queue)
+                })
                 .await;
-            for record in delivery.delivered {
-                accepted[record.lines].fill(true);
-            }
-            blamed = delivery.blamed;
-            ended_by = delivery.ended_by;
-        }
-        // Calls of `send` are decided by nobody else. What is no fault of theirs leaves them in the journal.
-        if let Some(Ended::Hopeless(_)) = ended_by {
-            blamed.retain(|blamed| {
-                let run = load.run_of(blamed.record.lines.start);
-                self.runs[run].run.computation.is_some()
+            queue = left;
+            let taken = taken.unwrap_or_else(|error| {
+                broken.get_or_insert(error);
+                Vec::new()
             });
+            taken.iter().for_each(|(_, chunk)| in_flight.add(chunk));
+            for batch in batches(taken) {
+                let send = send(batch, Arc::clone(&self.runs), self.route.clone());
+                under_way.spawn(send);
+            }
+            while let Some(slow) = self.next_slow(in_flight.lines > 0) {
+                under_way.spawn(slow);
+            }
+            let Some(first) = under_way.join_next().await else {
+                break;
+            };
+            let mut back = Some(first);
+            while let Some(joined) = back {
+                match joined.expect("sending a batch does not panic") {
+                    Ok(returned) => {
+                        let returned: Returned = returned;
+                        match returned.slow {
+                            Some(bytes) => {
+                                self.slow.bytes -= bytes;
+                                self.slow.under_way -= 1;
+                            }
+                            None => {
+                                let chunks = returned.batch.chunks();
+                                chunks.for_each(|chunk| in_flight.take_off(chunk));
+                            }
+                        }
+                        settled.extend(self.take_back(returned));
+                    }
+                    Err(error) => {
+                        broken.get_or_insert(error);
+                    }
+                }
+                back = under_way.try_join_next();
+            }
         }
-        if is_parked || ended_by.is_some() {
-            self.trouble().met_by.extend(load.left_by(&accepted));
+        match broken {
+            Some(error) => Err(error),
+            None => Ok(self.close(&queue)),
+        }
+    }
+
+    /// Counts what came back, and hands it on to be remembered. Lines that failed alone wait in the slow lane.
+    fn take_back(&mut self, returned: Returned) -> Vec<(usize, Settled)> {
+        let Returned {
+            mut batch,
+            mut rendered,
+            suspects,
+            dead,
+            ended_by,
+            slow: _,
+        } = returned;
+        let parts = rendered.settle(&mut batch, dead);
+        for (run, part) in &parts {
+            let delivered = part.newly_delivered();
+            let sent = &mut self.sent[*run];
+            sent.delivered += delivered;
+            sent.dead += part.dead.len() as u64;
+            sent.took = self.began.elapsed();
+            part.dead
+                .iter()
+                .for_each(|dead| self.summaries[*run].add(dead));
+            self.progress.delivered(delivered);
         }
         if let Some(ended) = ended_by {
-            self.note_end(name, ended);
+            self.left.extend(rendered.left_by());
+            self.note_end(ended);
+        } else if !suspects.is_empty() {
+            rendered.forget_lines();
+            let bytes = slow_bytes(&batch, &suspects);
+            if self.slow.bytes > 0 && self.slow.bytes + bytes > MAX_SLOW_BYTES {
+                self.put_off.extend(rendered.left_by());
+            } else {
+                self.slow.bytes += bytes;
+                self.slow.waiting.push_back((batch, rendered, suspects));
+            }
         }
-        Brought {
-            stream,
-            accepted,
-            blamed,
-        }
+        parts
     }
 
-    fn note_end(&self, stream: &StreamName, ended: Ended) {
+    /// What is tried slowly next. While the stream accepts nothing it is one batch at a time, and after all others: the
+    /// stream itself may be to blame, and each line alone is a call.
+    fn next_slow(
+        &mut self,
+        is_offering: bool,
+    ) -> Option<impl Future<Output = Result<Returned, SnapshotError>> + Send + use<>> {
+        if !self.takes_more() {
+            for (_, rendered, _) in self.slow.waiting.drain(..) {
+                self.left.extend(rendered.left_by());
+            }
+        }
+        let has_accepted = self.sent.iter().any(|sent| sent.delivered > 0);
+        if !has_accepted && (is_offering || self.slow.under_way > 0) {
+            return None;
+        }
+        let (batch, rendered, suspects) = self.slow.waiting.pop_front()?;
+        self.slow.under_way += 1;
+        let (runs, route) = (Arc::clone(&self.runs), self.route.clone());
+        Some(retry(batch, rendered, suspects, runs, route))
+    }
+
+    fn note_end(&mut self, ended: Ended) {
+        let stream = &self.runs[0].run.stream.name;
         let problem = match ended {
             Ended::Stopped => return,
-            Ended::TimeUp => {
-                let problem = "the time for deliveries is over (`deliver_for`)".to_owned();
-                self.trouble().given_up.get_or_insert(problem);
-                return;
-            }
-            Ended::Parked(parked) | Ended::Hopeless(parked) => parked.to_string(),
-            Ended::GaveUp(reason) => {
+            Ended::TimeUp => "the time for deliveries is over (`deliver_for`)".to_owned(),
+            Ended::Blocked(blocked) | Ended::RefusesEverything(blocked) => blocked.to_string(),
+            Ended::Stalled(reason) => {
                 format!("stream `{stream}` accepted nothing for 90 s: {reason}")
             }
         };
-        let mut trouble = self.trouble();
-        trouble.parked.entry(stream.clone()).or_insert(problem);
+        self.problem.get_or_insert(problem);
     }
+
+    fn close(mut self, queue: &FairQueue) -> Vec<Sent> {
+        let takes_more = self.takes_more();
+        for (run, sent) in self.sent.iter_mut().enumerate() {
+            if queue.has(run) || self.left.contains(&run) {
+                sent.problem.clone_from(&self.problem);
+            }
+            if sent.problem.is_none() && self.put_off.contains(&run) {
+                let stream = &self.runs[run].run.stream.name;
+                let problem = format!(
+                    "stream `{stream}` refuses so many single lines that some wait for the next run"
+                );
+                sent.problem = Some(problem);
+            }
+            sent.is_over = !takes_more;
+            sent.dead_summary = self.summaries[run].words(&self.runs[run].run);
+        }
+        self.sent
+    }
+}
+
+/// Remembers what came back, in one transaction, and then takes as many further chunks as there is room for.
+fn exchange(
+    snapshot: &mut Snapshot,
+    runs: &[RunContext],
+    back: Vec<(usize, Settled)>,
+    queue: &mut FairQueue,
+    room: InFlight,
+) -> Result<Vec<(usize, Chunk)>, SnapshotError> {
+    if !back.is_empty() {
+        snapshot.together(|snapshot| remember(snapshot, runs, back))?;
+    }
+    queue.take(snapshot, |run| &runs[run].run, room)
+}
+
+fn remember(
+    snapshot: &mut Snapshot,
+    runs: &[RunContext],
+    back: Vec<(usize, Settled)>,
+) -> Result<(), SnapshotError> {
+    let mut by_run: BTreeMap<usize, Vec<Settled>> = BTreeMap::new();
+    for (run, settled) in back {
+        by_run.entry(run).or_default().push(settled);
+    }
+    for (run, mut settled) in by_run {
+        // In order they leave no gaps on the pages of the members.
+        settled.sort_by_key(|settled| settled.chunk.seq);
+        snapshot.settle(&runs[run].run, &settled, -1, Credit::NONE)?;
+    }
+    Ok(())
+}
+
+async fn send(
+    batch: PutBatch,
+    runs: Arc<Vec<RunContext>>,
+    route: Route,
+) -> Result<Returned, SnapshotError> {
+    let mut rendered = Rendered::new(&batch, &runs)?;
+    let (destination, run) = (&route.destination, &runs[0].run);
+    let records = rendered.records(destination.pack);
+    let (meters, stop) = (&rendered.meters, &route.stop);
+    let delivery = destination
+        .deliver(&run.stream.name, records, meters, run.has_accepted, stop)
+        .await;
+    rendered.note(&delivery);
+    Ok(Returned {
+        dead: rendered.too_long(),
+        batch,
+        rendered,
+        suspects: delivery.suspects,
+        ended_by: delivery.ended_by,
+        slow: None,
+    })
+}
+
+/// What a batch holds while its lines are tried slowly.
+fn slow_bytes(batch: &PutBatch, suspects: &[Suspect]) -> usize {
+    let chunks = batch.chunks().map(|chunk| chunk.entries.len());
+    let lines = suspects.iter().map(|suspect| suspect.record.data.len());
+    chunks.chain(lines).sum()
+}
+
+/// Tries lines alone that failed among others, until each is delivered or dead.
+async fn retry(
+    batch: PutBatch,
+    mut rendered: Rendered,
+    suspects: Vec<Suspect>,
+    runs: Arc<Vec<RunContext>>,
+    route: Route,
+) -> Result<Returned, SnapshotError> {
+    let slow = slow_bytes(&batch, &suspects);
+    let (destination, run) = (&route.destination, &runs[0].run);
+    let (meters, stop) = (&rendered.meters, &route.stop);
+    let delivery = destination
+        .retry(&run.stream.name, suspects, meters, run.has_accepted, stop)
+        .await;
+    rendered.note(&delivery);
+    let dead = delivery.dead.into_iter().map(|dead| Dead {
+        position: dead.record.lines.start,
+        reason: format!("{}: {}", dead.code, dead.message),
+        code: Some(dead.code),
+    });
+    Ok(Returned {
+        dead: dead.collect(),
+        batch,
+        rendered,
+        suspects: Vec::new(),
+        ended_by: delivery.ended_by,
+        slow: Some(slow),
+    })
 }
 
 #[cfg(test)]
@@ -510,9 +517,17 @@ mod tests {
     use crate::mapping::StreamName;
     use crate::run::{RunId, Timestamp};
     use crate::snapshot::Snapshot;
+    use crate::stream::{Place, Stream};
 
     /// More chunks than are under way together.
     const LINES: usize = 10_000;
+
+    fn stream(name: &str) -> Stream {
+        Stream {
+            place: Place::Directory("delivered".into()),
+            name: StreamName::parse(name).unwrap(),
+        }
+    }
 
     #[cfg(target_os = "linux")]
     #[tokio::test(start_paused = true)]
@@ -525,42 +540,47 @@ mod tests {
         }
         let name = DestinationName::new("main");
         let lame = "lame".repeat(16);
-        let streams = [&*lame, "w"].map(|name| StreamName::parse(name).unwrap());
-        let mut snapshot = Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap();
-        let at = Timestamp::from_millis(1);
-        let mut run = snapshot
-            .open_send(RunId::at(at), at, &name, &streams)
-            .unwrap();
+        let mut snapshot = Snapshot::create(&folder.path().join("snapshot.sqlite")).unwrap();
         let lines: Vec<Vec<u8>> = (0..LINES).map(|n| format!("{n}\n").into_bytes()).collect();
-        snapshot.journal_calls(&mut run, &lines).unwrap();
-
+        let outgoing = [(1, &*lame), (2, "w")].map(|(millis, of)| {
+            let at = Timestamp::from_millis(millis);
+            let id = RunId::at(at);
+            let mut run = snapshot.open_send(id, at, &name, &stream(of)).unwrap();
+            snapshot.journal_calls(&mut run, &lines).unwrap();
+            Outgoing {
+                run,
+                meter: Arc::default(),
+            }
+        });
         let route = Route {
             destination: Arc::new(Destination::directory(
                 name,
                 false,
                 Directory::new(root.clone()),
             )),
-            pulse: Arc::default(),
             stop: Stop::new(),
+            streams: Arc::default(),
         };
-        let (handle, meter) = (Handle::new(snapshot), Arc::<Meter>::default());
-        let outgoing = vec![Outgoing {
-            run,
-            meter: Arc::clone(&meter),
-        }];
+        let handle = Handle::new(snapshot);
+        let progress = Progress::default();
         let started = tokio::time::Instant::now();
-        let sent = deliver(&handle, outgoing, &route, &Progress::default())
-            .await
-            .unwrap()
-            .remove(0);
+        let [lame_one, other] = outgoing.map(|outgoing| {
+            let (handle, route, progress) = (&handle, &route, &progress);
+            async move {
+                let sent = deliver(handle, vec![outgoing], route, progress).await;
+                (sent.unwrap().remove(0), started.elapsed())
+            }
+        });
+        let ((sent, took), (other, other_took)) = tokio::join!(lame_one, other);
         let problem = sent.problem.unwrap();
         assert!(
             problem.starts_with(&format!("stream `{lame}` accepted nothing for 90 s")),
             "{problem}"
         );
         assert_eq!((sent.delivered, sent.dead), (0, 0));
-        assert_eq!(meter.counts().records, LINES as u64);
-        assert!(started.elapsed() < Duration::from_secs(200));
+        assert!(took < Duration::from_secs(200));
+        assert_eq!((other.delivered, other.problem), (LINES as u64, None));
+        assert!(other_took < Duration::from_secs(1), "{other_took:?}");
         let left = handle.with(|snapshot| snapshot.waiting()).await.unwrap();
         assert_eq!(left[0].waiting, LINES as u64);
     }
@@ -570,12 +590,12 @@ mod tests {
     async fn a_stream_that_takes_nothing_is_waited_for_once_by_all_runs() {
         let folder = tempfile::tempdir().unwrap();
         let name = DestinationName::new("main");
-        let streams = [StreamName::parse("members").unwrap()];
-        let mut snapshot = Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap();
+        let stream = stream("members");
+        let mut snapshot = Snapshot::create(&folder.path().join("snapshot.sqlite")).unwrap();
         let outgoing = (1..=3).map(|millis| {
             let at = Timestamp::from_millis(millis);
             let id = RunId::at(at);
-            let mut run = snapshot.open_send(id, at, &name, &streams).unwrap();
+            let mut run = snapshot.open_send(id, at, &name, &stream).unwrap();
             snapshot
                 .journal_calls(&mut run, &[b"call\n".to_vec()])
                 .unwrap();
@@ -589,8 +609,8 @@ mod tests {
         let directory = Directory::new(folder.path().join("x".repeat(300)));
         let route = Route {
             destination: Arc::new(Destination::directory(name, false, directory)),
-            pulse: Arc::default(),
             stop: Stop::new(),
+            streams: Arc::default(),
         };
         let handle = Handle::new(snapshot);
         let started = tokio::time::Instant::now();
@@ -617,24 +637,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot.sqlite");
         let name = DestinationName::new("main");
-        let streams = [StreamName::parse("members").unwrap()];
-        let mut snapshot = Snapshot::open(&path).unwrap();
+        let stream = stream("members");
+        let mut snapshot = Snapshot::create(&path).unwrap();
         let at = Timestamp::from_millis(1);
         let mut run = snapshot
-            .open_send(RunId::at(at), at, &name, &streams)
+            .open_send(RunId::at(at), at, &name, &stream)
             .unwrap();
         let lines = vec![b"call\n".to_vec(); 3 * MAX_CALL_RECORDS];
         snapshot.journal_calls(&mut run, &lines).unwrap();
         rusqlite::Connection::open(&path)
             .unwrap()
-            .execute("UPDATE chunk SET entries = x'09' WHERE seq = 0", [])
+            .execute("UPDATE bytes SET entries = x'09' WHERE id = (SELECT bytes FROM chunk WHERE seq = 0)", [])
             .unwrap();
         let handle = Handle::new(snapshot);
         let directory = Directory::new(folder.path().join("delivered"));
         let route = Route {
             destination: Arc::new(Destination::directory(name, false, directory)),
-            pulse: Arc::default(),
             stop: Stop::new(),
+            streams: Arc::default(),
         };
         let outgoing = Outgoing {
             run,

@@ -1,9 +1,11 @@
-//! Decides what to send from two facts: who is in the audience, and what Firehose has accepted.
+//! Decides what to send from two facts: who is in the audience, and what each stream has accepted.
 //!
-//! One pass over two cursors in the same order, whatever their size. Pure, so that "why was this person sent
-//! twice?" can be answered by a test instead of a log.
+//! One pass over cursors in the same order, whatever their size: the source is read once, and met by every stream's
+//! members. Pure, so that "why was this person sent twice?" can be answered by a test instead of a log.
 
-use crate::audience::{Action, Change, Member, MemberBuf, User, Value};
+use std::cmp::Ordering;
+
+use crate::audience::{Action, Change, Guard, Member, MemberBuf, User, Value};
 
 /// Members in strictly ascending order of [`User`], one at a time.
 pub trait Members {
@@ -25,40 +27,41 @@ pub trait Members {
         self.current().value
     }
 
-    /// How far what is known of them can be relied on.
-    fn standing(&self) -> Standing {
-        Standing::Settled
+    /// Whether the stream may have been told something else about the user.
+    fn agreement(&self) -> Agreement {
+        Agreement::Known
     }
 
-    /// Whether they are a member: a change query also tells of those who are none.
-    fn presence(&self) -> Presence {
-        Presence::Member
+    /// Whether the user is a member: a change query also reports users who are not.
+    fn membership(&self) -> Membership {
+        Membership::Member
     }
 }
 
-/// What a change query says of a user.
+/// What a change query reports about a user.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Presence {
+pub enum Membership {
     #[default]
     Member,
     Gone,
 }
 
-/// What is known downstream of a user in the snapshot.
+/// How well the snapshot knows what the stream was told about a user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
-    /// What the snapshot says.
-    Settled,
-    /// They are a member, and some stream may have been told otherwise.
-    Unsettled,
-    /// They are none, and some stream may have been told that they are.
-    Stranger,
+pub enum Agreement {
+    /// The stream was told what the snapshot holds.
+    Known,
+    /// A member, and the stream may have been told something else.
+    InDoubt,
+    /// Not a member, and the stream may have been told that the user is one.
+    Phantom,
 }
 
-/// Whom a plan speaks about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Which users a plan decides about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Scope {
-    /// Those who entered, changed or left.
+    /// Users who entered, changed or left.
+    #[default]
     Changes,
     /// Also every member who stays.
     Everyone,
@@ -74,122 +77,204 @@ pub struct Tally {
     pub added: u64,
     pub changed: u64,
     pub removed: u64,
-    /// Sent again unchanged: by a resync, or since some stream may not have it.
+    /// Sent again unchanged: by a resync, or since the stream may have been told something else.
     pub repeated: u64,
 }
 
-/// Decides from what a source says of those who may have entered or left: each of them is looked up. Of everyone else
-/// the snapshot says what is so.
-///
-/// `find` tells the member that a user is in the snapshot, where everything is settled and there are `delivered` members.
-pub fn follow<S, E>(
-    source: &mut S,
-    delivered: u64,
-    mut find: impl FnMut(User<'_>) -> Result<Option<MemberBuf>, E>,
-    mut each: impl FnMut(Change<'_>) -> Result<(), E>,
-) -> Result<Tally, E>
-where
-    S: Members,
-    E: From<S::Error>,
-{
-    let mut tally = Tally {
-        delivered,
-        ..Tally::default()
-    };
-    while source.advance()? {
-        let now = source.current();
-        match (source.presence(), find(now.user)?) {
-            (Presence::Member, None) => {
-                tally.added += 1;
-                each(Change {
-                    action: Action::Enter,
-                    member: now,
-                })?;
-            }
-            (Presence::Gone, Some(before)) => {
-                tally.removed += 1;
-                each(Change {
-                    action: Action::Leave,
-                    member: before.as_member(),
-                })?;
-            }
-            _ => {}
+impl Tally {
+    /// Counts one decided change.
+    const fn count(&mut self, action: Action) {
+        match action {
+            Action::Enter => self.added += 1,
+            Action::Change => self.changed += 1,
+            Action::Repeat => self.repeated += 1,
+            Action::Leave => self.removed += 1,
         }
     }
-    tally.members = (delivered + tally.added).saturating_sub(tally.removed);
-    Ok(tally)
+
+    /// What the guard keeps from being sent.
+    pub fn held_by(&self, guard: &Guard) -> Holds {
+        let percent = |count: u64| count as f64 * 100.0 / self.delivered.max(1) as f64;
+        let is_over = |count: u64, most: Option<f64>| {
+            self.delivered > 0 && most.is_some_and(|most| percent(count) > most)
+        };
+        let emptied = self.members == 0 && self.removed > 0 && !guard.allow_empty;
+        let is_large = self.removed > 0
+            && self.removed >= guard.min_removed
+            && percent(self.removed) > guard.max_removed_percent;
+        Holds {
+            removals: emptied || is_large,
+            additions: is_over(self.added, guard.max_added_percent),
+            changes: is_over(self.changed, guard.max_changed_percent),
+        }
+    }
+
+    /// All changes that were decided.
+    pub const fn decided(&self) -> u64 {
+        self.added + self.changed + self.repeated + self.removed
+    }
 }
 
-/// Compares the source with the snapshot and hands on each change, in the order of users.
+/// Which changes of a plan the guard holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Holds {
+    pub removals: bool,
+    pub additions: bool,
+    pub changes: bool,
+}
+
+/// One feed in a merge: what its stream has accepted, and how far the merge has come in it.
+pub struct Follower<K> {
+    members: K,
+    scope: Scope,
+    /// Whether `members` stands on a member that the source has not reached yet.
+    has_next: bool,
+    tally: Tally,
+}
+
+impl<K: Members> Follower<K> {
+    /// Starts at the first member.
+    pub fn new(mut members: K, scope: Scope) -> Result<Self, K::Error> {
+        let has_next = members.advance()?;
+        Ok(Self {
+            members,
+            scope,
+            has_next,
+            tally: Tally::default(),
+        })
+    }
+
+    fn next(&mut self) -> Result<(), K::Error> {
+        self.has_next = self.members.advance()?;
+        Ok(())
+    }
+
+    /// Decides about every member before `until` (about all that are left without it): they have left.
+    #[inline]
+    fn leave_until<E: From<K::Error>>(
+        &mut self,
+        until: Option<User<'_>>,
+        each: &mut impl FnMut(Change<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        while self.has_next && until.is_none_or(|until| self.members.user() < until) {
+            self.tally.delivered += u64::from(self.members.agreement() != Agreement::Phantom);
+            self.tally.count(Action::Leave);
+            each(Change {
+                action: Action::Leave,
+                member: self.members.current(),
+            })?;
+            self.next()?;
+        }
+        Ok(())
+    }
+
+    /// Decides about the member that the source stands on.
+    #[inline]
+    fn meet<E: From<K::Error>>(
+        &mut self,
+        source: &impl Members,
+        each: &mut impl FnMut(Change<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.tally.members += 1;
+        let is_known = self.has_next && {
+            // Nearly every member of nearly every plan is where the source is: one comparison decides.
+            match self.members.user().cmp(&source.user()) {
+                Ordering::Equal => true,
+                Ordering::Greater => false,
+                Ordering::Less => {
+                    self.leave_until(Some(source.user()), each)?;
+                    self.has_next && self.members.user() == source.user()
+                }
+            }
+        };
+        let agreement = match is_known {
+            true => self.members.agreement(),
+            false => Agreement::Phantom,
+        };
+        self.tally.delivered += u64::from(agreement != Agreement::Phantom);
+        let action = match agreement {
+            Agreement::Phantom => Some(Action::Enter),
+            _ if source.value() != self.members.value() => Some(Action::Change),
+            Agreement::InDoubt => Some(Action::Repeat),
+            Agreement::Known if self.scope == Scope::Everyone => Some(Action::Repeat),
+            Agreement::Known => None,
+        };
+        if let Some(action) = action {
+            self.tally.count(action);
+            each(Change {
+                action,
+                member: source.current(),
+            })?;
+        }
+        if is_known {
+            self.next()?;
+        }
+        Ok(())
+    }
+}
+
+/// Compares the source with each follower and hands on each change with the follower's position; each follower's
+/// changes come in the order of users. The source is read once.
 ///
-/// An error of either cursor, or of `each`, ends the merge: what it had decided until then is then worth nothing.
+/// An error of a cursor, or of `each`, ends the merge: what it had decided until then is worth nothing.
 pub fn merge<S, K, E>(
     source: &mut S,
-    snapshot: &mut K,
-    scope: Scope,
-    mut each: impl FnMut(Change<'_>) -> Result<(), E>,
-) -> Result<Tally, E>
+    followers: &mut [Follower<K>],
+    mut each: impl FnMut(usize, Change<'_>) -> Result<(), E>,
+) -> Result<Vec<Tally>, E>
 where
     S: Members,
     K: Members,
     E: From<S::Error> + From<K::Error>,
 {
-    use std::cmp::Ordering::{Equal, Greater, Less};
-
-    let mut tally = Tally::default();
-    let mut in_source = source.advance()?;
-    let mut in_snapshot = snapshot.advance()?;
-    while in_source || in_snapshot {
-        let order = match (in_source, in_snapshot) {
-            (true, false) => Less,
-            (false, _) => Greater,
-            (true, true) => source.user().cmp(&snapshot.user()),
-        };
-        let standing = match order {
-            Less => Standing::Settled,
-            Greater | Equal => snapshot.standing(),
-        };
-        tally.members += u64::from(order != Greater);
-        tally.delivered += u64::from(order != Less && standing != Standing::Stranger);
-        match order {
-            Greater => {
-                tally.removed += 1;
-                each(Change {
-                    action: Action::Leave,
-                    member: snapshot.current(),
-                })?;
-            }
-            _ if order == Less || standing == Standing::Stranger => {
-                tally.added += 1;
-                each(Change {
-                    action: Action::Enter,
-                    member: source.current(),
-                })?;
-            }
-            _ if source.value() != snapshot.value() => {
-                tally.changed += 1;
-                each(Change {
-                    action: Action::Change,
-                    member: source.current(),
-                })?;
-            }
-            _ if scope == Scope::Everyone || standing == Standing::Unsettled => {
-                tally.repeated += 1;
-                each(Change {
-                    action: Action::Repeat,
-                    member: source.current(),
-                })?;
-            }
-            _ => {}
-        }
-        if order != Greater {
-            in_source = source.advance()?;
-        }
-        if order != Less {
-            in_snapshot = snapshot.advance()?;
+    while source.advance()? {
+        for (position, follower) in followers.iter_mut().enumerate() {
+            follower.meet(source, &mut |change| each(position, change))?;
         }
     }
-    Ok(tally)
+    let mut tallies = Vec::with_capacity(followers.len());
+    for (position, follower) in followers.iter_mut().enumerate() {
+        follower.leave_until(None, &mut |change| each(position, change))?;
+        tallies.push(follower.tally);
+    }
+    Ok(tallies)
+}
+
+/// Decides from what a change query reports: each reported user is looked up. About everyone else the snapshot is right.
+///
+/// `find` tells the member that a user is in the snapshot, which has `delivered` members, none of them in doubt.
+pub fn follow<S, E>(
+    source: &mut S,
+    delivered: &[u64],
+    mut find: impl FnMut(usize, User<'_>) -> Result<Option<MemberBuf>, E>,
+    mut each: impl FnMut(usize, Change<'_>) -> Result<(), E>,
+) -> Result<Vec<Tally>, E>
+where
+    S: Members,
+    E: From<S::Error>,
+{
+    let tally = |delivered: &u64| Tally {
+        delivered: *delivered,
+        ..Tally::default()
+    };
+    let mut tallies: Vec<Tally> = delivered.iter().map(tally).collect();
+    while source.advance()? {
+        let now = source.current();
+        for (position, tally) in tallies.iter_mut().enumerate() {
+            let before = find(position, now.user)?;
+            let (action, member) = match (source.membership(), &before) {
+                (Membership::Member, None) => (Action::Enter, now),
+                (Membership::Gone, Some(before)) => (Action::Leave, before.as_member()),
+                _ => continue,
+            };
+            tally.count(action);
+            each(position, Change { action, member })?;
+        }
+    }
+    for tally in &mut tallies {
+        tally.members = (tally.delivered + tally.added).saturating_sub(tally.removed);
+    }
+    Ok(tallies)
 }
 
 #[cfg(test)]
@@ -224,12 +309,12 @@ mod tests {
             }
         }
 
-        /// Names that begin with a sign tell it.
-        fn standing(&self) -> Standing {
+        /// The first character of a name tells it.
+        fn agreement(&self) -> Agreement {
             match self.0[self.1 - 1].0.as_bytes()[0] {
-                b'?' => Standing::Unsettled,
-                b'-' => Standing::Stranger,
-                _ => Standing::Settled,
+                b'?' => Agreement::InDoubt,
+                b'-' => Agreement::Phantom,
+                _ => Agreement::Known,
             }
         }
     }
@@ -245,11 +330,12 @@ mod tests {
         expected: &[(Action, &str)],
     ) {
         let mut decided = Vec::new();
-        let tally = merge(&mut list(source), &mut list(snapshot), scope, |change| {
+        let mut followers = [Follower::new(list(snapshot), scope).unwrap()];
+        let tallies = merge(&mut list(source), &mut followers, |_, change| {
             decided.push((change.action, change.member.user.id.to_owned()));
             Ok::<(), Infallible>(())
-        })
-        .unwrap();
+        });
+        let tally = tallies.unwrap()[0];
         let decided: Vec<_> = decided
             .iter()
             .map(|(action, id)| (*action, id.as_str()))
@@ -260,8 +346,7 @@ mod tests {
             (tally.members, tally.delivered),
             (source.len() as u64, delivered.count() as u64)
         );
-        let counted = tally.added + tally.changed + tally.removed + tally.repeated;
-        assert_eq!(counted, expected.len() as u64);
+        assert_eq!(tally.decided(), expected.len() as u64);
     }
 
     use Action::{Change as Changed, Enter, Leave, Repeat};
@@ -286,9 +371,9 @@ mod tests {
         );
     }
 
-    /// A stream may have been told otherwise than the snapshot says.
+    /// The stream may have been told something else than the snapshot holds.
     #[test]
-    fn who_is_unsettled_is_decided_about_whatever_the_snapshot_says() {
+    fn a_user_in_doubt_is_always_decided_about() {
         check(
             &[("-a", 1), ("?a", 1), ("?b", 2)],
             &[("-a", 1), ("-b", 1), ("?a", 1), ("?b", 1), ("?c", 1)],
@@ -324,6 +409,33 @@ mod tests {
     }
 
     #[test]
+    fn a_new_stream_gets_everyone_beside_the_deltas_of_another() {
+        let mut decided = Vec::new();
+        let known = Follower::new(list(&[("a", 1), ("b", 1)]), Scope::Changes).unwrap();
+        let new = Follower::new(list(&[]), Scope::Changes).unwrap();
+        merge(
+            &mut list(&[("b", 1), ("c", 1)]),
+            &mut [known, new],
+            |position, change| {
+                decided.push((position, change.action, change.member.user.id.to_owned()));
+                Ok::<(), Infallible>(())
+            },
+        )
+        .unwrap();
+        decided.sort_by_key(|(position, ..)| *position);
+        let expected = [
+            (0, Leave, "a"),
+            (0, Enter, "c"),
+            (1, Enter, "b"),
+            (1, Enter, "c"),
+        ];
+        assert_eq!(
+            decided,
+            expected.map(|(position, action, id)| (position, action, id.to_owned()))
+        );
+    }
+
+    #[test]
     fn a_resync_also_repeats_those_who_stay() {
         check(
             &[("a", 1), ("c", 1)],
@@ -332,6 +444,70 @@ mod tests {
             &[(Repeat, "a"), (Leave, "b"), (Enter, "c")],
         );
     }
+
+    #[test]
+    fn the_guard_holds_only_what_is_both_many_and_a_large_part() {
+        let guard = Guard::default();
+        let check = |removed, delivered, members, held| {
+            assert_eq!(
+                plan(removed, delivered, members).held_by(&guard).removals,
+                held,
+                "{removed} of {delivered}, {members} left"
+            );
+        };
+        check(99, 100, 1, false);
+        check(100, 100, 1, true);
+        check(100, 333, 233, true);
+        check(300, 1000, 700, false);
+        check(301, 1000, 699, true);
+        check(1, 1, 0, true);
+        check(0, 0, 0, false);
+    }
+
+    #[test]
+    fn an_empty_source_may_be_allowed_and_is_then_still_bound_by_the_percentage() {
+        let guard = Guard {
+            allow_empty: true,
+            ..Guard::default()
+        };
+        assert!(!plan(5, 5, 0).held_by(&guard).removals);
+        assert!(plan(500, 500, 0).held_by(&guard).removals);
+    }
+
+    #[test]
+    fn additions_and_changes_are_held_where_the_guard_bounds_them() {
+        let guard = Guard {
+            max_added_percent: Some(50.0),
+            max_changed_percent: Some(0.0),
+            ..Guard::default()
+        };
+        let check = |added, changed, delivered, expected: (bool, bool)| {
+            let plan = Tally {
+                members: delivered + added,
+                delivered,
+                added,
+                changed,
+                ..Tally::default()
+            };
+            let holds = plan.held_by(&guard);
+            assert_eq!((holds.additions, holds.changes), expected, "{plan:?}");
+            let unbounded = plan.held_by(&Guard::default());
+            assert_eq!(unbounded, Holds::default());
+        };
+        check(50, 0, 100, (false, false));
+        check(51, 1, 100, (true, true));
+        // A first sync.
+        check(1_000, 0, 0, (false, false));
+    }
+
+    fn plan(removed: u64, delivered: u64, members: u64) -> Tally {
+        Tally {
+            members,
+            delivered,
+            removed,
+            ..Tally::default()
+        }
+    }
 }
 
 #[cfg(test)]
@@ -339,6 +515,7 @@ mod laws {
     use std::collections::BTreeSet;
     use std::convert::Infallible;
 
+    use proptest::collection::vec;
     use proptest::prelude::*;
 
     use super::*;
@@ -399,50 +576,53 @@ mod laws {
     proptest! {
         #![proptest_config(cases(512))]
 
+        /// Each follower gets what it would get alone, by looking each user up.
         #[test]
         fn a_merge_decides_what_looking_everyone_up_decides(
             source in users(0..3_i64),
-            snapshot in users(0..3_i64),
-            everyone in any::<bool>(),
+            snapshots in vec((users(0..3_i64), any::<bool>()), 1..4),
         ) {
-            let scope = if everyone { Scope::Everyone } else { Scope::Changes };
-            let mut decided: Vec<Decided> = Vec::new();
-            let tally = merge(
+            let scope = |everyone| if everyone { Scope::Everyone } else { Scope::Changes };
+            let follower = |(snapshot, everyone)| Follower::new(Listed::new(snapshot), scope(everyone)).unwrap();
+            let mut followers: Vec<_> = snapshots.iter().map(|(snapshot, everyone)| follower((snapshot, *everyone))).collect();
+            let mut decided: Vec<Vec<Decided>> = vec![Vec::new(); snapshots.len()];
+            let tallies = merge(
                 &mut Listed::new(&source),
-                &mut Listed::new(&snapshot),
-                scope,
-                |Change { action, member }| {
+                &mut followers,
+                |position, Change { action, member }| {
                     let value = match member.value {
                         Value::Integer(value) => Some(value),
                         _ => None,
                     };
                     let User { kind, id } = member.user;
-                    decided.push((kind, id.to_owned(), action, value));
+                    decided[position].push((kind, id.to_owned(), action, value));
                     Ok::<(), Infallible>(())
                 },
             )
             .unwrap();
-            let expected = looked_up(&source, &snapshot, scope);
-            let count = |action| expected.iter().filter(|decided| decided.2 == action).count() as u64;
-            prop_assert_eq!(
-                tally,
-                Tally {
-                    members: source.len() as u64,
-                    delivered: snapshot.len() as u64,
-                    added: count(Action::Enter),
-                    changed: count(Action::Change),
-                    removed: count(Action::Leave),
-                    repeated: count(Action::Repeat),
-                }
-            );
-            prop_assert_eq!(decided, expected);
+            for (position, (snapshot, everyone)) in snapshots.iter().enumerate() {
+                let expected = looked_up(&source, snapshot, scope(*everyone));
+                let count = |action| expected.iter().filter(|decided| decided.2 == action).count() as u64;
+                prop_assert_eq!(
+                    tallies[position],
+                    Tally {
+                        members: source.len() as u64,
+                        delivered: snapshot.len() as u64,
+                        added: count(Action::Enter),
+                        changed: count(Action::Change),
+                        removed: count(Action::Leave),
+                        repeated: count(Action::Repeat),
+                    }
+                );
+                prop_assert_eq!(&decided[position], &expected);
+            }
         }
     }
 
     /// Users, and whether each is a member.
-    struct Told(Vec<((UserKind, String), bool)>, usize);
+    struct Reported(Vec<((UserKind, String), bool)>, usize);
 
-    impl Members for Told {
+    impl Members for Reported {
         type Error = Infallible;
 
         fn advance(&mut self) -> Result<bool, Infallible> {
@@ -460,10 +640,10 @@ mod laws {
             }
         }
 
-        fn presence(&self) -> Presence {
+        fn membership(&self) -> Membership {
             match self.0[self.1 - 1].1 {
-                true => Presence::Member,
-                false => Presence::Gone,
+                true => Membership::Member,
+                false => Membership::Gone,
             }
         }
     }
@@ -479,31 +659,32 @@ mod laws {
     proptest! {
         #![proptest_config(cases(256))]
 
-        /// Of each user whether they are in the source, in the snapshot, and told of without need.
+        /// For each user: whether they are in the source, in the snapshot, and reported without need.
         #[test]
-        fn what_a_change_query_tells_leads_to_the_same_plan(
+        fn what_a_change_query_reports_leads_to_the_same_plan(
             users in users(any::<(bool, bool, bool)>()),
         ) {
             let among = |is_so: fn(&(bool, bool, bool)) -> bool| {
                 let found = users.iter().filter(move |(_, of)| is_so(of));
                 found.map(|(of, (now, ..))| (of.clone(), *now)).collect::<Vec<_>>()
             };
-            let now = || Told(among(|(now, ..)| *now), 0);
+            let now = || Reported(among(|(now, ..)| *now), 0);
             let before = among(|(_, before, _)| *before);
-            let told = || Told(among(|(now, before, anyway)| now != before || *anyway), 0);
+            let reported = || Reported(among(|(now, before, anyway)| now != before || *anyway), 0);
 
             let mut merged = Vec::new();
             let snapshot = before.iter().map(|(of, _)| (of.clone(), true)).collect();
-            let by_merge = merge(&mut now(), &mut Told(snapshot, 0), Scope::Changes, |change| {
+            let mut followers = [Follower::new(Reported(snapshot, 0), Scope::Changes).unwrap()];
+            let by_merge = merge(&mut now(), &mut followers, |_, change| {
                 merged.push((change.action, change.member.user.kind, change.member.user.id.to_owned()));
                 Ok::<(), Infallible>(())
             });
             let mut followed = Vec::new();
-            let find = |user: User<'_>| {
+            let find = |_, user: User<'_>| {
                 let found = before.iter().find(|(of, _)| of.0 == user.kind && of.1 == user.id);
                 Ok(found.map(|(of, _)| member(of)))
             };
-            let by_changes = follow(&mut told(), before.len() as u64, find, |change| {
+            let by_changes = follow(&mut reported(), &[before.len() as u64], find, |_, change| {
                 let is_member = change.member.value == Value::True;
                 assert!(is_member, "{change:?}");
                 followed.push((change.action, change.member.user.kind, change.member.user.id.to_owned()));

@@ -1,21 +1,30 @@
 //! Delivers records to streams: to Amazon Data Firehose, or to files laid out as Firehose lays them out.
 //!
-//! A call has no single outcome. Its [`Receipt`] names the records that were delivered, and says by a [`Refusal`] what
-//! to do about the others: try again, renew the credentials, leave them to somebody who must act, or find the one
-//! whose content is to blame. [`Destination::deliver`] does it, and is the only place that tries again. The SDK's own
-//! retries are off: it neither sees refused records inside a 200 nor drops expired credentials.
+//! A call has no single outcome. Its [`Receipt`] names the records that were delivered, and says for the others what to
+//! do next: try again, renew the credentials, leave them until an operator acts, or find the line whose content is rejected.
+//! [`Destination::deliver`] and [`Destination::retry`] do it, and nothing else tries again. The SDK's own retries are
+//! off: it neither sees refused records inside a 200 nor drops expired credentials.
+//!
+//! Each stream stands alone: its quota, its stall timeout and what is known about its refusals are its own.
 
 mod aimd;
 mod aws;
 mod credentials;
 mod deliver;
 mod directory;
+mod endpoint;
 mod foresee;
 mod https_only;
 mod meter;
-mod pacing;
-mod pulse;
+mod rate_limiter;
 mod refusals;
+mod retry;
+#[cfg(test)]
+mod scripted;
+mod stall;
+mod streams;
+mod suspects;
+mod time_limit;
 
 use std::time::Duration;
 
@@ -26,13 +35,15 @@ use crate::mapping::StreamName;
 
 pub use aws::{Api, Aws, AwsSettings};
 pub use credentials::Role;
-pub use deliver::{Blamed, Delivery, Ended};
+pub use deliver::{Delivery, Ended, Rejected};
 pub use directory::Directory;
+pub use endpoint::endpoint_of_environment;
 pub use https_only::{PLAIN_HTTP_HINT, endpoint_host, is_loopback, is_private};
 pub use meter::{Meter, Meters};
-use pacing::Pacing;
-pub use pacing::Quota;
-pub use pulse::Pulse;
+pub use rate_limiter::Quota;
+use streams::Streams;
+pub use suspects::Suspect;
+use time_limit::TimeLimit;
 
 /// What one call delivered, and why it did not deliver the rest.
 #[must_use]
@@ -40,13 +51,9 @@ pub use pulse::Pulse;
 pub struct Receipt {
     /// Indices of the records that have a record ID, or are on disk.
     pub delivered: Vec<usize>,
-    /// How many of the others Firehose itself has refused for now: it had too much.
-    pub refused: usize,
-    /// Others that it has refused with a code that AWS does not document, by their first line.
-    pub strange: Vec<(usize, String)>,
-    /// An answer did not come, or was a failure of the server's: some of the others may have been accepted.
-    pub is_lost: bool,
-    /// Never absent when something is not delivered.
+    /// Records that have an answer of their own, and were not accepted.
+    pub refused: Vec<(usize, Failure)>,
+    /// Why the records that are in neither list were not accepted. Never absent when there are such records.
     pub refusal: Option<Refusal>,
 }
 
@@ -64,37 +71,91 @@ impl Receipt {
             ..Self::default()
         }
     }
-
-    /// Nothing is known of any record.
-    fn lost(refusal: Refusal) -> Self {
-        Self {
-            is_lost: true,
-            ..Self::none(refusal)
-        }
-    }
 }
 
 /// Why records were not delivered, named by what happens next.
 #[derive(Debug, Clone)]
 pub enum Refusal {
-    /// The same records may be delivered later.
+    /// Nothing was sent, for this reason. The same records may be delivered later.
     Retry(String),
+    /// The same records may be delivered later.
+    Failed(Failure),
     /// The credentials, of this generation, are not accepted any more: new ones, and the same records at once.
     Refresh { reason: String, refused: u64 },
-    /// Nothing reaches this stream until somebody acts. The records stay in the journal.
-    Park(Parked),
-    /// The content of some record is to blame, and nothing says of which: halves of the call find it.
-    Bisect { code: String, message: String },
+    /// Nothing reaches this stream until an operator acts. The records stay in the journal.
+    Blocked(Blocked),
+    /// The content of some record is rejected, and nothing tells of which: halves of the call find it.
+    Rejected { code: String, message: String },
 }
 
-/// What somebody must act on.
+/// A call, or one record of it, that was sent and not accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parked {
+pub struct Failure {
+    pub cause: Cause,
+    /// AWS's code, such as `InternalFailure`,
+    pub code: String,
+    /// and its words, which may repeat what it was sent.
+    pub message: String,
+    /// The stream may have accepted it all the same.
+    pub is_maybe_accepted: bool,
+}
+
+impl Failure {
+    fn of_content(code: String, message: String) -> Self {
+        Self {
+            cause: Cause::Content,
+            code,
+            message,
+            is_maybe_accepted: false,
+        }
+    }
+}
+
+/// Without anything that the call carried.
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Retry(reason) | Self::Refresh { reason, .. } => f.write_str(reason),
+            Self::Failed(failure) => failure.fmt(f),
+            Self::Blocked(blocked) => f.write_str(&blocked.problem),
+            Self::Rejected { code, .. } => write!(f, "firehose answered {code}"),
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.cause {
+            // The words are our own.
+            Cause::Unanswered => f.write_str(&self.message),
+            _ => write!(f, "firehose answered {}", self.code),
+        }
+    }
+}
+
+/// What a failure says about a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The stream has no room for it now.
+    Throttled,
+    /// Firehose failed.
+    InternalError,
+    /// No answer came from Firehose, so nothing is said about the line.
+    Unanswered,
+    /// A record was refused with a code that AWS does not document.
+    Undocumented,
+    /// The content is rejected.
+    Content,
+}
+
+/// What an operator must act on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocked {
     pub problem: String,
     pub hint: Option<String>,
 }
 
-impl std::fmt::Display for Parked {
+impl std::fmt::Display for Blocked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.problem)?;
         self.hint
@@ -103,7 +164,7 @@ impl std::fmt::Display for Parked {
     }
 }
 
-/// The region of whoever names none.
+/// The region where the configuration names none.
 pub const DEFAULT_REGION: &str = "us-west-2";
 
 /// A destination that is ready to take records.
@@ -114,7 +175,8 @@ pub struct Destination {
     pub pack: bool,
     /// Dollars.
     price_per_gb: f64,
-    pacing: Pacing,
+    streams: Streams,
+    time_limit: TimeLimit,
     kind: Kind,
 }
 
@@ -130,7 +192,8 @@ impl Destination {
             name,
             pack,
             price_per_gb: PRICE_PER_GB,
-            pacing: Pacing::new(aws.quota()),
+            streams: Streams::new(aws.quota()),
+            time_limit: TimeLimit::default(),
             kind: Kind::Firehose(Box::new(aws)),
         }
     }
@@ -140,7 +203,8 @@ impl Destination {
             name,
             pack,
             price_per_gb: PRICE_PER_GB,
-            pacing: Pacing::new(Quota::NONE),
+            streams: Streams::new(Quota::NONE),
+            time_limit: TimeLimit::default(),
             kind: Kind::Directory(directory),
         }
     }
@@ -151,6 +215,22 @@ impl Destination {
             price_per_gb,
             ..self
         }
+    }
+
+    /// Begins a command or tick: forgets outages and missing permissions, and starts the time that its deliveries may take together.
+    ///
+    /// A stream with a delivery under way, of another tick, keeps its stall timeout and what is known of its refusals.
+    pub fn begin(&self, deliver_for: Option<Duration>) {
+        if let Kind::Firehose(aws) = &self.kind {
+            aws.forget_denied();
+        }
+        self.streams.begin();
+        self.time_limit.begin(deliver_for);
+    }
+
+    /// Whether the time that deliveries may take is over.
+    pub fn is_time_up(&self) -> bool {
+        self.time_limit.is_up()
     }
 
     /// Whether each record is a request of its own.

@@ -50,6 +50,7 @@
 //! | [`diff`] | what has changed between two ordered lists |
 //! | [`event`] | the Identify of a change, its message id, calls that people send, and what landed, read back |
 //! | [`mapping`] | which streams an event goes to |
+//! | [`stream`] | a delivery stream, told apart by its place |
 //! | [`batch`] | lines as records, records as calls, within AWS's limits |
 //! | [`bill`] | what a delivery would be charged, packed and not |
 //! | [`run`](mod@run) | a run's id, time, kind, outcome and counts |
@@ -91,7 +92,7 @@
 //! - No handle on a source is closed while a connection may be open: POSIX would take SQLite's locks away.
 //! - Memory does not grow with an audience.
 //! - A record holds lines of one run only: its bytes and its bill are that run's.
-//! - Retries have one owner, [`firehose::Destination::deliver`].
+//! - Retries have one owner, [`firehose::Destination`].
 //! - A secret is a [`secret::Secret`] from the first byte read, and logs come from our own modules only.
 
 pub mod audience;
@@ -119,4 +120,5 @@ pub mod send;
 pub mod snapshot;
 pub mod source;
 pub mod stop;
+pub mod stream;
 pub mod sync;

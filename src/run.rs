@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::AddAssign;
+use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
@@ -30,10 +31,22 @@ impl Timestamp {
         Some(Self(at.timestamp_millis()))
     }
 
-    /// The start of a run that begins `now`, strictly later than `last`: the latest timestamp downstream is the truth
-    /// even when a clock has stepped back.
+    /// The start of a run that begins `now`, strictly later than all timestamps of the run that began at `last`: the
+    /// latest timestamp downstream is the truth even when a clock has stepped back.
     pub fn after(now: Self, last: Option<Self>) -> Self {
-        last.map_or(now, |last| Self(now.0.max(last.0 + 1)))
+        last.map_or(now, |last| Self(now.0.max(last.0 + 2)))
+    }
+
+    /// The timestamp of users who enter or change in a run that began at this time. A user known by an anonymous id
+    /// first and by a user id then leaves and enters in one run, and must end as a member.
+    pub const fn of_entering(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// The time that lies before this one by so long.
+    pub fn before(self, age: Duration) -> Self {
+        let millis = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+        Self(self.0.saturating_sub(millis))
     }
 
     /// Outside the years that a calendar covers, the epoch.
@@ -93,12 +106,14 @@ impl fmt::Display for RunId {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunKind {
-    /// The first of an audience and destination: everyone.
+    /// The first of an audience and stream: everyone.
     First,
     /// Only what has changed.
     Delta,
     /// Everyone again, and `false` for those who are gone.
     Resync,
+    /// `false` for everyone, since the audience ends.
+    Retire,
     /// Segment calls given to `send`.
     Send,
     /// What an earlier run left in the journal. Only reported, never stored: the changes stay with the run that decided them.
@@ -111,15 +126,21 @@ impl RunKind {
             Self::First => "first",
             Self::Delta => "delta",
             Self::Resync => "resync",
+            Self::Retire => "retire",
             Self::Send => "send",
             Self::Resume => "resume",
         }
     }
 
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::First, Self::Delta, Self::Resync, Self::Send]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
+        let known = [
+            Self::First,
+            Self::Delta,
+            Self::Resync,
+            Self::Retire,
+            Self::Send,
+        ];
+        known.into_iter().find(|kind| kind.as_str() == text)
     }
 }
 
@@ -191,8 +212,9 @@ mod tests {
         let at = Timestamp::from_millis;
         assert_eq!(Timestamp::after(at(100), None), at(100));
         assert_eq!(Timestamp::after(at(100), Some(at(90))), at(100));
-        assert_eq!(Timestamp::after(at(100), Some(at(100))), at(101));
-        assert_eq!(Timestamp::after(at(100), Some(at(900))), at(901));
+        assert_eq!(Timestamp::after(at(100), Some(at(99))), at(101));
+        assert_eq!(Timestamp::after(at(100), Some(at(100))), at(102));
+        assert_eq!(Timestamp::after(at(100), Some(at(900))), at(902));
     }
 
     #[test]

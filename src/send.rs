@@ -8,6 +8,7 @@ use std::io::BufRead;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use uuid::Uuid;
@@ -32,16 +33,18 @@ const LINES_AHEAD: usize = 32;
 /// or what has come in for so long.
 const BATCH_AGE: Duration = Duration::from_secs(1);
 
-/// What came of the lines at one destination. The fields of `send --json`.
+/// What came of the lines at one stream. The fields of `send --json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct SendReport {
     pub destination: DestinationName,
+    /// `None` where no line was for a stream of the destination.
+    pub stream: Option<StreamName>,
     pub outcome: Outcome,
     /// Valid lines that were read.
     pub lines: u64,
     /// Lines that were not valid calls, at any destination.
     pub refused: u64,
-    /// Valid lines that fit no row of this destination's mapping.
+    /// Valid lines that fit no row of the destination's mapping.
     pub unmapped: u64,
     pub delivered: u64,
     /// Lines in the journal, or dead.
@@ -59,7 +62,7 @@ pub struct SendReport {
 /// What came of all lines.
 #[derive(Debug)]
 pub struct SendReports {
-    pub by_destination: Vec<SendReport>,
+    pub by_stream: Vec<SendReport>,
     /// The number of the last line that was taken, when asked to stop before the input had ended.
     pub stopped_after: Option<u64>,
 }
@@ -90,47 +93,44 @@ pub fn read_lines(mut input: impl BufRead + Send + 'static) -> mpsc::Receiver<Li
 /// Sends lines until there are no more, or until asked to stop.
 pub struct Sender<'a> {
     runner: &'a Runner<'a>,
-    /// By destination and streams: a run each, opened with its first line.
-    runs: BTreeMap<(DestinationName, Vec<StreamName>), Opened>,
-    batch: BTreeMap<(DestinationName, Vec<StreamName>), Vec<Vec<u8>>>,
+    /// By destination and stream: a run each, opened with its first line.
+    runs: BTreeMap<(DestinationName, StreamName), Opened>,
+    batch: BTreeMap<(DestinationName, StreamName), Vec<Vec<u8>>>,
     batch_lines: usize,
     batch_bytes: usize,
-    tallies: BTreeMap<DestinationName, Tally>,
+    /// Of each destination, the lines that fit no row of its mapping.
+    unmapped: BTreeMap<DestinationName, u64>,
     lines: u64,
     refused: u64,
-}
-
-#[derive(Default)]
-struct Tally {
-    unmapped: u64,
-    meter: Arc<Meter>,
 }
 
 /// A run that is added to, and what came of it so far.
 struct Opened {
     run: JournaledRun,
+    meter: Arc<Meter>,
     journaled: u64,
     delivered: u64,
     /// Why lines stay in the journal.
     problem: Option<String>,
-    /// No stream takes anything any more: what comes is only journalled from now on.
+    /// The stream takes nothing any more: what comes is only journalled from now on.
     is_over: bool,
     /// Lines that can never be delivered,
     dead: u64,
     /// and why the last of them cannot.
-    obituary: Option<String>,
+    dead_summary: Option<String>,
 }
 
 impl Opened {
     fn new(run: JournaledRun) -> Self {
         Self {
             run,
+            meter: Arc::default(),
             journaled: 0,
             delivered: 0,
             problem: None,
             is_over: false,
             dead: 0,
-            obituary: None,
+            dead_summary: None,
         }
     }
 
@@ -159,10 +159,7 @@ impl<'a> Sender<'a> {
             batch: BTreeMap::new(),
             batch_lines: 0,
             batch_bytes: 0,
-            tallies: destinations
-                .into_iter()
-                .map(|name| (name, Tally::default()))
-                .collect(),
+            unmapped: destinations.into_iter().map(|name| (name, 0)).collect(),
             lines: 0,
             refused: 0,
         }
@@ -215,7 +212,7 @@ impl<'a> Sender<'a> {
         }
         self.flush().await?;
         Ok(SendReports {
-            by_destination: self.close(started).await?,
+            by_stream: self.close(started).await?,
             stopped_after,
         })
     }
@@ -231,19 +228,18 @@ impl<'a> Sender<'a> {
             return Err(LineError::TooLong.into());
         }
         self.lines += 1;
-        for (name, tally) in &mut self.tallies {
+        for (name, unmapped) in &mut self.unmapped {
             let Outlet { mapping, .. } = &self.runner.project.destinations[name];
             let streams = mapping.streams(call.call, call.event.as_deref());
             if streams.is_empty() {
-                tally.unmapped += 1;
-                continue;
+                *unmapped += 1;
             }
-            self.batch_lines += 1;
-            self.batch_bytes += call.line.len();
-            self.batch
-                .entry((name.clone(), streams))
-                .or_default()
-                .push(call.line.clone());
+            for stream in streams {
+                self.batch_lines += 1;
+                self.batch_bytes += call.line.len();
+                let batch = self.batch.entry((name.clone(), stream)).or_default();
+                batch.push(call.line.clone());
+            }
         }
         Ok(())
     }
@@ -251,9 +247,11 @@ impl<'a> Sender<'a> {
     /// Journals the batch, then delivers it.
     async fn flush(&mut self) -> Result<(), SnapshotError> {
         (self.batch_lines, self.batch_bytes) = (0, 0);
+        let mut batches = Vec::new();
         for (to, lines) in std::mem::take(&mut self.batch) {
             let opened = self.runs.remove(&to);
-            let (destination, streams) = to.clone();
+            let stream = self.runner.streams.get(&to.0, &to.1).clone();
+            let destination = to.0.clone();
             let count = lines.len() as u64;
             let mut opened = self
                 .runner
@@ -268,21 +266,32 @@ impl<'a> Sender<'a> {
                                 RunId::at(started_at),
                                 started_at,
                                 &destination,
-                                &streams,
+                                &stream,
                             )?)
                         }
                     };
                     snapshot.journal_calls(&mut opened.run, &lines)?;
+                    snapshot.note_delivery([&opened.run])?;
                     Ok::<_, SnapshotError>(opened)
                 })
                 .await?;
             opened.journaled += count;
-            if !opened.is_over && !self.runner.stop.is_requested() {
-                self.deliver(&to.0, &mut opened).await?;
-            }
-            self.runs.insert(to, opened);
+            batches.push((to, opened));
         }
-        Ok(())
+        // All streams at once: one in trouble holds up no other.
+        let deliveries = batches.into_iter().map(|(to, mut opened)| async {
+            let delivered = match opened.is_over || self.runner.stop.is_requested() {
+                true => Ok(()),
+                false => self.deliver(&to.0, &mut opened).await,
+            };
+            (to, opened, delivered)
+        });
+        let mut outcome = Ok(());
+        for (to, opened, delivered) in join_all(deliveries).await {
+            self.runs.insert(to, opened);
+            outcome = outcome.and(delivered);
+        }
+        outcome
     }
 
     async fn deliver(
@@ -290,58 +299,61 @@ impl<'a> Sender<'a> {
         destination: &DestinationName,
         opened: &mut Opened,
     ) -> Result<(), SnapshotError> {
-        let Runner {
-            project,
-            snapshot,
-            stop,
-            progress,
-        } = self.runner;
-        let outlet = &project.destinations[destination];
         let outgoing = Outgoing {
             run: opened.run.clone(),
-            meter: Arc::clone(&self.tallies[destination].meter),
+            meter: Arc::clone(&opened.meter),
         };
+        let progress = &self.runner.progress;
         progress.deliver("send", opened.run.waiting);
-        let sent = deliver(snapshot, vec![outgoing], &outlet.route(stop), progress).await?;
+        let route = self.runner.route(destination);
+        let sent = deliver(self.runner.snapshot, vec![outgoing], &route, progress).await?;
         let sent = sent.into_iter().next().unwrap_or_default();
         opened.delivered += sent.delivered;
         opened.problem = sent.problem.or(opened.problem.take());
         opened.is_over = sent.is_over;
         opened.dead += sent.dead;
-        opened.obituary = sent.obituary.or(opened.obituary.take());
+        opened.dead_summary = sent.dead_summary.or(opened.dead_summary.take());
         Ok(())
     }
 
     async fn close(self, started: Instant) -> Result<Vec<SendReport>, SnapshotError> {
         let (lines, refused) = (self.lines, self.refused);
         let seconds = (started.elapsed().as_secs_f64() * 100.0).round() / 100.0;
-        let report = |(destination, tally): (DestinationName, Tally)| {
-            let of_it = self.runs.iter().filter(|((to, _), _)| *to == destination);
-            let runs: Vec<&Opened> = of_it.map(|(_, opened)| opened).collect();
-            let delivered = runs.iter().map(|opened| opened.delivered).sum();
-            let undelivered = runs.iter().map(|opened| opened.undelivered()).sum();
-            let dead = runs.iter().map(|opened| opened.dead).sum();
-            let mut problems: Vec<&str> = runs
-                .iter()
-                .flat_map(|opened| [&opened.problem, &opened.obituary])
-                .filter_map(Option::as_deref)
+        let mut reports = Vec::new();
+        for (destination, unmapped) in &self.unmapped {
+            let report = |stream: Option<&StreamName>, opened: Option<&Opened>| {
+                let delivered = opened.map_or(0, |opened| opened.delivered);
+                let undelivered = opened.map_or(0, Opened::undelivered);
+                let problems = opened.map(|opened| [&opened.problem, &opened.dead_summary]);
+                let problems: Vec<&str> = problems
+                    .into_iter()
+                    .flatten()
+                    .filter_map(Option::as_deref)
+                    .collect();
+                SendReport {
+                    outcome: outcome(delivered, undelivered),
+                    destination: destination.clone(),
+                    stream: stream.cloned(),
+                    lines,
+                    refused,
+                    unmapped: *unmapped,
+                    delivered,
+                    undelivered,
+                    dead: opened.map_or(0, |opened| opened.dead),
+                    counts: opened.map_or_else(Counts::default, |opened| opened.meter.counts()),
+                    seconds,
+                    error: (!problems.is_empty()).then(|| problems.join("\n")),
+                }
+            };
+            let own = self.runs.iter().filter(|((to, _), _)| to == destination);
+            let own: Vec<_> = own
+                .map(|((_, stream), opened)| report(Some(stream), Some(opened)))
                 .collect();
-            problems.dedup();
-            SendReport {
-                outcome: outcome(delivered, undelivered),
-                destination,
-                lines,
-                refused,
-                unmapped: tally.unmapped,
-                delivered,
-                undelivered,
-                dead,
-                counts: tally.meter.counts(),
-                seconds,
-                error: (!problems.is_empty()).then(|| problems.join("\n")),
+            match own.is_empty() {
+                true => reports.push(report(None, None)),
+                false => reports.extend(own),
             }
-        };
-        let reports: Vec<SendReport> = self.tallies.into_iter().map(report).collect();
+        }
         for opened in self.runs.into_values() {
             self.runner
                 .snapshot

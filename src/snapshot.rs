@@ -1,7 +1,8 @@
-//! What Firehose has accepted, and what it has yet to accept: one SQLite file.
+//! What each stream has accepted, and what it has yet to accept: one SQLite file.
 //!
-//! Members are the snapshot, undelivered chunks the journal, delivered ones the history. Plain synchronous code over
-//! one connection; async code reaches it through a [`Handle`], and only one process at a time holds the [`RunLock`].
+//! Members are the snapshot, undelivered chunks the journal, delivered ones the history. Each belongs to a *feed*: one
+//! audience at one stream. Plain synchronous code over one connection; async code reaches it through a [`Handle`], and
+//! only one process at a time holds the [`RunLock`].
 //!
 //! A run is planned in one transaction: either the whole plan is on disk or none of it. A chunk leaves the journal
 //! and its changes reach the members in one transaction too, so the snapshot never says more than Firehose did.
@@ -9,23 +10,26 @@
 mod apply;
 pub mod chunk;
 mod dead;
-mod grounds;
+mod doubt;
+mod dry_run;
 mod handle;
 mod held;
 mod history;
 mod journal;
+mod life;
 mod lock;
 mod members;
-mod moved;
+mod overlay;
 mod plan;
+mod prune;
 mod rebuild;
-mod rehearsal;
+mod reported;
 mod schema;
 mod scratch;
-mod together;
-mod told;
-mod unsettled;
+mod streams;
+mod transaction;
 mod verify;
+mod watermark;
 mod writer;
 
 #[cfg(test)]
@@ -39,23 +43,24 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use crate::audience::keys::Known;
-use crate::audience::{AudienceId, Class, DestinationName, Key};
+use crate::audience::{AudienceId, Class, Key};
 use crate::disk;
-use crate::run::Timestamp;
 
 pub use dead::{DeadLetter, LetterContent};
-pub use grounds::{Grounds, LastPlan, Left};
+pub use dry_run::Estimate;
 pub use handle::Handle;
 pub use held::{Approval, Held, HeldUser};
-pub use history::{AudienceSummary, Deed, DeedState, MemberSummary, Membership, RunSummary};
-pub use journal::{Chunk, Credit, Dead, JournaledRun, Settled};
+pub use history::{
+    ChangeEntry, ChangeState, FeedSummary, MemberSummary, RunSummary, UserMembership,
+};
+pub use journal::{Chunk, Credit, Dead, FeedId, JournaledRun, Settled};
 pub use lock::{Busy, RunLock};
 pub use members::Delivered;
-pub use plan::{Journal, Plan, Planning};
+pub use plan::{Decided, Journal, Plan, Planning};
 pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
-pub use rehearsal::Weigh;
-pub use told::{Told, ToldError};
+pub use reported::{Reported, ReportedError};
 pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
+pub use watermark::{LastPlan, Left, Watermark};
 
 /// Why the snapshot could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -65,11 +70,11 @@ pub enum SnapshotError {
         "the file is a SQLite database, but not a snapshot of audience-sync\n\nhint: `snapshot` in audience-sync.toml names it; give it a file of its own"
     )]
     NotASnapshot,
-    /// Only a newer program can read it.
+    /// Written by another version of this program.
     #[error(
-        "the snapshot is of version {found}, and this audience-sync knows versions up to {known}\n\nhint: use the newer audience-sync that wrote it"
+        "the snapshot is of version {found}, and this audience-sync reads version {known}\n\nhint: use the audience-sync that wrote it"
     )]
-    Newer { found: i64, known: usize },
+    OtherVersion { found: i64, known: i64 },
     /// A copy that broke off.
     #[error("the file is cut off after {0} bytes\n\nhint: {DAMAGED}")]
     CutOff(u64),
@@ -82,24 +87,26 @@ pub enum SnapshotError {
     /// A column holds what this program never writes.
     #[error("the snapshot holds an unknown {0}\n\nhint: {DAMAGED}")]
     Unknown(&'static str),
+    /// The lock file was removed or replaced while it was held.
+    #[error(
+        "another run has taken over the snapshot: its lock file is not the one that this run holds\n\n\
+         hint: leave the file `*.lock` beside the snapshot alone; what is in the journal is sent by the next run"
+    )]
+    TakenOver,
+    #[error("cannot write to the lock file beside the snapshot")]
+    LockFile(#[source] std::io::Error),
     #[error("cannot create the file")]
     Create(#[source] std::io::Error),
     /// The disk that it lies on may be full.
     #[error("what landed cannot be kept in a temporary file, for which TMPDIR names the folder")]
     Scratch(#[source] rusqlite::Error),
-    /// The disk that it lies on may be full.
-    #[error(
-        "the snapshot is of an older version, and no copy of it can be brought up to date in a temporary file, for which TMPDIR \
-         names the folder\n\nhint: the next run brings the snapshot itself up to date"
-    )]
-    Older(#[source] rusqlite::Error),
     #[error("{}", in_words(.0))]
     Sqlite(#[from] rusqlite::Error),
 }
 
 /// The way out of a file that is damaged.
-const DAMAGED: &str = "put a backup of the snapshot in its place; without one, move it away and make it anew from what was \
-                       delivered: `audience-sync snapshot rebuild --from DIR`";
+const DAMAGED: &str = "move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`; \
+                       a backup does not know what was told since";
 
 /// What happened; SQLite's own words follow as the cause.
 fn in_words(error: &rusqlite::Error) -> String {
@@ -130,8 +137,12 @@ pub struct Snapshot {
     connection: Connection,
     /// What is written now is undone as a whole when any of it fails.
     is_all_or_nothing: bool,
-    /// The audiences of runs of which something was settled since it was opened.
+    /// Writers that share the transaction that is open.
+    sharing: usize,
+    /// The feeds of which something was settled since it was opened.
     settled: BTreeSet<i64>,
+    /// Released last.
+    holder: Option<life::Holder>,
 }
 
 impl From<Connection> for Snapshot {
@@ -139,40 +150,65 @@ impl From<Connection> for Snapshot {
         Self {
             connection,
             is_all_or_nothing: false,
+            sharing: 0,
             settled: BTreeSet::new(),
+            holder: None,
         }
     }
 }
 
 impl Snapshot {
-    /// Opens the file, made with mode 0600 where there is none, and brings it up to this version.
-    pub fn open(path: &Path) -> Result<Self, SnapshotError> {
+    /// Makes an empty snapshot, readable for its owner only. Nobody was told anything yet.
+    pub fn create(path: &Path) -> Result<Self, SnapshotError> {
         // What SQLite keeps beside a file is beside the one that a link leads to.
         let path = &disk::target(path);
-        create(path).map_err(SnapshotError::Create)?;
-        #[cfg(unix)]
-        warn_of_readers(path);
-        must_be_whole(path)?;
-        let mut connection = Connection::open_with_flags(
-            path,
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )?;
-        set_up(&connection)?;
-        // Before anything is changed: a file of somebody else, or of a newer version, stays as it is.
-        schema::version(&connection)?;
-        connection.pragma_update(None, "journal_mode", "wal")?;
-        schema::migrate(&mut connection)?;
+        if in_the_way(path).is_none() {
+            rebuild::make_empty(path)?;
+        }
+        let mut connection = Self::connect(path)?;
+        schema::create(&mut connection)?;
         Ok(connection.into())
     }
 
-    /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed: of a file of an
-    /// older version, a copy that is kept nowhere is brought up to this one.
-    pub fn inspect(path: &Path) -> Result<Option<Self>, SnapshotError> {
+    /// Opens an existing file to write to it; `None` where there is none.
+    pub fn open(path: &Path) -> Result<Option<Self>, SnapshotError> {
         let path = &disk::target(path);
         if !path.exists() {
             return Ok(None);
         }
+        #[cfg(unix)]
+        warn_of_readers(path);
         must_be_whole(path)?;
+        let connection = Self::connect(path)?;
+        Ok(schema::is_made(&connection)?.then(|| connection.into()))
+    }
+
+    fn connect(path: &Path) -> Result<Connection, SnapshotError> {
+        let connection = Connection::open_with_flags(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
+        set_up(&connection)?;
+        // Before anything is changed: a file of another program, or of another version, stays as it is.
+        schema::is_made(&connection)?;
+        connection.pragma_update(None, "journal_mode", "wal")?;
+        Ok(connection)
+    }
+
+    /// Opens an existing file to look at it; `None` where there is none. Nothing is created or changed.
+    pub fn inspect(path: &Path) -> Result<Option<Self>, SnapshotError> {
+        if disk::target(path).exists() {
+            must_be_whole(&disk::target(path))?;
+        }
+        Self::inspect_again(path)
+    }
+
+    /// The same while this process has the file open already: to close another handle on it would drop SQLite's locks.
+    pub fn inspect_again(path: &Path) -> Result<Option<Self>, SnapshotError> {
+        let path = &disk::target(path);
+        if !path.exists() {
+            return Ok(None);
+        }
         let has_log = has_log(path);
         match Self::look(path, OpenFlags::SQLITE_OPEN_READ_WRITE, has_log) {
             // Where nothing may be written beside it and no log is left, the file alone is all there is. A file that is
@@ -191,11 +227,9 @@ impl Snapshot {
         // What a crash left in the log is not ours to move into the file.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, has_log)?;
         set_up(&connection)?;
-        let connection = match schema::version(&connection)? {
-            0 => return Ok(None),
-            version if schema::is_older(version) => up_to_date(&connection)?,
-            _ => connection,
-        };
+        if !schema::is_made(&connection)? {
+            return Ok(None);
+        }
         connection.pragma_update(None, "query_only", true)?;
         Ok(Some(connection.into()))
     }
@@ -203,47 +237,28 @@ impl Snapshot {
     /// A snapshot that knows nothing and is kept nowhere, for a dry run before the first sync.
     pub fn empty() -> Result<Self, SnapshotError> {
         let mut connection = Connection::open_in_memory()?;
-        schema::migrate(&mut connection)?;
+        schema::create(&mut connection)?;
         Ok(connection.into())
-    }
-
-    /// When the last run began: the next one must begin later.
-    pub fn last_started_at(&self) -> Result<Option<Timestamp>, SnapshotError> {
-        let last = self
-            .connection
-            .query_row("SELECT max(started_at) FROM run", [], |row| row.get(0));
-        Ok(last.map(|millis: Option<i64>| millis.map(Timestamp::from_millis))?)
     }
 
     /// Every audience that was ever synced, in order of key.
     pub fn known(&self) -> Result<Vec<Known>, SnapshotError> {
-        let mut statement = self.connection.prepare(
-            "SELECT id, destination, key, class, name FROM audience ORDER BY key, destination",
+        let mut statement = self.connection.prepare_cached(
+            "SELECT id, key, class, name, retired_at IS NOT NULL FROM audience ORDER BY key, id",
         )?;
         let mut rows = statement.query([])?;
         let mut known = Vec::new();
         while let Some(row) = rows.next()? {
             known.push(Known {
                 id: AudienceId::new(row.get::<_, String>(0)?),
-                destination: DestinationName::new(row.get::<_, String>(1)?),
-                key: Key::new(row.get::<_, String>(2)?),
-                class: class(&row.get::<_, String>(3)?)?,
-                name: row.get(4)?,
+                key: Key::new(row.get::<_, String>(1)?),
+                class: class(&row.get::<_, String>(2)?)?,
+                name: row.get(3)?,
+                retired: row.get(4)?,
             });
         }
         Ok(known)
     }
-}
-
-/// A copy of an older file as a run would have it.
-fn up_to_date(older: &Connection) -> Result<Connection, SnapshotError> {
-    let mut copy = scratch::copy(older).map_err(SnapshotError::Older)?;
-    copy.set_prepared_statement_cache_capacity(32);
-    schema::migrate(&mut copy).map_err(|error| match error {
-        SnapshotError::Sqlite(error) => SnapshotError::Older(error),
-        other => other,
-    })?;
-    Ok(copy)
 }
 
 fn is_write_protected(error: &rusqlite::Error) -> bool {
@@ -331,6 +346,8 @@ fn set_up(connection: &Connection) -> Result<(), SnapshotError> {
     connection.pragma_update(None, "cache_size", -16_384)?;
     connection.pragma_update(None, "wal_autocheckpoint", 8_192)?;
     connection.pragma_update(None, "journal_size_limit", 64 << 20)?;
+    // What is erased is gone from the file: it held people's ids.
+    connection.pragma_update(None, "secure_delete", true)?;
     // Otherwise a statement is prepared anew for each value that is bound to a LIMIT or a range.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     connection.set_prepared_statement_cache_capacity(32);

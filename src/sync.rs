@@ -1,29 +1,41 @@
-//! Runs, told as a story: deliver what earlier ones left, plan, deliver, remember. All that one command or tick is asked
-//! for goes through each of these together.
+//! Runs, told as a story: deliver what earlier ones left, plan, deliver, remember.
+//!
+//! The unit is the feed: one audience at one stream. All feeds that one command or tick is asked for go through each phase
+//! together, and an audience's source is read once for all of its streams. Only a feed of which an earlier run left
+//! something waits until that is delivered; the others are planned and delivered meanwhile.
 
-mod abreast;
 mod delivery;
 mod planning;
 mod reading;
 mod report;
+mod streams;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::audience::keys::Known;
-use crate::audience::{Audience, DestinationName, Key, SourceName};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+
+use crate::audience::{Audience, AudienceId, DestinationName, Key, SourceName};
 use crate::deliver::Route;
-use crate::firehose::{Destination, Pulse};
+use crate::firehose::Destination;
 use crate::mapping::Mapping;
 use crate::progress::Progress;
 use crate::run::{Outcome, RunKind, Timestamp};
-use crate::snapshot::{Handle, JournaledRun, SnapshotError};
+use crate::snapshot::{Approval, FeedId, Handle, JournaledRun, SnapshotError};
 use crate::source::Source;
 use crate::stop::Stop;
+use crate::stream::{Place, Stream};
+use planning::Starts;
 pub use report::Report;
+pub use streams::Streams;
+
+/// Streams whose journals are delivered at the same moment have their feeds planned together.
+const READY_TOGETHER: usize = 64;
 
 /// What runs work with: made once from the configuration.
 pub struct Project {
@@ -34,41 +46,37 @@ pub struct Project {
     pub history: Duration,
 }
 
-/// A destination and what goes to which of its streams.
+/// A destination, where it is, and what goes to which of its streams.
 #[derive(Debug, Clone)]
 pub struct Outlet {
     pub destination: Arc<Destination>,
+    pub place: Place,
     pub mapping: Mapping,
-    pub pulse: Arc<Pulse>,
+    /// How long one command or tick may deliver.
+    pub deliver_for: Option<Duration>,
 }
 
 impl Outlet {
-    pub fn new(destination: Destination, mapping: Mapping) -> Self {
+    pub fn new(destination: Destination, place: Place, mapping: Mapping) -> Self {
         Self {
             destination: Arc::new(destination),
+            place,
             mapping,
-            pulse: Arc::default(),
-        }
-    }
-
-    /// The way there, as long as nobody asks to stop.
-    pub fn route(&self, stop: &Stop) -> Route {
-        Route {
-            destination: Arc::clone(&self.destination),
-            pulse: Arc::clone(&self.pulse),
-            stop: stop.clone(),
+            deliver_for: None,
         }
     }
 }
 
 /// What a run is asked to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// Send everyone again.
     pub resync: bool,
-    /// Deliver removals that the guard would hold.
-    pub approve: bool,
-    /// Only say what would be done.
+    /// Only at streams of this name.
+    pub stream: Option<String>,
+    /// Deliver what the guard holds, as far as this covers it.
+    pub approval: Option<Approval>,
+    /// Only tell what would be done.
     pub dry_run: bool,
 }
 
@@ -87,41 +95,55 @@ impl Keyed {
             ..self.audience.clone()
         }
     }
+}
 
-    /// What a run is for, by what the snapshot knows.
-    pub fn kind(
-        &self,
-        destination: &DestinationName,
-        known: &[Known],
-        request: Request,
-    ) -> RunKind {
-        let is_known = known
-            .iter()
-            .any(|known| known.id == self.audience.id && known.destination == *destination);
+/// One audience at one stream.
+#[derive(Debug, Clone)]
+pub struct Feed<'a> {
+    pub keyed: &'a Keyed,
+    pub destination: &'a DestinationName,
+    pub stream: Stream,
+}
+
+impl Feed<'_> {
+    /// What a run is for, by the feeds that the snapshot knows.
+    pub fn kind(&self, known: &BTreeSet<(AudienceId, Stream)>, request: &Request) -> RunKind {
+        let is_known = known.contains(&(self.keyed.audience.id.clone(), self.stream.clone()));
         match (is_known, request.resync) {
             (false, _) => RunKind::First,
             (true, true) => RunKind::Resync,
             (true, false) => RunKind::Delta,
         }
     }
+
+    fn has(&self, run: &JournaledRun) -> bool {
+        run.is_of(&self.keyed.audience.id) && run.stream == self.stream
+    }
 }
 
-/// Runs over one snapshot, by whoever holds its lock.
+/// Which runs of earlier commands are delivered first.
+#[derive(Debug, Clone, Default)]
+pub enum Left {
+    /// Those of the feeds that are planned.
+    #[default]
+    OfFeeds,
+    /// Those of these feeds, too.
+    Also(BTreeSet<FeedId>),
+    All,
+}
+
+/// Runs over one snapshot, whose lock is held.
 pub struct Runner<'a> {
     pub project: &'a Project,
     pub snapshot: &'a Handle,
+    pub streams: &'a Streams,
     pub stop: Stop,
     pub progress: Progress,
+    /// Streams that are delivered to now.
+    delivering: Arc<AtomicUsize>,
 }
 
-/// An audience at one of its destinations.
-type Place<'a> = (&'a Keyed, &'a DestinationName);
-
-fn is_at(run: &JournaledRun, (keyed, destination): &Place<'_>) -> bool {
-    run.is_of(&keyed.audience.id) && run.destination == **destination
-}
-
-/// What there is to say of a run so far, and the run itself where something of it is to be delivered.
+/// What there is to report of a run so far, and the run itself where something of it is to be delivered.
 struct Pending {
     run: Option<JournaledRun>,
     report: Report,
@@ -132,10 +154,10 @@ impl Pending {
     fn left(run: JournaledRun) -> Self {
         let computation = run.computation.as_ref();
         let key = computation.map(|computation| computation.key.clone());
-        let to = run.destination.clone();
-        let mut report = Report::new(key, to, RunKind::Resume, Outcome::Planned);
+        let (to, stream) = (run.destination.clone(), run.stream.name.clone());
+        let mut report = Report::new(key, to, stream, RunKind::Resume, Outcome::Planned);
         report.run = Some(run.id);
-        report.members = run.members;
+        report.members = Some(run.members);
         report.undelivered = run.waiting;
         Self {
             run: Some(run),
@@ -143,7 +165,7 @@ impl Pending {
         }
     }
 
-    /// What was to be delivered stays in the journal when the snapshot fails, which the command says by itself.
+    /// What was to be delivered stays in the journal when the snapshot fails, which the command reports by itself.
     fn stay(&mut self) {
         if self.run.is_some() && self.report.outcome == Outcome::Planned {
             self.report.outcome = Outcome::Undelivered;
@@ -163,104 +185,211 @@ impl Pending {
     }
 }
 
-impl Runner<'_> {
-    /// One run of an audience at each of its destinations.
-    pub async fn run(&self, keyed: &Keyed, request: Request) -> Result<Vec<Report>, SnapshotError> {
+impl<'a> Runner<'a> {
+    pub fn new(
+        project: &'a Project,
+        snapshot: &'a Handle,
+        streams: &'a Streams,
+        stop: Stop,
+        progress: Progress,
+    ) -> Self {
+        Self {
+            project,
+            snapshot,
+            streams,
+            stop,
+            progress,
+            delivering: Arc::default(),
+        }
+    }
+
+    /// The way to a destination, as long as nobody asks to stop.
+    pub(crate) fn route(&self, destination: &DestinationName) -> Route {
+        let outlet = &self.project.destinations[destination];
+        Route {
+            destination: Arc::clone(&outlet.destination),
+            stop: self.stop.clone(),
+            streams: Arc::clone(&self.delivering),
+        }
+    }
+
+    /// One run of each feed of an audience.
+    pub async fn run(
+        &self,
+        keyed: &Keyed,
+        request: &Request,
+    ) -> Result<Vec<Report>, SnapshotError> {
         let keyed = std::slice::from_ref(keyed);
         let mut reports = Vec::new();
-        self.run_all(keyed, false, request, &mut reports).await?;
+        let left = Left::OfFeeds;
+        self.run_all(keyed, &left, request, &mut reports).await?;
         Ok(reports)
     }
 
-    /// One run of each of these audiences at each of its destinations; one that fails stops nobody. What earlier runs
-    /// left comes first, of `others` too, and is reported by itself; while it cannot be delivered, nothing new is
-    /// decided about its audience. The reports are in the order of the audiences, those of others before them. They
-    /// say what was done before an error, too.
+    /// One run of each feed of these audiences; a feed that fails or is stuck stops no other. What an earlier run left
+    /// comes first, and is reported by itself; while it cannot be delivered, nothing new is decided
+    /// about its feed. The reports are in the order of the audiences, those of others before them. They tell what was
+    /// done before an error, too.
     pub async fn run_all(
         &self,
         keyed: &[Keyed],
-        others: bool,
-        request: Request,
+        left: &Left,
+        request: &Request,
         reports: &mut Vec<Report>,
     ) -> Result<(), SnapshotError> {
-        let places: Vec<Place<'_>> = keyed
+        let feeds = self.streams.feeds(self.project, keyed, request);
+        let left = self.left_of(&feeds, left).await?;
+        let starts = Mutex::new(self.starts().await?);
+        let (mut fresh, mut resumed) = (Vec::new(), Vec::new());
+        let (behind, free): (Vec<_>, Vec<_>) = feeds
             .iter()
-            .flat_map(|keyed| {
-                let destinations = keyed.audience.destinations.iter();
-                destinations.map(move |to| (keyed, to))
-            })
-            .collect();
-        let mut pending = self.left_of(&places, others).await?;
-        let ran = self.go(&places, request, &mut pending).await;
-
+            .cloned()
+            .partition(|feed| left.iter().any(|run| feed.has(run)));
+        // A dry run plans as if what waits had been delivered.
+        let (first, second) = match request.dry_run {
+            true => {
+                resumed = left.into_iter().map(Pending::left).collect();
+                let estimated = self.estimate(&mut resumed).await;
+                (
+                    estimated,
+                    self.plan_and_deliver(&feeds, request, &starts, &mut fresh)
+                        .await,
+                )
+            }
+            false => tokio::join!(
+                self.resume_and_go_on(left, &behind, request, &starts, &mut resumed),
+                self.plan_and_deliver(&free, request, &starts, &mut fresh),
+            ),
+        };
+        let ran = first.and(second);
+        let mut pending: Vec<Pending> = resumed.into_iter().chain(fresh).collect();
         if ran.is_err() {
             pending.iter_mut().for_each(Pending::stay);
         }
         reports.extend(pending.into_iter().map(|pending| pending.report));
-        // The place of others is none, which comes before all.
+        // The position of others is none, which comes before all.
         reports.sort_by_cached_key(|report| {
-            places.iter().position(|(keyed, destination)| {
-                report.audience.as_ref() == Some(&keyed.key) && report.destination == **destination
+            feeds.iter().position(|feed| {
+                report.audience.as_ref() == Some(&feed.keyed.key)
+                    && report.destination == *feed.destination
+                    && report.stream == feed.stream.name
             })
         });
         ran
     }
 
-    /// What earlier runs at these places left, and those of others.
+    /// What earlier runs left. What waits for a stream that no destination leads to
+    /// waits on.
     async fn left_of(
         &self,
-        places: &[Place<'_>],
-        others: bool,
-    ) -> Result<Vec<Pending>, SnapshotError> {
+        feeds: &[Feed<'_>],
+        which: &Left,
+    ) -> Result<Vec<JournaledRun>, SnapshotError> {
         let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
-        let is_asked = |run: &JournaledRun| places.iter().any(|place| is_at(run, place));
-        left.retain(|run| others || is_asked(run));
-        Ok(left.into_iter().map(Pending::left).collect())
+        left.retain(|run| {
+            let is_asked = feeds.iter().any(|feed| feed.has(run))
+                || match which {
+                    Left::OfFeeds => false,
+                    Left::Also(feeds) => feeds.contains(&run.feed_id()),
+                    Left::All => true,
+                };
+            is_asked && self.streams.find(&run.stream).is_some()
+        });
+        Ok(left)
     }
 
-    /// Sees to what is pending, then plans and delivers what comes to it.
-    async fn go(
+    /// Delivers what earlier runs left, each stream by itself, and plans its feeds as soon as nothing of them waits.
+    async fn resume_and_go_on(
         &self,
-        places: &[Place<'_>],
-        request: Request,
+        left: Vec<JournaledRun>,
+        feeds: &[Feed<'_>],
+        request: &Request,
+        starts: &Mutex<Starts>,
         pending: &mut Vec<Pending>,
     ) -> Result<(), SnapshotError> {
-        self.resume(pending, request.dry_run).await?;
-        let stuck: Vec<&JournaledRun> = pending.iter().filter_map(Pending::stuck).collect();
-        let mut free = places.to_vec();
-        free.retain(|place| !stuck.iter().any(|run| is_at(run, place)));
-        let first = pending.len();
-        self.plan_all(&free, request, pending).await?;
-        let planned = &mut pending[first..];
-        self.deliver(planned).await
+        let mut by_stream: BTreeMap<Stream, Vec<Pending>> = BTreeMap::new();
+        for run in left {
+            let of_stream = by_stream.entry(run.stream.clone()).or_default();
+            of_stream.push(Pending::left(run));
+        }
+        let resume = |(stream, mut left): (Stream, Vec<Pending>)| async move {
+            let delivered = self
+                .deliver_stream(&stream, left.iter_mut().collect())
+                .await;
+            (stream, left, delivered)
+        };
+        let resumes: FuturesUnordered<_> = by_stream.into_iter().map(resume).collect();
+        let mut ready = resumes.ready_chunks(READY_TOGETHER);
+        let mut deliveries = FuturesUnordered::new();
+        let mut outcome = Ok(());
+        loop {
+            let batch = tokio::select! {
+                batch = ready.next() => batch,
+                Some((delivered, planned)) = deliveries.next() => {
+                    let planned: Vec<Pending> = planned;
+                    pending.extend(planned);
+                    outcome = outcome.and(delivered);
+                    continue;
+                }
+            };
+            let Some(batch) = batch else { break };
+            let mut free: Vec<Feed<'_>> = Vec::new();
+            for (stream, left, delivered) in batch {
+                outcome = outcome.and(delivered);
+                let is_free = |feed: &&Feed<'_>| {
+                    let mut stuck = left.iter().filter_map(Pending::stuck);
+                    feed.stream == stream && !stuck.any(|run| feed.has(run))
+                };
+                free.extend(feeds.iter().filter(is_free).cloned());
+                pending.extend(left);
+            }
+            if outcome.is_ok() {
+                deliveries.push(async move {
+                    let mut planned = Vec::new();
+                    let delivered = self
+                        .plan_and_deliver(&free, request, starts, &mut planned)
+                        .await;
+                    (delivered, planned)
+                });
+            }
+        }
+        while let Some((delivered, planned)) = deliveries.next().await {
+            pending.extend(planned);
+            outcome = outcome.and(delivered);
+        }
+        outcome
     }
 
-    /// Drops delivered changes that are older than the project keeps them.
+    async fn plan_and_deliver(
+        &self,
+        feeds: &[Feed<'_>],
+        request: &Request,
+        starts: &Mutex<Starts>,
+        pending: &mut Vec<Pending>,
+    ) -> Result<(), SnapshotError> {
+        self.plan_all(feeds, request, starts, pending).await?;
+        self.deliver(pending).await
+    }
+
+    /// Drops delivered changes that are older than the project keeps them, and compacts members.
     pub async fn prune(&self) -> Result<(), SnapshotError> {
-        let kept = i64::try_from(self.project.history.as_millis()).unwrap_or(i64::MAX);
-        let before = Timestamp::from_millis(Timestamp::now().millis().saturating_sub(kept));
+        let history = self.project.history;
         let stop = self.stop.clone();
         self.snapshot
             .with(move |snapshot| {
-                snapshot.prune(before)?;
-                snapshot.bring_members_up_to_date(|| !stop.is_requested())
+                let goes_on = || !stop.is_requested();
+                snapshot.prune(Timestamp::now(), history, goes_on)?;
+                snapshot.compact(goes_on)
             })
             .await
     }
 
     /// Delivers what `send` left in the journal.
     pub async fn resume_calls(&self) -> Result<Vec<Report>, SnapshotError> {
-        let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
+        let mut left = self.left_of(&[], &Left::All).await?;
         left.retain(|run| run.computation.is_none());
         let mut pending: Vec<Pending> = left.into_iter().map(Pending::left).collect();
-        self.resume(&mut pending, false).await?;
+        self.deliver(&mut pending).await?;
         Ok(pending.into_iter().map(|pending| pending.report).collect())
-    }
-
-    async fn resume(&self, left: &mut [Pending], dry_run: bool) -> Result<(), SnapshotError> {
-        match dry_run {
-            true => self.foresee(left).await,
-            false => self.deliver(left).await,
-        }
     }
 }

@@ -21,7 +21,8 @@ use audience_sync::run::{RunId, Timestamp};
 use audience_sync::snapshot::{Handle, Snapshot};
 use audience_sync::source::{Source, Sqlite};
 use audience_sync::stop::Stop;
-use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
+use audience_sync::stream::{Place, Stream};
+use audience_sync::sync::{Keyed, Left, Outlet, Project, Request, Runner, Streams};
 use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
@@ -190,6 +191,7 @@ impl Shop {
             traits: Vec::new(),
             changes: None,
             expect: Default::default(),
+            refresh: false,
         })
     }
 
@@ -200,11 +202,20 @@ impl Shop {
             audience: audience.id,
             key: audience.key,
             class: audience.class,
-            destination: DestinationName::new("main"),
+            stream: stream().name,
             run: RunId::parse("0195f3c2-0000-7000-8000-000000000000").expect("a run id"),
             started_at: Timestamp::from_millis(1_795_428_000_000),
             space_id: None,
         }
+    }
+
+    /// The snapshot in the folder, made where there is none.
+    pub(crate) fn snapshot(&self) -> anyhow::Result<Snapshot> {
+        let path = self.path("snapshot.sqlite");
+        Ok(match Snapshot::open(&path)? {
+            Some(snapshot) => snapshot,
+            None => Snapshot::create(&path)?,
+        })
     }
 
     /// What our `sync` does with all audiences, and a snapshot in the folder.
@@ -214,10 +225,10 @@ impl Shop {
         request: Request,
     ) -> anyhow::Result<()> {
         let mapping = Mapping {
-            rows: vec![(Pattern::Any, streams())],
+            rows: vec![(Pattern::Any, vec![stream().name])],
             matching: Match::First,
         };
-        let outlet = Outlet::new(destination, mapping);
+        let outlet = Outlet::new(destination, stream().place, mapping);
         let project = Project {
             sources: BTreeMap::from([(SourceName::new("shop"), self.source())]),
             destinations: BTreeMap::from([(DestinationName::new("main"), outlet)]),
@@ -231,16 +242,14 @@ impl Shop {
                 audience,
             })
             .collect();
-        let snapshot = Handle::new(Snapshot::open(&self.path("snapshot.sqlite"))?);
-        let runner = Runner {
-            project: &project,
-            snapshot: &snapshot,
-            stop: Stop::new(),
-            progress: Progress::default(),
-        };
+        let snapshot = self.snapshot()?;
+        let streams = Streams::resolve(&project, &snapshot.streams()?)?;
+        let snapshot = Handle::new(snapshot);
+        let (stop, progress) = (Stop::new(), Progress::default());
+        let runner = Runner::new(&project, &snapshot, &streams, stop, progress);
         let mut reports = Vec::new();
         runner
-            .run_all(&audiences, true, request, &mut reports)
+            .run_all(&audiences, &Left::All, &request, &mut reports)
             .await?;
         runner.prune().await?;
         match reports.into_iter().find_map(|report| report.error) {
@@ -250,8 +259,11 @@ impl Shop {
     }
 }
 
-pub(crate) fn streams() -> Vec<StreamName> {
-    vec![StreamName::parse("members").expect("a stream name")]
+pub(crate) fn stream() -> Stream {
+    Stream {
+        place: Place::Directory("delivered".into()),
+        name: StreamName::parse("members").expect("a stream name"),
+    }
 }
 
 pub(crate) fn entering(id: &str) -> Change<'_> {

@@ -1,18 +1,25 @@
 //! Which key an audience goes by: the one it had at its first sync, whatever it is called now.
 //!
 //! A key that is used again for somebody else would mix two audiences in every profile downstream, so it never is.
+//! Downstream a key is often a column, and columns ignore case: keys, and the extra traits beside them, must differ by
+//! more than that, of all audiences that reach one stream.
 
-use super::{Audience, AudienceId, Class, DestinationName, Key};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::hash::Hash;
 
-/// An audience at a destination, as the snapshot knows it.
+use super::{Audience, AudienceId, Class, Key};
+
+/// An audience as the snapshot knows it.
 #[derive(Debug, Clone)]
 pub struct Known {
     pub id: AudienceId,
-    pub destination: DestinationName,
     /// Frozen at the first sync.
     pub key: Key,
     pub class: Class,
     pub name: String,
+    /// Its key is refused for good.
+    pub retired: bool,
 }
 
 /// Why an audience cannot have the key it asks for.
@@ -23,13 +30,17 @@ pub enum KeyError {
     )]
     Frozen { name: String, frozen: Key, key: Key },
     #[error(
-        "the key `{key}` of {name:?} belongs to the audience with id `{owner}`\n\nhint: if it is that audience under a new name, set `id = \"{owner}\"`; if it is another one, give it another `key`"
+        "the key `{key}` of {name:?} belongs to the audience with id `{owner}`\n\nhint: if it is that audience under a new name, set `id = \"{owner}\"`; if it is another one, give it a `key` that differs by more than case"
     )]
     Taken {
         name: String,
         key: Key,
         owner: AudienceId,
     },
+    #[error(
+        "the key `{key}` of {name:?} was retired, so it is refused for good\n\nhint: give it another `key` and `id`, or take that back with `audience-sync retire --undo {key}`"
+    )]
+    Retired { name: String, key: Key },
     #[error(
         "{first:?} and {second:?} have one key, `{key}`\n\nhint: give one of them another `key`"
     )]
@@ -42,12 +53,70 @@ pub enum KeyError {
         "the key of {name:?} has been `{key}` since its first sync, and `traits` lists a column of that name\n\nhint: give the column another name"
     )]
     AlsoTrait { name: String, key: Key },
+    #[error(
+        "the {one} of {first:?} and the {other} of {second:?} are one column downstream\n\nhint: {DIFFER}"
+    )]
+    OneColumn {
+        first: String,
+        one: String,
+        second: String,
+        other: String,
+    },
     #[error("{name:?} was synced as {was} and cannot become {now}\n\nhint: give it a new `id` and `key`", was = was.noun(), now = now.noun())]
     OtherClass {
         name: String,
         was: Class,
         now: Class,
     },
+}
+
+/// The way out of names that are one column.
+pub const DIFFER: &str = "columns ignore case, so keys and traits in one stream must differ by more; give one of the two another name";
+
+/// A name that goes into the records of an audience: its key, or one of its traits.
+#[derive(Debug, Clone, Copy)]
+pub struct Column<'a> {
+    pub audience: &'a Audience,
+    pub name: &'a str,
+    pub is_key: bool,
+}
+
+impl fmt::Display for Column<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.is_key { "key" } else { "trait" };
+        write!(f, "{kind} `{}`", self.name.escape_debug())
+    }
+}
+
+/// The first two names that would be one column of a stream. An extra trait may be shared, but not written in two ways.
+pub fn one_column<'a, S: Clone + Eq + Hash>(
+    audiences: impl IntoIterator<Item = (&'a Audience, &'a Key)>,
+    streams_of: impl Fn(&Audience) -> Vec<S>,
+) -> Option<(Column<'a>, Column<'a>)> {
+    let mut seen: HashMap<(S, String), Column<'a>> = HashMap::new();
+    for (audience, key) in audiences {
+        let traits = audience.traits.iter().map(|name| (name.as_str(), false));
+        let names: Vec<_> = std::iter::once((key.as_str(), true))
+            .chain(traits)
+            .collect();
+        for stream in streams_of(audience) {
+            for &(name, is_key) in &names {
+                let column = Column {
+                    audience,
+                    name,
+                    is_key,
+                };
+                let place = (stream.clone(), name.to_lowercase());
+                let first = *seen.entry(place).or_insert(column);
+                let is_itself = std::ptr::eq(first.audience, audience) && first.is_key == is_key;
+                let is_shared = !is_key && !first.is_key;
+                if first.name != name || !(is_itself || is_shared) {
+                    return Some((first, column));
+                }
+            }
+        }
+    }
+    None
 }
 
 /// The key that an audience has, and the name it had when it was last synced if that was another one.
@@ -57,40 +126,51 @@ pub struct Frozen {
     pub renamed_from: Option<String>,
 }
 
-/// Finds the key of each audience, in their order, and refuses two for one.
-pub fn freeze<'a>(
+/// Finds the key of each audience, in their order, and refuses two for one. They are all audiences that are configured.
+pub fn freeze<'a, S: Clone + Eq + Hash>(
     audiences: impl IntoIterator<Item = &'a Audience>,
     known: &[Known],
+    streams_of: impl Fn(&Audience) -> Vec<S>,
 ) -> Result<Vec<Frozen>, KeyError> {
-    let mut frozen: Vec<(&Audience, Frozen)> = Vec::new();
-    for audience in audiences {
-        let found = freeze_one(audience, known)?;
-        if audience
-            .traits
-            .iter()
-            .any(|name| name == found.key.as_str())
-        {
-            return Err(KeyError::AlsoTrait {
-                name: audience.name.clone(),
-                key: found.key,
-            });
+    let audiences: Vec<_> = audiences.into_iter().collect();
+    let unnamed = unnamed(&audiences, known);
+    let mut frozen = Vec::with_capacity(audiences.len());
+    let mut owners = HashMap::new();
+    for audience in &audiences {
+        let found = freeze_one(audience, known, &unnamed)?;
+        let (name, key) = (audience.name.clone(), found.key.clone());
+        if audience.traits.iter().any(|it| key.is_same_column(it)) {
+            return Err(KeyError::AlsoTrait { name, key });
         }
-        if let Some((first, _)) = frozen.iter().find(|(_, other)| other.key == found.key) {
-            let (first, second) = (first.name.clone(), audience.name.clone());
-            return Err(KeyError::Shared {
-                first,
-                second,
-                key: found.key,
-            });
+        if let Some(first) = owners.insert(key.clone(), name.clone()) {
+            let second = name;
+            return Err(KeyError::Shared { first, second, key });
         }
-        frozen.push((audience, found));
+        frozen.push(found);
     }
-    Ok(frozen.into_iter().map(|(_, frozen)| frozen).collect())
+    let keys = frozen.iter().map(|frozen| &frozen.key);
+    if let Some((one, other)) = one_column(audiences.iter().copied().zip(keys), streams_of) {
+        return Err(KeyError::OneColumn {
+            first: one.audience.name.clone(),
+            one: one.to_string(),
+            second: other.audience.name.clone(),
+            other: other.to_string(),
+        });
+    }
+    Ok(frozen)
 }
 
-fn freeze_one(audience: &Audience, known: &[Known]) -> Result<Frozen, KeyError> {
+fn freeze_one(
+    audience: &Audience,
+    known: &[Known],
+    unnamed: &[&Known],
+) -> Result<Frozen, KeyError> {
     let name = audience.name.clone();
     if let Some(known) = known.iter().find(|known| known.id == audience.id) {
+        if known.retired {
+            let key = known.key.clone();
+            return Err(KeyError::Retired { name, key });
+        }
         if known.class != audience.class {
             return Err(KeyError::OtherClass {
                 name,
@@ -111,7 +191,14 @@ fn freeze_one(audience: &Audience, known: &[Known]) -> Result<Frozen, KeyError> 
             renamed_from,
         });
     }
-    match known.iter().find(|known| known.key == audience.key) {
+    // The streams of an audience that is not configured are not known here, so its column is taken in all of them.
+    let is_owner = |known: &&Known| known.key.is_same_column(audience.key.as_str());
+    let owner = unnamed.iter().copied().find(is_owner);
+    match owner.or_else(|| known.iter().find(|known| known.key == audience.key)) {
+        Some(owner) if owner.retired => Err(KeyError::Retired {
+            name,
+            key: owner.key.clone(),
+        }),
         Some(owner) => Err(KeyError::Taken {
             name,
             key: audience.key.clone(),
@@ -124,18 +211,26 @@ fn freeze_one(audience: &Audience, known: &[Known]) -> Result<Frozen, KeyError> 
     }
 }
 
-/// What the snapshot knows and no schedule names any more.
+/// What the snapshot knows and no schedule names any more, and was not retired.
 pub fn forgotten<'k>(audiences: &[&Audience], known: &'k [Known]) -> Vec<&'k Known> {
-    let is_named = |known: &Known| audiences.iter().any(|audience| audience.id == known.id);
-    let mut forgotten: Vec<_> = known.iter().filter(|known| !is_named(known)).collect();
+    let mut forgotten = unnamed(audiences, known);
+    forgotten.retain(|known| !known.retired);
     forgotten.dedup_by(|a, b| a.id == b.id);
     forgotten
+}
+
+fn unnamed<'k>(audiences: &[&Audience], known: &'k [Known]) -> Vec<&'k Known> {
+    let named: HashSet<_> = audiences.iter().map(|audience| &audience.id).collect();
+    known
+        .iter()
+        .filter(|known| !named.contains(&known.id))
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audience::SourceName;
+    use crate::audience::{DestinationName, SourceName};
 
     fn audience(name: &str, id: Option<&str>, key: Option<&str>) -> Audience {
         let derived = key.map(Key::new).or_else(|| Key::from_name(name)).unwrap();
@@ -155,17 +250,25 @@ mod tests {
             traits: Vec::new(),
             changes: None,
             expect: Default::default(),
+            refresh: false,
         }
     }
 
     fn known(id: &str, key: &str, name: &str) -> Known {
         Known {
             id: AudienceId::new(id),
-            destination: DestinationName::new("main"),
             key: Key::new(key),
             class: Class::Audience,
             name: name.to_owned(),
+            retired: false,
         }
+    }
+
+    fn freeze<'a>(
+        audiences: impl IntoIterator<Item = &'a Audience>,
+        known: &[Known],
+    ) -> Result<Vec<Frozen>, KeyError> {
+        super::freeze(audiences, known, |audience| audience.destinations.clone())
     }
 
     fn check(audience: &Audience, expected: Result<(&str, Option<&str>), &str>) {
@@ -233,6 +336,96 @@ mod tests {
     }
 
     #[test]
+    fn names_in_one_stream_differ_by_more_than_case() {
+        let with = |name: &str, traits: &[&str], destination: &str| Audience {
+            traits: traits.iter().map(|name| (*name).to_owned()).collect(),
+            destinations: vec![DestinationName::new(destination)],
+            ..audience(name, None, Some(name))
+        };
+        let check = |one: &Audience, other: &Audience, expected: Option<(&str, &str)>| {
+            let found = one_column([(one, &one.key), (other, &other.key)], |audience| {
+                audience.destinations.clone()
+            });
+            let found = found.map(|(one, other)| (one.to_string(), other.to_string()));
+            let expected = expected.map(|(one, other)| (one.to_owned(), other.to_owned()));
+            assert_eq!(found, expected);
+        };
+        let vip = with("vip", &["email"], "main");
+        check(&vip, &with("others", &["email", "name"], "main"), None);
+        let both = Some(("key `vip`", "key `VIP`"));
+        check(&vip, &with("VIP", &[], "main"), both);
+        check(&vip, &with("VIP", &["EMAIL"], "other"), None);
+        let as_trait = Some(("key `vip`", "trait `vip`"));
+        check(&vip, &with("others", &["vip"], "main"), as_trait);
+        let as_key = Some(("trait `email`", "key `Email`"));
+        check(&vip, &with("Email", &[], "main"), as_key);
+        let both = Some(("trait `email`", "trait `EMAIL`"));
+        check(&vip, &with("others", &["EMAIL"], "main"), both);
+        // Letters beyond ASCII have a case too.
+        let both = Some(("key `käufer`", "trait `KÄUFER`"));
+        check(
+            &with("käufer", &[], "main"),
+            &with("x", &["KÄUFER"], "main"),
+            both,
+        );
+    }
+
+    /// In the files they differ. What counts is the key that was frozen.
+    #[test]
+    fn a_frozen_key_differs_from_other_names_by_more_than_case() {
+        let renamed = audience("Whales", Some("aud_1"), None);
+        let snapshot = [known("aud_1", "vip", "Very important")];
+        let mut other = audience("Others", None, None);
+        other.traits = vec!["Vip".to_owned()];
+        assert_eq!(
+            freeze([&renamed, &other], &snapshot)
+                .unwrap_err()
+                .to_string(),
+            "the key `vip` of \"Whales\" and the trait `Vip` of \"Others\" are one column downstream\n\n\
+             hint: columns ignore case, so keys and traits in one stream must differ by more; give one of the two \
+             another name"
+        );
+        other.destinations = vec![DestinationName::new("other")];
+        assert!(freeze([&renamed, &other], &snapshot).is_ok());
+        let mut own = renamed;
+        own.traits = vec!["VIP".to_owned()];
+        let also = freeze([&own], &snapshot);
+        assert!(matches!(also, Err(KeyError::AlsoTrait { .. })), "{also:?}");
+    }
+
+    /// Where those went is not known here.
+    #[test]
+    fn a_new_key_is_not_that_of_an_audience_that_is_not_configured_in_another_case() {
+        check(
+            &audience("Others", None, Some("BIG_spenders")),
+            Err("belongs to the audience with id `big_spenders`"),
+        );
+    }
+
+    #[test]
+    fn a_key_that_was_retired_is_refused_by_key_and_by_id() {
+        let retired = Known {
+            retired: true,
+            ..known("aud_1", "vip", "VIP")
+        };
+        let check = |audience: &Audience| {
+            let refused = freeze([audience], std::slice::from_ref(&retired)).unwrap_err();
+            let text = refused.to_string();
+            assert!(text.contains("the key `vip` of"), "{text}");
+            assert!(
+                text.ends_with("`audience-sync retire --undo vip`"),
+                "{text}"
+            );
+        };
+        check(&audience("VIP", None, None));
+        check(&audience("Anew", None, Some("Vip")));
+        check(&audience("Anew", Some("aud_1"), None));
+        let other = audience("Others", None, None);
+        assert!(freeze([&other], std::slice::from_ref(&retired)).is_ok());
+        assert!(forgotten(&[&other], &[retired]).is_empty());
+    }
+
+    #[test]
     fn an_audience_cannot_become_a_trait() {
         let mut changed = audience("Big Spenders", None, None);
         changed.class = Class::Trait;
@@ -266,7 +459,7 @@ mod laws {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::audience::SourceName;
+    use crate::audience::{DestinationName, SourceName};
     use crate::laws::cases;
 
     /// Few names, ids and keys, so that they meet.
@@ -294,6 +487,7 @@ mod laws {
                 traits: Vec::new(),
                 changes: None,
                 expect: Default::default(),
+                refresh: false,
             }
         });
         vec(audience, 0..4)
@@ -310,10 +504,10 @@ mod laws {
                 {
                     known.push(Known {
                         id: AudienceId::new(id),
-                        destination: DestinationName::new("main"),
                         key: Key::new(key),
                         class: Class::Audience,
                         name: name.to_owned(),
+                        retired: false,
                     });
                 }
             }
@@ -340,9 +534,9 @@ mod laws {
             audiences in audiences(),
             known in known(),
         ) {
-            match freeze(&audiences, &known) {
+            match freeze(&audiences, &known, |_| vec!["members"]) {
                 Ok(frozen) => {
-                    let keys: BTreeSet<_> = frozen.iter().map(|frozen| &frozen.key).collect();
+                    let keys: BTreeSet<_> = frozen.iter().map(|frozen| frozen.key.as_str().to_lowercase()).collect();
                     prop_assert_eq!(keys.len(), audiences.len());
                     for (audience, frozen) in audiences.iter().zip(&frozen) {
                         let by_id = known.iter().find(|known| known.id == audience.id);
@@ -366,12 +560,13 @@ mod laws {
                 Err(KeyError::Taken { key, owner, .. }) => {
                     let is_so = |a: &Audience| a.key == key && a.id != owner;
                     prop_assert!(audiences.iter().any(is_so));
-                    prop_assert!(known.iter().any(|known| known.id == owner && known.key == key));
+                    let is_its = |known: &Known| known.id == owner && known.key.is_same_column(key.as_str());
+                    prop_assert!(known.iter().any(is_its));
                 }
-                Err(KeyError::Shared { .. }) => {
+                Err(KeyError::Shared { .. } | KeyError::OneColumn { .. }) => {
                     let key = |a: &Audience| {
                         let by_id = known.iter().find(|known| known.id == a.id);
-                        by_id.map_or(a.key.clone(), |known| known.key.clone())
+                        by_id.map_or(&a.key, |known| &known.key).as_str().to_lowercase()
                     };
                     let keys: BTreeSet<_> = audiences.iter().map(key).collect();
                     prop_assert!(keys.len() < audiences.len());

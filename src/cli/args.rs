@@ -67,7 +67,11 @@ pub(super) enum Command {
     /// Send everyone again: true for every member, false for every user delivered earlier and gone since.
     Resync(ResyncArgs),
     /// Stay, and sync by the cron schedules.
-    Run,
+    Run {
+        /// Go on from a snapshot that is older than the last run: what was told since is not in it.
+        #[arg(long)]
+        accept_old_snapshot: bool,
+    },
     /// Read everything and print what would run where; no network without `--sources`.
     Check {
         /// Also connect to each source, run each query for a few rows, and print their types, order, time and the
@@ -106,6 +110,9 @@ pub(super) struct ResyncArgs {
     /// Keys, ids or names.
     #[arg(value_name = "AUDIENCE", required = true)]
     pub audiences: Vec<String>,
+    /// Only at streams of this name.
+    #[arg(long, value_name = "STREAM")]
+    pub stream: Option<String>,
     #[command(flatten)]
     pub options: RunOptions,
 }
@@ -115,19 +122,24 @@ pub(super) struct RunOptions {
     /// Decide and print the plan; write and send nothing.
     #[arg(long)]
     pub dry_run: bool,
-    /// Also deliver removals that the guard would hold.
-    #[arg(long)]
-    pub approve: bool,
+    /// Also deliver what the guard holds, if it is no more than was shown when it was last held, or than N changes.
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true)]
+    pub approve: Option<Option<u64>>,
     /// Wait while another run holds the snapshot.
     #[arg(long)]
     pub wait: bool,
+    /// Go on from a snapshot that is older than the last run: what was told since is not in it.
+    #[arg(long)]
+    pub accept_old_snapshot: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum SnapshotCommand {
-    /// Every audience: members, last sync, pending, held.
+    /// Make an empty snapshot: nobody has been told anything yet.
+    Create(CreateArgs),
+    /// Every audience and stream: members, last sync, pending, held.
     List,
-    /// The members that Firehose has accepted, and since when.
+    /// The members that a stream has accepted, and since when.
     Show {
         /// A key, id or name.
         audience: String,
@@ -141,8 +153,11 @@ pub(super) enum SnapshotCommand {
     Runs {
         /// A key, id or name.
         audience: Option<String>,
+        /// At most this many.
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: u64,
     },
-    /// What Firehose will not have, and why.
+    /// What a stream will not accept, and why.
     Dead(DeadArgs),
     /// Make a lost snapshot anew from the records that were delivered.
     Rebuild(RebuildArgs),
@@ -151,12 +166,23 @@ pub(super) enum SnapshotCommand {
 }
 
 #[derive(Debug, clap::Args)]
+pub(super) struct CreateArgs {
+    /// Although the lock file names a run of a snapshot that is gone: everyone is told everything again, and those who
+    /// have left since are never told so.
+    #[arg(long)]
+    pub anew: bool,
+}
+
+#[derive(Debug, clap::Args)]
 pub(super) struct DeadArgs {
     /// Send them again, once the reason is mended.
     #[arg(long)]
     pub retry: bool,
+    /// Forget them.
+    #[arg(long, conflicts_with = "retry")]
+    pub drop: bool,
     /// Wait while another run holds the snapshot.
-    #[arg(long, requires = "retry")]
+    #[arg(long)]
     pub wait: bool,
 }
 
@@ -173,9 +199,6 @@ pub(super) struct RebuildArgs {
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     pub landing: LandingArgs,
-    /// Only what was delivered to this stream.
-    #[arg(long, value_name = "NAME")]
-    pub stream: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -183,9 +206,12 @@ pub(super) struct LandingArgs {
     /// A folder with what landed: of a directory destination, or objects of S3, gzip or not. May be given several times.
     #[arg(long, value_name = "DIR", required = true)]
     pub from: Vec<PathBuf>,
-    /// Only what was delivered to this destination; without it, to any.
+    /// The destination whose place it is. Required where there are several.
     #[arg(long, value_name = "NAME")]
     pub destination: Option<String>,
+    /// Only what was delivered to this stream.
+    #[arg(long, value_name = "NAME")]
+    pub stream: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -198,6 +224,9 @@ pub(super) struct SendArgs {
     /// Wait while another run holds the snapshot.
     #[arg(long)]
     pub wait: bool,
+    /// Go on from a snapshot that is older than the last run: what was told since is not in it.
+    #[arg(long)]
+    pub accept_old_snapshot: bool,
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use super::sync::{Reports, Selection, deliver_selection};
 use super::{Exit, Refusal, init, project};
 use crate::config::Config;
 use crate::run::RunId;
-use crate::sync::Request;
+use crate::snapshot::Snapshot;
+use crate::sync::{Left, Request};
 
 const FILES: [(&str, &str); 3] = [
     (
@@ -166,12 +167,13 @@ fn next_day(shop: &Path) -> anyhow::Result<String> {
 fn sync(output: &Output, dir: &Path) -> anyhow::Result<(Exit, Option<RunId>)> {
     let config = Config::load(&dir.join("audience-sync.toml"))?;
     let project = project::open(&config)?;
-    let _lock = project::lock(&config, "demo", false)?;
-    let snapshot = project::open_snapshot(&config)?;
+    let lock = project::lock(&config, "demo", false)?;
+    let mut snapshot = Snapshot::create(&config.snapshot)?;
+    snapshot.hold(lock)?;
     let keyed = project::select(&config, &[], &snapshot.known()?)?;
     let mut reports = Reports::new(*output);
     let selection = Selection {
-        everything: true,
+        left: Left::All,
         keyed,
     };
     deliver_selection(
@@ -179,7 +181,7 @@ fn sync(output: &Output, dir: &Path) -> anyhow::Result<(Exit, Option<RunId>)> {
         &project,
         snapshot,
         &selection,
-        Request::default(),
+        &Request::default(),
         &mut reports,
     )?;
     let run = reports.run_of("order_completed_last_30days");

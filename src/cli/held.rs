@@ -1,23 +1,34 @@
-//! Removals that the guard holds, for whoever is asked about them.
+//! What the guard holds, for the people who are asked about it.
 
 use super::output::{count, printable};
-use crate::snapshot::{Approval, Held, HeldUser};
+use crate::snapshot::{Held, HeldUser};
 
-/// How many, and what part: `120 (40.0 %)`.
-pub(super) fn part(held: &Held) -> String {
-    format!("{} ({:.1} %)", count(held.count), held.percent())
+/// How many of each kind: `120 removals (40.0 %), 3 changes`.
+pub(super) fn words(held: &Held) -> String {
+    let mut words = Vec::new();
+    if held.removals > 0 {
+        let removals = count(held.removals);
+        words.push(format!("{removals} removals ({:.1} %)", held.percent()));
+    }
+    if held.additions > 0 {
+        words.push(format!("{} additions", count(held.additions)));
+    }
+    if held.changes > 0 {
+        words.push(format!("{} changes", count(held.changes)));
+    }
+    words.join(", ")
 }
 
-/// How many, and a few of them, a line each.
-pub(super) fn sample(audience: &str, destination: &str, held: &Held) -> String {
+/// How many, and a few of the users who would be removed, a line each.
+pub(super) fn sample(audience: &str, stream: &str, held: &Held) -> String {
     let mut text = format!(
         "\nheld of {} at {}: {} of {} members",
         printable(audience),
-        printable(destination),
-        part(held),
+        printable(stream),
+        words(held),
         count(held.of)
     );
-    match held.count - held.sample.len() as u64 {
+    match held.removals - held.sample.len() as u64 {
         0 => text.push(':'),
         _ => text.push_str(", among them:"),
     }
@@ -29,24 +40,4 @@ pub(super) fn sample(audience: &str, destination: &str, held: &Held) -> String {
         text.push_str(&format!("\n  {kind} {}", printable(id)));
     }
     text
-}
-
-/// What a yes has meant, or would mean.
-pub(super) fn approved(approval: Approval, removed: u64, is_dry_run: bool) -> String {
-    let verb = if is_dry_run {
-        "would approve"
-    } else {
-        "approved"
-    };
-    match approval {
-        Approval::AsHeld => format!(
-            "{verb}: exactly the {} removals that were held",
-            count(removed)
-        ),
-        Approval::Replanned { held } => format!(
-            "{verb} a new plan: {} removals; {} were held, and the source has changed since",
-            count(removed),
-            count(held)
-        ),
-    }
 }

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::output::Output;
-use super::{Exit, Refusal};
+use super::{Exit, Refusal, project};
+use crate::snapshot::{RunLock, Snapshot, in_the_way};
 
 const CONFIG: &str = "audience-sync.toml";
+const SNAPSHOT: &str = "snapshot.sqlite";
 /// What is written, by its place in the project.
 const FILES: [(&str, &str); 2] = [
     (CONFIG, include_str!("init/audience-sync.toml")),
@@ -29,8 +31,14 @@ pub(super) fn run(output: &Output, dir: &Path) -> anyhow::Result<Exit> {
         ))
         .into());
     }
-    write(dir, &FILES)?;
-    for (name, _) in FILES {
+    // Without the configuration there is no project, so it comes last: what an attempt that is cut short leaves is in
+    // the way of no other.
+    let (config, others) = FILES.split_at(1);
+    write(dir, others)?;
+    let is_new = make_snapshot(&dir.join(SNAPSHOT))?;
+    write(dir, config)?;
+    let names = FILES.iter().map(|(name, _)| *name);
+    for name in names.chain(is_new.then_some(SNAPSHOT)) {
         let path = dir.join(name);
         if output.json {
             output.line(&serde_json::json!({ "created": path }))?;
@@ -40,6 +48,17 @@ pub(super) fn run(output: &Output, dir: &Path) -> anyhow::Result<Exit> {
     }
     output.note("\nnext: name your database and your query in them, then type `audience-sync check` and `audience-sync sync --dry-run`");
     Ok(Exit::Success)
+}
+
+/// Makes an empty snapshot, unless there is one or was one: nobody has been told anything yet. Returns whether it did.
+fn make_snapshot(path: &Path) -> anyhow::Result<bool> {
+    let unusable = || project::unusable(path);
+    let lock = RunLock::take(path, "init").with_context(unusable)?;
+    let is_new = lock.last_run().is_none() && in_the_way(path).is_none();
+    if is_new {
+        drop(Snapshot::create(path).with_context(unusable)?);
+    }
+    Ok(is_new)
 }
 
 /// Whether something else is in a file's place. What an attempt that was cut short has written is not.

@@ -14,7 +14,7 @@ pub(super) fn start(args: &Args) {
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false);
-    let started = match (args.log_format, matches!(args.command, Command::Run)) {
+    let started = match (args.log_format, matches!(args.command, Command::Run { .. })) {
         (LogFormat::Json, _) => registry.with(layer.json().flatten_event(true)).try_init(),
         (LogFormat::Text, true) => registry
             .with(layer.with_ansi(super::output::is_watched()))

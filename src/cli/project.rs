@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
 use super::args::Args;
-use super::{Exit, Refusal};
+use super::{Exit, Refusal, streams};
 use crate::audience::keys::{self, Known};
 use crate::audience::{Audience, DestinationName, SourceName};
 use crate::bill::PRICE_PER_GB;
@@ -15,10 +15,11 @@ use crate::config::{
     Aws as AwsConfiguration, Config, ConfigError, Configured, Destination as Configuration,
     DestinationKind, Location,
 };
-use crate::firehose::{Aws, AwsSettings, Destination, Directory, Pulse, Quota, Role};
-use crate::snapshot::{Busy, RunLock, Snapshot};
+use crate::firehose::{Aws, AwsSettings, Destination, Directory, Quota, Role};
+use crate::run::Timestamp;
+use crate::snapshot::{Busy, RunLock, Snapshot, SnapshotError};
 use crate::source::{Source, SourceError, check_syntax, check_syntax_of_changes};
-use crate::sync::{Keyed, Outlet, Project};
+use crate::sync::{Keyed, Outlet, Project, Streams};
 
 /// Loads the configuration that the command line names.
 pub(super) fn load(args: &Args) -> anyhow::Result<Config> {
@@ -62,17 +63,25 @@ fn query_error(
 }
 
 /// Makes everything that runs need. Nothing is connected to, and no file is written.
-pub(super) fn open(config: &Config) -> Result<Project, ConfigError> {
+pub(super) fn open(config: &Config) -> anyhow::Result<Project> {
+    let mut places = streams::places(config)?;
+    for warning in streams::must_differ(config, &places)? {
+        tracing::warn!("{warning}");
+    }
     let outlets = config.destinations.iter().map(|(name, destination)| {
         let outlet = Outlet {
-            pulse: Arc::new(Pulse::bounded(config.deliver_for)),
-            ..outlet(name, destination)?
+            deliver_for: config.deliver_for,
+            ..Outlet::new(
+                ready_destination(name, destination)?,
+                places.remove(name).expect("each destination has a place"),
+                destination.mapping.clone(),
+            )
         };
         Ok((name.clone(), outlet))
     });
     Ok(Project {
         sources: sources(config)?,
-        destinations: outlets.collect::<Result<BTreeMap<_, _>, _>>()?,
+        destinations: outlets.collect::<Result<BTreeMap<_, _>, ConfigError>>()?,
         space_id: config.space_id.clone(),
         history: config.history,
     })
@@ -94,14 +103,12 @@ fn sources(config: &Config) -> Result<BTreeMap<SourceName, Source>, ConfigError>
     Ok(sources)
 }
 
-fn outlet(name: &DestinationName, configured: &Configuration) -> Result<Outlet, ConfigError> {
-    let Configuration {
-        mapping,
-        pack,
-        kind,
-        ..
-    } = configured;
-    let destination = match kind {
+fn ready_destination(
+    name: &DestinationName,
+    configured: &Configuration,
+) -> Result<Destination, ConfigError> {
+    let Configuration { pack, kind, .. } = configured;
+    Ok(match kind {
         DestinationKind::Directory(path) => {
             Destination::directory(name.clone(), *pack, Directory::new(path.clone()))
         }
@@ -131,8 +138,22 @@ fn outlet(name: &DestinationName, configured: &Configuration) -> Result<Outlet, 
             Destination::firehose(name.clone(), *pack, Aws::new(settings))
                 .priced(aws.price_per_gb.unwrap_or(PRICE_PER_GB))
         }
-    };
-    Ok(Outlet::new(destination, mapping.clone()))
+    })
+}
+
+/// The stream that each mapping means, by what the snapshot remembers. What is known from now on is noted in it.
+pub(super) fn streams(project: &Project, snapshot: &mut Snapshot) -> anyhow::Result<Streams> {
+    let mut streams = look_at_streams(project, snapshot)?;
+    for (stream, account) in streams.take_accounts() {
+        snapshot.note_account(&stream, &account)?;
+    }
+    Ok(streams)
+}
+
+/// The same for a snapshot that is only looked at.
+pub(super) fn look_at_streams(project: &Project, snapshot: &Snapshot) -> anyhow::Result<Streams> {
+    Streams::resolve(project, &snapshot.streams()?)
+        .map_err(|error| Refusal::usage(error.to_string()).into())
 }
 
 /// The region's quota, with what the configuration says in its place. A loopback endpoint has none of its own.
@@ -168,7 +189,7 @@ pub(super) fn select(
         .audiences()
         .map(|configured| &configured.audience)
         .collect();
-    let frozen = keys::freeze(all.iter().copied(), known)
+    let frozen = keys::freeze(all.iter().copied(), known, |it| config.streams_of(it))
         .map_err(|error| Refusal::usage(error.to_string()))?;
     let keyed: Vec<Keyed> = all
         .iter()
@@ -317,6 +338,11 @@ pub(super) fn split_hint(text: &str) -> (String, Option<String>) {
     }
 }
 
+/// The same while this process has the snapshot open already.
+pub(super) fn inspect_again(config: &Config) -> anyhow::Result<Option<Snapshot>> {
+    Snapshot::inspect_again(&config.snapshot).with_context(|| unusable(&config.snapshot))
+}
+
 /// Opens the snapshot to look at it, if there is one.
 pub(super) fn inspect(config: &Config) -> anyhow::Result<Option<Snapshot>> {
     Snapshot::inspect(&config.snapshot).with_context(|| unusable(&config.snapshot))
@@ -341,9 +367,66 @@ pub(super) fn has_journal(config: &Config) -> anyhow::Result<bool> {
     }
 }
 
-/// Opens the snapshot to write to it.
-pub(super) fn open_snapshot(config: &Config) -> anyhow::Result<Snapshot> {
-    Snapshot::open(&config.snapshot).with_context(|| unusable(&config.snapshot))
+/// Opens the snapshot to write to it, as the holder of its lock. A command that may have told somebody something before
+/// does not make one, and does not go on from one that does not know all of that.
+pub(super) fn open_snapshot(
+    config: &Config,
+    lock: RunLock,
+    accept_old: bool,
+) -> anyhow::Result<Snapshot> {
+    let opened = Snapshot::open(&config.snapshot).with_context(|| unusable(&config.snapshot))?;
+    let mut snapshot = opened.ok_or_else(|| absent(config))?;
+    let held = go_on(config, &mut snapshot, lock, accept_old);
+    held.map_err(|error| match error.is::<SnapshotError>() {
+        true => error.context(unusable(&config.snapshot)),
+        false => error,
+    })?;
+    Ok(snapshot)
+}
+
+fn go_on(
+    config: &Config,
+    snapshot: &mut Snapshot,
+    lock: RunLock,
+    accept_old: bool,
+) -> anyhow::Result<()> {
+    let known = snapshot.last_run()?;
+    match lock.last_run() {
+        Some(last) if known < last && !accept_old => {
+            return Err(Refusal::usage(format!(
+                "the snapshot {} knows runs up to {known}, and run {last} has told people something: it is an older copy\n\n\
+                 hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`; \
+                 `--accept-old-snapshot` goes on from the copy, and users who left in between may never be told so",
+                config.snapshot.display()
+            ))
+            .into());
+        }
+        Some(last) => snapshot.go_on_from(last)?,
+        None => {}
+    }
+    warn_of_the_clock(snapshot.last_started_at()?, Timestamp::now());
+    Ok(snapshot.hold(lock)?)
+}
+
+/// Where the clock is this far behind the last run's time, something is wrong with one of them.
+const CLOCK_BEHIND: Duration = Duration::from_secs(60 * 60);
+
+fn warn_of_the_clock(last: Option<Timestamp>, now: Timestamp) {
+    if let Some(last) = last.filter(|last| now < last.before(CLOCK_BEHIND)) {
+        tracing::warn!(
+            "the clock says {now}, and the last run began at {last}: records go on from the later time, so that they stay in order. \
+             hint: correct the clock of this machine"
+        );
+    }
+}
+
+/// What to do where there is no snapshot.
+pub(super) fn absent(config: &Config) -> Refusal {
+    Refusal::usage(format!(
+        "there is no snapshot at {}\n\nhint: if nothing was ever delivered, type `audience-sync snapshot create`; else \
+         `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered",
+        config.snapshot.display()
+    ))
 }
 
 pub(super) fn unusable(snapshot: &Path) -> String {

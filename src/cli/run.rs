@@ -1,100 +1,88 @@
 //! `run`: stays, and syncs by the cron schedules.
 //!
-//! Runs take turns, since they share a snapshot; a manual sync or resync beside them is waited for. The lock is held
-//! for a run only, so that the other commands find it free in between.
+//! One run after another, since they share a snapshot; a manual sync or resync beside them is waited for. The lock is
+//! held for a run only, so that the other commands find it free in between. What failed is tried again by itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
 use chrono::{DateTime, Utc};
-use tokio::sync::Mutex;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::args::Args;
 use super::output::{Output, count};
 use super::sync::{Reports, Selection};
-use super::{Exit, Refusal, project, signals};
+use super::{Exit, Refusal, held, project, signals};
 use crate::audience::AudienceId;
 use crate::causes::in_one_line;
 use crate::config::{Config, Schedule};
 use crate::progress::Progress;
 use crate::run::Outcome;
-use crate::schedule::{Timetable, keep};
-use crate::snapshot::{Busy, Handle, Held, RunLock};
+use crate::schedule::{Backoff, Clock, Timetable, keep};
+use crate::snapshot::{Busy, FeedId, Handle, JournaledRun, RunLock};
 use crate::stop::Stop;
-use crate::sync::{Project, Report, Request, Runner};
+use crate::sync::{Keyed, Left, Project, Report, Request, Runner, Streams};
 
-pub(super) fn run(args: &Args, output: &Output) -> anyhow::Result<Exit> {
-    let config = project::load(args)?;
+pub(super) fn run(args: &Args, output: &Output, accept_old: bool) -> anyhow::Result<Exit> {
+    // Without a look at the queries, which are of one audience each: they are checked below.
+    let config = Config::load(&args.config)?;
     let project = project::open(&config)?;
     let known = project::known(&config)?;
-    // Whatever is wrong with the keys and queries is said now, and not every two hours.
     let keyed = project::select(&config, &[], &known)?;
-    let (_, mut refused) = project::check_queries(&config, keyed, &project);
-    if let Some((_, error)) = refused.pop() {
-        return Err(error.into());
-    }
     project::report_forgotten(&config, &known);
-    let turns: Vec<Turn> = config.schedules.iter().filter_map(Turn::new).collect();
-    if turns.is_empty() {
+    let schedules: Vec<Scheduled> = config.schedules.iter().filter_map(Scheduled::new).collect();
+    if schedules.is_empty() {
         return Err(Refusal::usage(
             "no schedule has a `cron`, so there is nothing to run\n\nhint: add one, or run by command: `audience-sync sync`",
         )
         .into());
     }
+    // A snapshot that is missing or too old is reported now, and not every two hours.
+    let lock = project::lock(&config, "run", true)?;
+    drop(project::open_snapshot(&config, lock, accept_old)?);
     super::runtime()?.block_on(async {
         let stop = Stop::new();
         signals::listen(stop.clone())?;
+        let (ticks, due) = unbounded_channel();
         let daemon = Arc::new(Daemon {
             config,
             project,
-            turns,
+            schedules,
             output: *output,
             stop: stop.clone(),
-            busy: Mutex::new(()),
+            ticks,
         });
-        daemon.start_overdue()?;
-        let timetables = daemon
-            .turns
-            .iter()
-            .map(|turn| turn.timetable.clone())
-            .collect();
-        let on_time = Arc::clone(&daemon);
-        keep(timetables, &stop, move |position| {
-            Daemon::tick(&on_time, position)
-        })
-        .await?;
-        // What is in flight is finished and remembered.
-        drop(daemon.busy.lock().await);
+        daemon.check_queries(keyed);
+        // What falls due from now on is for the clock; what did before is overdue.
+        let now = Utc::now();
+        let timetables = daemon.schedules.iter();
+        let timetables = timetables.map(|schedule| schedule.timetable.clone());
+        let clock = Clock::new(timetables.collect(), now);
+        daemon.start_overdue(now)?;
+        let kept = async {
+            let kept = keep(clock, &stop, Utc::now, |position| daemon.tick(position));
+            Ok(kept.await?)
+        };
+        tokio::try_join!(kept, daemon.work(due))?;
         tracing::info!("stopped");
         Ok(Exit::Success)
     })
 }
 
-/// One schedule, and whether it runs now.
-struct Turn {
+/// A schedule that has a `cron`.
+struct Scheduled {
     name: String,
     audiences: Vec<AudienceId>,
     timetable: Timetable,
+    /// From a tick until its run has ended.
     is_running: AtomicBool,
-    /// Whether its last run left something in the journal,
-    is_left: AtomicBool,
-    /// and somebody sees to that.
-    is_retried: AtomicBool,
 }
 
-/// Says that a schedule does not run any more, however its run ended.
-struct Running<'a>(&'a Turn);
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.is_running.store(false, Ordering::Release);
-    }
-}
-
-impl Turn {
+impl Scheduled {
     fn new(schedule: &Schedule) -> Option<Self> {
         let cron = schedule.cron.clone()?;
         Some(Self {
@@ -109,45 +97,146 @@ impl Turn {
                 timezone: schedule.timezone,
             },
             is_running: AtomicBool::new(false),
-            is_left: AtomicBool::new(false),
-            is_retried: AtomicBool::new(false),
         })
+    }
+}
+
+/// What is tried again after it failed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Retry {
+    /// A whole run: its source failed, or the snapshot did before it was planned.
+    Audience(AudienceId),
+    /// Only the delivery of what was planned.
+    Journal(FeedId),
+}
+
+impl Retry {
+    fn name(&self) -> &str {
+        match self {
+            Self::Audience(id) | Self::Journal((Some(id), _)) => id.as_str(),
+            Self::Journal((None, _)) => "(send)",
+        }
+    }
+}
+
+/// What is run at once.
+#[derive(Debug, Clone, Default)]
+struct Work {
+    /// For the log.
+    name: String,
+    audiences: BTreeSet<AudienceId>,
+    journals: BTreeSet<FeedId>,
+}
+
+impl Work {
+    fn retry(due: Vec<Retry>) -> Self {
+        let mut work = Self {
+            name: "what failed".to_owned(),
+            ..Self::default()
+        };
+        for retry in due {
+            match retry {
+                Retry::Audience(id) => drop(work.audiences.insert(id)),
+                Retry::Journal(feed) => drop(work.journals.insert(feed)),
+            }
+        }
+        work
+    }
+}
+
+/// What came of some work.
+#[derive(Debug, Default)]
+struct Ran {
+    /// One for each feed; without an audience for what `send` left.
+    outcomes: Vec<(Option<AudienceId>, Outcome)>,
+    /// What is in the journal after it; `None` where it ended with an error, as when the disk is full.
+    left: Option<BTreeSet<FeedId>>,
+}
+
+impl Ran {
+    /// What is to be tried again.
+    fn failed(&self, work: &Work) -> BTreeSet<Retry> {
+        let audiences = work.audiences.iter().filter(|id| self.has_failed(id));
+        let audiences = audiences.cloned().map(Retry::Audience);
+        let journals = self.left.as_ref().unwrap_or(&work.journals);
+        audiences
+            .chain(journals.iter().cloned().map(Retry::Journal))
+            .collect()
+    }
+
+    /// Whether all of an audience is tried again: it was not planned, or nobody knows what it left.
+    fn has_failed(&self, audience: &AudienceId) -> bool {
+        let of_it = |(id, _): &&(Option<AudienceId>, Outcome)| id.as_ref() == Some(audience);
+        let mut outcomes = self.outcomes.iter().filter(of_it).peekable();
+        let is_unknown = self.left.is_none();
+        let was_not_run = is_unknown && outcomes.peek().is_none();
+        was_not_run
+            || outcomes.any(|(_, outcome)| match outcome {
+                Outcome::Failed => true,
+                Outcome::Undelivered => is_unknown,
+                _ => false,
+            })
+    }
+
+    /// Takes over what failed, and drops what did not.
+    fn reschedule(&self, work: &Work, retries: &mut Backoff<Retry>, now: Instant) {
+        let failed = self.failed(work);
+        retries.retain(|retry| {
+            failed.contains(retry)
+                || match retry {
+                    Retry::Audience(id) => !work.audiences.contains(id),
+                    Retry::Journal(_) => self.left.is_none(),
+                }
+        });
+        for retry in failed {
+            let name = retry.name().to_owned();
+            if let Some(wait) = retries.fail(retry, now) {
+                tracing::info!("{name}: tried again in {} s", wait.as_secs());
+            }
+        }
     }
 }
 
 struct Daemon {
     config: Config,
     project: Project,
-    turns: Vec<Turn>,
+    schedules: Vec<Scheduled>,
     output: Output,
     stop: Stop,
-    busy: Mutex<()>,
+    /// The positions of the schedules whose time has come.
+    ticks: UnboundedSender<usize>,
 }
 
-/// A journal that was left is tried again after 1, 2, 4 and at most 30 minutes.
-const FIRST_RETRY: Duration = Duration::from_secs(60);
-const LONGEST_RETRY: Duration = Duration::from_secs(30 * 60);
-
 impl Daemon {
+    /// Reports the queries that cannot run. Beside everything else: a source that does not answer keeps nobody waiting.
+    fn check_queries(self: &Arc<Self>, keyed: Vec<Keyed>) {
+        let daemon = Arc::clone(self);
+        std::thread::spawn(move || {
+            let (_, refused) = project::check_queries(&daemon.config, keyed, &daemon.project);
+            for (keyed, error) in refused {
+                tracing::error!("{}: {error}", keyed.key);
+            }
+        });
+    }
+
     /// Starts the schedules that have missed an occurrence, and says when the others are due.
-    fn start_overdue(self: &Arc<Self>) -> anyhow::Result<()> {
+    fn start_overdue(&self, now: DateTime<Utc>) -> anyhow::Result<()> {
         let last = self.last_started()?;
-        let now = Utc::now();
-        for (position, turn) in self.turns.iter().enumerate() {
-            let started = turn
+        for (position, schedule) in self.schedules.iter().enumerate() {
+            let started = schedule
                 .audiences
                 .iter()
                 .map(|id| last.get(id).copied().flatten());
             let oldest = started.min().flatten();
-            if turn.timetable.is_overdue(oldest, now) {
-                tracing::info!("{}: overdue", turn.name);
-                Self::tick(self, position);
+            if schedule.timetable.is_overdue(oldest, now) {
+                tracing::info!("{}: overdue", schedule.name);
+                self.tick(position);
             }
-            if let Some(next) = turn.timetable.cron.next_after(now, turn.timetable.timezone) {
+            if let Some(next) = schedule.timetable.next_after(now) {
                 tracing::info!(
                     "{}: next at {}",
-                    turn.name,
-                    next.with_timezone(&turn.timetable.timezone)
+                    schedule.name,
+                    next.with_timezone(&schedule.timetable.timezone)
                 );
             }
         }
@@ -161,8 +250,8 @@ impl Daemon {
             return Ok(BTreeMap::new());
         };
         let mut last = BTreeMap::new();
-        for audience in snapshot.audiences()? {
-            let started = audience.last_started_at.filter(|_| audience.pending == 0);
+        for audience in snapshot.feeds()? {
+            let started = audience.last_planned_at.filter(|_| audience.pending == 0);
             let started = started.map(|at| at.to_datetime());
             let earliest = last.entry(audience.id).or_insert(started);
             *earliest = started.min(*earliest);
@@ -170,115 +259,171 @@ impl Daemon {
         Ok(last)
     }
 
-    /// Runs a schedule in the background, unless it is still running.
-    fn tick(self: &Arc<Self>, position: usize) {
-        let turn = &self.turns[position];
-        if turn.is_running.swap(true, Ordering::AcqRel) {
+    /// Queues a run of a schedule, unless its last one has not ended.
+    fn tick(&self, position: usize) {
+        let schedule = &self.schedules[position];
+        if schedule.is_running.swap(true, Ordering::AcqRel) {
             tracing::warn!(
                 "{}: skipped, since its last run is still going on",
-                turn.name
+                schedule.name
             );
             return;
         }
-        let daemon = Arc::clone(self);
-        tokio::spawn(async move {
-            let turn = &daemon.turns[position];
-            daemon.take_turn(turn).await;
-            if turn.is_left.load(Ordering::Acquire) && !turn.is_retried.swap(true, Ordering::AcqRel)
-            {
-                daemon.retry(turn).await;
-                turn.is_retried.store(false, Ordering::Release);
-            }
-        });
+        if self.ticks.send(position).is_err() {
+            tracing::debug!("{}: not run, since the program stops", schedule.name);
+        }
     }
 
-    /// Tries what a schedule left in the journal again, until it is delivered. Its own ticks go on meanwhile.
-    async fn retry(&self, turn: &Turn) {
-        let mut wait = FIRST_RETRY;
-        while turn.is_left.load(Ordering::Acquire) {
-            tracing::info!(
-                "{}: what is in the journal is tried again in {} s",
-                turn.name,
-                wait.as_secs()
-            );
+    /// Runs what is due, one after another, until asked to stop. What is in flight then is finished and remembered.
+    async fn work(self: &Arc<Self>, mut due: UnboundedReceiver<usize>) -> anyhow::Result<()> {
+        let mut retries = Backoff::default();
+        self.queue_journals(&mut retries)?;
+        while !self.stop.is_requested() {
+            // First what failed: there is no end of ticks where runs take longer than the time between them.
+            let failed = retries.due(Instant::now());
+            if !failed.is_empty() {
+                self.attempt(Work::retry(failed), &mut retries).await;
+                continue;
+            }
             tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.stop.requested() => return,
-            }
-            wait = LONGEST_RETRY.min(wait * 2);
-            if turn.is_left.load(Ordering::Acquire) && !turn.is_running.swap(true, Ordering::AcqRel)
-            {
-                self.take_turn(turn).await;
+                () = self.stop.requested() => {}
+                () = until(retries.next()) => {}
+                Some(position) = due.recv() => self.run_schedule(position, &mut retries).await,
             }
         }
+        Ok(())
     }
 
-    /// Runs a schedule once, when it is its turn.
-    async fn take_turn(&self, turn: &Turn) {
-        let _running = Running(turn);
-        let _busy = self.busy.lock().await;
-        if !self.stop.is_requested() {
-            match self.sync(turn).await {
-                Ok(is_left) => turn.is_left.store(is_left, Ordering::Release),
-                Err(error) => tracing::error!("{}: {}", turn.name, in_one_line(&*error)),
+    /// What is in the journal at the start is tried by itself, also where no schedule has its audience.
+    fn queue_journals(&self, retries: &mut Backoff<Retry>) -> anyhow::Result<()> {
+        if let Some(snapshot) = project::inspect(&self.config)? {
+            let now = Instant::now();
+            let streams = project::look_at_streams(&self.project, &snapshot)?;
+            for feed in self.deliverable(&snapshot.waiting()?, &streams) {
+                retries.fail(Retry::Journal(feed), now);
             }
         }
+        Ok(())
     }
 
-    /// Whether something is left in the journal.
-    async fn sync(&self, turn: &Turn) -> anyhow::Result<bool> {
-        let Some(_lock) = self.lock(turn).await? else {
-            return Ok(false);
+    async fn run_schedule(self: &Arc<Self>, position: usize, retries: &mut Backoff<Retry>) {
+        let schedule = &self.schedules[position];
+        let work = Work {
+            name: schedule.name.clone(),
+            audiences: schedule.audiences.iter().cloned().collect(),
+            journals: BTreeSet::new(),
         };
-        let snapshot = project::open_snapshot(&self.config)?;
+        // A source that failed at the last tick is tried until this one.
+        retries.retain(|retry| match retry {
+            Retry::Audience(id) => !work.audiences.contains(id),
+            Retry::Journal(_) => true,
+        });
+        self.attempt(work, retries).await;
+        schedule.is_running.store(false, Ordering::Release);
+    }
+
+    async fn attempt(self: &Arc<Self>, work: Work, retries: &mut Backoff<Retry>) {
+        let ran = self.run_work(&work).await;
+        ran.reschedule(&work, retries, Instant::now());
+    }
+
+    /// As a task of its own: a panic in it is one failure more.
+    async fn run_work(self: &Arc<Self>, work: &Work) -> Ran {
+        let (daemon, of_task) = (Arc::clone(self), work.clone());
+        let task = tokio::spawn(async move {
+            let mut ran = Ran::default();
+            if let Err(error) = daemon.sync(&of_task, &mut ran).await {
+                tracing::error!("{}: {}", of_task.name, in_one_line(&*error));
+            }
+            ran
+        });
+        task.await.unwrap_or_else(|panic| {
+            tracing::error!("{}: {panic}", work.name);
+            Ran::default()
+        })
+    }
+
+    async fn sync(&self, work: &Work, ran: &mut Ran) -> anyhow::Result<()> {
+        let Some(lock) = self.lock(&work.name).await? else {
+            ran.left = Some(BTreeSet::new());
+            return Ok(());
+        };
+        let mut snapshot = project::open_snapshot(&self.config, lock, false)?;
+        let streams = project::streams(&self.project, &mut snapshot)?;
         let known = snapshot.known()?;
         let mut keyed = project::select(&self.config, &[], &known)?;
-        keyed.retain(|keyed| turn.audiences.contains(&keyed.audience.id));
         project::report_forgotten(&self.config, &known);
-        let handle = Handle::new(snapshot);
-        let runner = Runner {
-            project: &self.project,
-            snapshot: &handle,
-            stop: self.stop.clone(),
-            progress: Progress::default(),
-        };
-        let mut reports = Reports::new(self.output);
+        let ids: BTreeMap<_, _> = keyed
+            .iter()
+            .map(|keyed| (keyed.key.clone(), keyed.audience.id.clone()))
+            .collect();
+        keyed.retain(|keyed| work.audiences.contains(&keyed.audience.id));
         let selection = Selection {
-            everything: true,
+            left: Left::Also(work.journals.clone()),
             keyed,
         };
-        let ran = selection
-            .run(&runner, Request::default(), &mut reports)
-            .await;
-        let rows = reports.into_rows();
-        rows.iter().for_each(log);
-        ran.with_context(|| project::unusable(&self.config.snapshot))?;
+        let handle = Handle::new(snapshot);
+        let runner = Runner::new(
+            &self.project,
+            &handle,
+            &streams,
+            self.stop.clone(),
+            Progress::default(),
+        );
+        let mut reports = Reports::new(self.output);
+        let request = Request::default();
+        let done = selection.run(&runner, &request, &mut reports).await;
+        for report in reports.into_rows() {
+            log(&report);
+            let id = report.audience.as_ref().and_then(|key| ids.get(key));
+            ran.outcomes.push((id.cloned(), report.outcome));
+        }
+        done.with_context(|| project::unusable(&self.config.snapshot))?;
         // Not by the outcomes: a record that can never be delivered is no reason to try again.
         let waiting = handle.with(|snapshot| snapshot.waiting()).await?;
-        Ok(waiting
-            .iter()
-            .any(|run| rows.iter().any(|report| report.run == Some(run.id))))
+        ran.left = Some(self.deliverable(&waiting, &streams));
+        Ok(())
+    }
+
+    /// What is in the journal and can be delivered: its stream is configured, and so is its audience.
+    fn deliverable(&self, waiting: &[JournaledRun], streams: &Streams) -> BTreeSet<FeedId> {
+        let audiences = self.config.audiences();
+        let audiences: BTreeSet<_> = audiences.map(|it| &it.audience.id).collect();
+        let is_configured = |(audience, stream): &FeedId| {
+            audience.as_ref().is_none_or(|id| audiences.contains(id))
+                && streams.find(stream).is_some()
+        };
+        let feeds = waiting.iter().map(JournaledRun::feed_id);
+        feeds.filter(is_configured).collect()
     }
 
     /// Waits for the lock; `None` when asked to stop meanwhile.
-    async fn lock(&self, turn: &Turn) -> anyhow::Result<Option<RunLock>> {
-        let mut has_said = false;
+    async fn lock(&self, name: &str) -> anyhow::Result<Option<RunLock>> {
+        let mut has_logged = false;
         loop {
             match RunLock::take(&self.config.snapshot, "run") {
                 Ok(lock) => return Ok(Some(lock)),
                 Err(error @ Busy::Unusable { .. }) => return Err(error.into()),
                 Err(Busy::Held { holder }) => {
-                    if !has_said {
-                        tracing::info!("{}: waits for {holder}", turn.name);
-                        has_said = true;
+                    if !has_logged {
+                        tracing::info!("{name}: waits for {holder}");
+                        has_logged = true;
                     }
                 }
             }
             tokio::select! {
-                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+                () = sleep(Duration::from_millis(500)) => {}
                 () = self.stop.requested() => return Ok(None),
             }
         }
+    }
+}
+
+/// Waits until then, or for ever.
+async fn until(then: Option<Instant>) {
+    match then {
+        Some(then) => sleep_until(then).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -294,19 +439,235 @@ fn log(report: &Report) {
             );
         }
         Outcome::Held => tracing::warn!(
-            "{name}: delivered {delivered}; the guard holds {} removals, {:.1} % of the delivered members. \
-             hint: `audience-sync snapshot list` shows some of them; `audience-sync sync {name} --approve` if they have really left",
-            count(report.held),
-            report.hold.as_ref().map_or(0.0, Held::percent)
+            "{name}: delivered {delivered}; the guard holds {}. \
+             hint: `audience-sync snapshot list` shows some of the users; `audience-sync sync {name} --approve` if the source is right",
+            report.hold.as_ref().map_or_else(String::new, held::words)
         ),
         outcome => tracing::info!(
             "{name}: {}, {} members, {} added, {} removed, {} changed in {:.2} s",
             outcome.as_str(),
-            count(report.members),
+            count(report.members.unwrap_or_default()),
             count(report.added),
             count(report.removed),
             count(report.changed),
             report.seconds
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use tempfile::TempDir;
+
+    use super::super::args::LogFormat;
+    use super::*;
+    use crate::mapping::StreamName;
+    use crate::snapshot::Snapshot;
+    use crate::stream::{Place, Stream};
+
+    fn id(text: &str) -> AudienceId {
+        AudienceId::new(text)
+    }
+
+    fn feed(audience: &str) -> FeedId {
+        let audience = Some(audience).filter(|audience| *audience != "send");
+        let stream = Stream {
+            place: Place::directory(Path::new("delivered")),
+            name: StreamName::parse("members").unwrap(),
+        };
+        (audience.map(id), stream)
+    }
+
+    fn journal(audience: &str) -> Retry {
+        Retry::Journal(feed(audience))
+    }
+
+    fn audience(text: &str) -> Retry {
+        Retry::Audience(id(text))
+    }
+
+    fn ran(outcomes: &[(&str, Outcome)], left: Option<&[&str]>) -> Ran {
+        let outcomes = outcomes.iter();
+        Ran {
+            outcomes: outcomes
+                .map(|(of, outcome)| (Some(id(of)), *outcome))
+                .collect(),
+            left: left.map(|left| left.iter().copied().map(feed).collect()),
+        }
+    }
+
+    #[test]
+    fn a_source_that_failed_and_a_journal_that_was_left_are_tried_again_by_themselves() {
+        let check = |work: &[Retry], ran: Ran, expected: &[Retry]| {
+            let failed = ran.failed(&Work::retry(work.to_vec()));
+            assert_eq!(failed, expected.iter().cloned().collect(), "{ran:?}");
+        };
+        let [a, b] = [audience("a"), audience("b")];
+        let both = [a.clone(), b.clone()];
+        let outcomes = [("a", Outcome::Failed), ("b", Outcome::Delivered)];
+        check(&both, ran(&outcomes, Some(&[])), std::slice::from_ref(&a));
+        let outcomes = [("a", Outcome::Undelivered), ("b", Outcome::Unchanged)];
+        check(&both, ran(&outcomes, Some(&["a"])), &[journal("a")]);
+        // Dead, and so in the journal of nobody.
+        check(&both, ran(&outcomes, Some(&[])), &[]);
+        // What others left.
+        check(
+            &both,
+            ran(&[], Some(&["send", "c"])),
+            &[journal("send"), journal("c")],
+        );
+        // The snapshot failed: before anything, and while this was delivered.
+        check(&both, ran(&[], None), &both);
+        let outcomes = [("a", Outcome::Delivered), ("b", Outcome::Undelivered)];
+        check(&both, ran(&outcomes, None), std::slice::from_ref(&b));
+        check(&[journal("c")], ran(&[], None), &[journal("c")]);
+        check(
+            &[journal("c"), a.clone()],
+            ran(&[], None),
+            &[a, journal("c")],
+        );
+    }
+
+    #[test]
+    fn what_is_done_is_not_tried_again_and_an_error_proves_nothing() {
+        let check = |ran: Ran, expected: &[Retry]| {
+            let (mut retries, now) = (Backoff::default(), Instant::now());
+            for retry in [audience("a"), audience("b"), journal("a"), journal("b")] {
+                retries.fail(retry, now);
+            }
+            let work = Work::retry(vec![audience("a"), journal("a")]);
+            ran.reschedule(&work, &mut retries, now);
+            assert_eq!(
+                retries.due(now + Duration::from_secs(60)),
+                expected,
+                "{ran:?}"
+            );
+        };
+        let done = [("a", Outcome::Delivered)];
+        check(ran(&done, Some(&["b"])), &[audience("b"), journal("b")]);
+        check(ran(&done, Some(&[])), &[audience("b")]);
+        check(
+            ran(&done, None),
+            &[audience("b"), journal("a"), journal("b")],
+        );
+    }
+
+    /// With the audiences `a`, whose source is not there, and `b`.
+    fn daemon(folder: &TempDir) -> Arc<Daemon> {
+        let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
+        fs::create_dir(folder.path().join("schedules")).unwrap();
+        write(
+            "audience-sync.toml",
+            "[source.a]\nsqlite = \"a.sqlite\"\n[source.b]\nsqlite = \"b.sqlite\"\n\
+             [destination.main]\ndirectory = \"delivered\"\n[destination.main.mapping]\nidentify = \"members\"\n",
+        );
+        let audience = |name: &str| {
+            format!(
+                "[[audience]]\nname = \"{name}\"\nsource = \"{name}\"\nquery = \"SELECT user_id FROM members\"\n"
+            )
+        };
+        let schedule = "cron = \"0 4 * * *\"\n".to_owned() + &audience("a") + &audience("b");
+        write("schedules/main.toml", &schedule);
+        add_source(folder, "b");
+        let config = Config::load(&folder.path().join("audience-sync.toml")).unwrap();
+        Snapshot::create(&config.snapshot).unwrap();
+        Arc::new(Daemon {
+            project: project::open(&config).unwrap(),
+            schedules: config.schedules.iter().filter_map(Scheduled::new).collect(),
+            config,
+            output: Output::new(false, LogFormat::Text),
+            stop: Stop::new(),
+            ticks: unbounded_channel().0,
+        })
+    }
+
+    fn add_source(folder: &TempDir, name: &str) {
+        let path = folder.path().join(format!("{name}.sqlite"));
+        rusqlite::Connection::open(path)
+            .unwrap()
+            .execute_batch("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('u')")
+            .unwrap();
+    }
+
+    /// What comes of a retry, which it reschedules.
+    async fn retried(
+        daemon: &Arc<Daemon>,
+        due: Vec<Retry>,
+        retries: &mut Backoff<Retry>,
+    ) -> Vec<(Option<AudienceId>, Outcome)> {
+        let work = Work::retry(due);
+        let ran = daemon.run_work(&work).await;
+        ran.reschedule(&work, retries, Instant::now());
+        ran.outcomes
+    }
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_source_that_failed_is_read_again_and_no_other_until_the_next_tick() {
+        let folder = tempfile::tempdir().unwrap();
+        let (daemon, mut retries) = (daemon(&folder), Backoff::default());
+        let tick = Instant::now();
+        daemon.run_schedule(0, &mut retries).await;
+        assert!(retries.next() >= Some(tick + MINUTE));
+        let due = retries.due(Instant::now() + MINUTE);
+        assert_eq!(due, [audience("a")]);
+
+        let again = Instant::now();
+        let outcomes = retried(&daemon, due, &mut retries).await;
+        assert_eq!(outcomes, [(Some(id("a")), Outcome::Failed)]);
+        assert!(retries.next() >= Some(again + 2 * MINUTE));
+
+        // It begins with a minute anew.
+        daemon.run_schedule(0, &mut retries).await;
+        assert!(retries.next() <= Some(Instant::now() + MINUTE));
+
+        add_source(&folder, "a");
+        let due = retries.due(Instant::now() + MINUTE);
+        let outcomes = retried(&daemon, due, &mut retries).await;
+        assert_eq!(outcomes, [(Some(id("a")), Outcome::Delivered)]);
+        assert_eq!(retries.next(), None);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_could_not_be_used_is_tried_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (daemon, mut retries) = (daemon(&folder), Backoff::default());
+        let aside = folder.path().join("aside.sqlite");
+        fs::rename(&daemon.config.snapshot, &aside).unwrap();
+        daemon.run_schedule(0, &mut retries).await;
+        let due = retries.due(Instant::now() + MINUTE);
+        assert_eq!(due, [audience("a"), audience("b")]);
+
+        fs::rename(&aside, &daemon.config.snapshot).unwrap();
+        let outcomes = retried(&daemon, due, &mut retries).await;
+        let [a, b] = [
+            (Some(id("a")), Outcome::Failed),
+            (Some(id("b")), Outcome::Delivered),
+        ];
+        assert_eq!(outcomes, [a, b]);
+        assert_eq!(retries.due(Instant::now() + 2 * MINUTE), [audience("a")]);
+    }
+
+    /// A file lies where the directory of the destination should be.
+    #[tokio::test]
+    async fn a_journal_that_was_left_is_delivered_again_without_a_plan() {
+        let folder = tempfile::tempdir().unwrap();
+        let (daemon, mut retries) = (daemon(&folder), Backoff::default());
+        fs::write(folder.path().join("delivered"), "in the way").unwrap();
+        add_source(&folder, "a");
+        daemon.run_schedule(0, &mut retries).await;
+        let due = retries.due(Instant::now() + MINUTE);
+        assert_eq!(due, [journal("a"), journal("b")]);
+
+        fs::remove_file(folder.path().join("delivered")).unwrap();
+        fs::remove_file(folder.path().join("a.sqlite")).unwrap();
+        let outcomes = retried(&daemon, due, &mut retries).await;
+        let delivered = ["a", "b"].map(|of| (Some(id(of)), Outcome::Delivered));
+        assert_eq!(outcomes, delivered);
+        assert_eq!(retries.next(), None);
     }
 }

@@ -22,12 +22,13 @@ pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Resu
     let destinations = project::destinations(&config, send.destination.as_deref())?;
     let project = project::open(&config)?;
     let lines = open(send.file.as_deref())?;
-    let _lock = project::lock(&config, "send", send.wait)?;
-    let snapshot = project::open_snapshot(&config)?;
+    let lock = project::lock(&config, "send", send.wait)?;
+    let mut snapshot = project::open_snapshot(&config, lock, send.accept_old_snapshot)?;
+    let streams = project::streams(&project, &mut snapshot)?;
 
     let mut exit = Exit::Success;
     let SendReports {
-        by_destination: reports,
+        by_stream: reports,
         stopped_after,
     } = super::runtime()?.block_on(async {
         let stop = Stop::new();
@@ -35,12 +36,7 @@ pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Resu
         let handle = Handle::new(snapshot);
         let shown = Progress::default();
         let _bar = progress::show(shown.clone());
-        let runner = Runner {
-            project: &project,
-            snapshot: &handle,
-            stop,
-            progress: shown,
-        };
+        let runner = Runner::new(&project, &handle, &streams, stop, shown);
         // What an earlier `send` left goes first.
         for left in runner.resume_calls().await? {
             if left.outcome == Outcome::Undelivered {
@@ -50,7 +46,7 @@ pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Resu
                 "delivered {} of {} lines that an earlier send left in the journal of {}{}",
                 count(left.delivered),
                 count(left.delivered + left.undelivered),
-                left.destination,
+                left.stream,
                 left.error
                     .map(|error| format!(": {error}"))
                     .unwrap_or_default()
@@ -78,11 +74,16 @@ pub(super) fn run(args: &Args, output: &Output, send: &SendArgs) -> anyhow::Resu
     if !output.json {
         output.text(table(
             &HEADER,
-            &HEADER[2..],
+            &HEADER[3..],
             reports.iter().map(row).collect(),
         ))?;
     }
-    reports.iter().for_each(|report| explain(output, report));
+    for of_destination in reports.chunk_by(|one, next| one.destination == next.destination) {
+        explain_unmapped(output, &of_destination[0]);
+        of_destination
+            .iter()
+            .for_each(|report| explain(output, report));
+    }
     if let Some(number) = stopped_after {
         exit = exit.or_worse(Exit::Undelivered);
         output.note(format_args!(
@@ -108,14 +109,22 @@ fn open(file: Option<&Path>) -> anyhow::Result<tokio::sync::mpsc::Receiver<Line>
     }
 }
 
-fn explain(output: &Output, report: &SendReport) {
-    let name = &report.destination;
+/// Once for each destination: its streams share its mapping.
+fn explain_unmapped(output: &Output, report: &SendReport) {
     if report.unmapped > 0 {
         output.note(format_args!(
-            "\n{name}: {} lines fit no row of the mapping and were not sent\n\nhint: add a row for their event or type, or `\"*\"`",
+            "\n{}: {} lines fit no row of the mapping and were not sent\n\nhint: add a row for their event or type, or `\"*\"`",
+            report.destination,
             count(report.unmapped)
         ));
     }
+}
+
+fn explain(output: &Output, report: &SendReport) {
+    let name = match &report.stream {
+        Some(stream) => stream.as_str(),
+        None => report.destination.as_str(),
+    };
     if let Some(error) = &report.error {
         output.note(format_args!("\n{name}: {error}"));
     }
@@ -128,8 +137,9 @@ fn explain(output: &Output, report: &SendReport) {
     }
 }
 
-const HEADER: [&str; 8] = [
+const HEADER: [&str; 9] = [
     "destination",
+    "stream",
     "outcome",
     "lines",
     "refused",
@@ -142,6 +152,10 @@ const HEADER: [&str; 8] = [
 fn row(report: &SendReport) -> Vec<String> {
     vec![
         report.destination.to_string(),
+        report
+            .stream
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), ToString::to_string),
         report.outcome.as_str().to_owned(),
         count(report.lines),
         count(report.refused),

@@ -1,6 +1,7 @@
-//! `snapshot`: what Firehose has accepted, and why. Looking only ever reads: neither a file nor a secret is needed or
+//! `snapshot`: what each stream has accepted, and why. Looking only ever reads: neither a file nor a secret is needed or
 //! made.
 
+mod create;
 mod dead;
 mod landing;
 mod list;
@@ -26,20 +27,21 @@ const RUN: usize = 36;
 const NONE: &str = "-";
 
 pub(super) fn run(args: &Args, output: &Output, command: &SnapshotCommand) -> anyhow::Result<Exit> {
-    if let SnapshotCommand::Dead(dead) = command
-        && dead.retry
-    {
-        return dead::retry(args, output, dead);
+    match command {
+        SnapshotCommand::Dead(dead) if dead.retry => return dead::retry(args, output, dead),
+        SnapshotCommand::Dead(dead) if dead.drop => return dead::drop_all(args, output, dead),
+        _ => {}
     }
     // Not `project::load`: a mistake in a query hides nothing that was delivered.
     let config = Config::load(&args.config)?;
     match command {
+        SnapshotCommand::Create(create) => create::run(&config, output, create),
         SnapshotCommand::List => look(&config, output, |view| view.list()),
         SnapshotCommand::Show { audience } => look(&config, output, |view| view.show(audience)),
         SnapshotCommand::User { user } => look(&config, output, |view| view.user(user)),
-        SnapshotCommand::Runs { audience } => {
-            look(&config, output, |view| view.runs(audience.as_deref()))
-        }
+        SnapshotCommand::Runs { audience, limit } => look(&config, output, |view| {
+            view.runs(audience.as_deref(), *limit)
+        }),
         SnapshotCommand::Dead(_) => look(&config, output, |view| view.dead()),
         SnapshotCommand::Rebuild(rebuild) => rebuild::run(&config, output, rebuild),
         SnapshotCommand::Verify(verify) => verify::run(&config, output, verify),
@@ -132,10 +134,7 @@ impl View<'_> {
 }
 
 fn note_absent(config: &Config, output: &Output) {
-    output.note(format_args!(
-        "there is no snapshot at {} yet\n\nhint: `audience-sync sync` makes it",
-        config.snapshot.display()
-    ));
+    output.note(project::absent(config));
 }
 
 /// The identifier that a user is known by, under its name.
@@ -184,10 +183,6 @@ const fn kind_of_user(kind: UserKind) -> &'static str {
 
 fn optional(time: Option<Timestamp>) -> String {
     time.map_or_else(|| NONE.to_owned(), |time| time.to_string())
-}
-
-fn widest_destination(known: &[Known]) -> usize {
-    widest(known.iter().map(|known| known.destination.as_str()))
 }
 
 fn widest<'a>(texts: impl Iterator<Item = &'a str>) -> usize {

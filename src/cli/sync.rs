@@ -1,23 +1,26 @@
 //! `sync` and `resync`.
 
+use std::collections::BTreeSet;
+
 use anyhow::Context as _;
 
 use super::args::{Args, ResyncArgs, RunOptions, SyncArgs};
 use super::output::{Output, bytes, count, table};
 use super::{Exit, Refusal, bill, held, progress, project, signals};
-use crate::audience::keys::Known;
+use crate::audience::AudienceId;
 use crate::config::Config;
 use crate::progress::Progress;
 use crate::run::{Outcome, RunId, RunKind};
-use crate::snapshot::{Handle, Held, Snapshot};
+use crate::snapshot::{Approval, Handle, Held, Snapshot};
 use crate::stop::Stop;
-use crate::sync::{Keyed, Project, Report, Request, Runner};
+use crate::stream::Stream;
+use crate::sync::{Keyed, Left, Project, Report, Request, Runner, Streams};
 
 pub(super) fn sync(args: &Args, output: &Output, sync: &SyncArgs) -> anyhow::Result<Exit> {
     let request = Request {
-        resync: false,
-        approve: sync.options.approve,
+        approval: approval(&sync.options),
         dry_run: sync.options.dry_run,
+        ..Request::default()
     };
     run(args, output, &sync.audiences, &sync.options, request)
 }
@@ -25,10 +28,16 @@ pub(super) fn sync(args: &Args, output: &Output, sync: &SyncArgs) -> anyhow::Res
 pub(super) fn resync(args: &Args, output: &Output, resync: &ResyncArgs) -> anyhow::Result<Exit> {
     let request = Request {
         resync: true,
-        approve: resync.options.approve,
+        stream: resync.stream.clone(),
+        approval: approval(&resync.options),
         dry_run: resync.options.dry_run,
     };
     run(args, output, &resync.audiences, &resync.options, request)
+}
+
+fn approval(options: &RunOptions) -> Option<Approval> {
+    let approve = options.approve.as_ref()?;
+    Some(approve.map_or(Approval::Shown, Approval::UpTo))
 }
 
 fn run(
@@ -45,10 +54,15 @@ fn run(
     project::report_forgotten(&config, &known);
     let (keyed, refused) = project::check_queries(&config, keyed, &project);
     let mut reports = Reports::new(*output);
+    let mut labels = Labels::of(&config, &project, &request)?;
     for (refused, error) in refused {
-        reports.refuse(&refused, &error.to_string(), request, &known);
+        labels.report(&mut reports, &refused, |report| {
+            report.outcome = Outcome::Failed;
+            report.error = Some(error.to_string());
+            report.misconfigured = true;
+        });
     }
-    // Where nothing can run, nothing is written: not even an empty snapshot.
+    // Where nothing can run, nothing is written.
     if keyed.is_empty() && !(words.is_empty() && project::has_journal(&config)?) {
         if config.audiences().next().is_none() {
             output.note("nothing to sync: no schedule has an audience or a computed trait");
@@ -64,17 +78,27 @@ fn run(
     let lock = match lock {
         Ok(lock) => lock,
         Err(error) => {
-            reports.busy(&keyed, &error, request, &known);
+            if output.json && is_busy(&error) {
+                for keyed in &keyed {
+                    labels.report(&mut reports, keyed, |report| report.outcome = Outcome::Busy);
+                }
+            }
             return Err(error);
         }
     };
-    // Whoever was waited for may have frozen keys meanwhile.
+    // The run that was waited for may have frozen keys meanwhile.
     if options.wait {
         project::select(&config, words, &project::known(&config)?)?;
     }
-    let snapshot = open(&config, request)?;
+    let snapshot = match lock {
+        Some(lock) => project::open_snapshot(&config, lock, options.accept_old_snapshot)?,
+        None => look(&config, output)?,
+    };
     let selection = Selection {
-        everything: words.is_empty(),
+        left: match words {
+            [] => Left::All,
+            _ => Left::OfFeeds,
+        },
         keyed,
     };
     let delivered = deliver_selection(
@@ -82,54 +106,104 @@ fn run(
         &project,
         snapshot,
         &selection,
-        request,
+        &request,
         &mut reports,
     );
-    drop(lock);
     let exit = reports.close();
     delivered.map(|()| exit)
+}
+
+fn is_busy(error: &anyhow::Error) -> bool {
+    let refusal = error.downcast_ref::<Refusal>();
+    refusal.is_some_and(|refusal| refusal.exit == Exit::Busy)
+}
+
+/// Reports of audiences that are not run, one of each feed.
+struct Labels<'a> {
+    project: &'a Project,
+    request: &'a Request,
+    streams: Streams,
+    known: BTreeSet<(AudienceId, Stream)>,
+}
+
+impl<'a> Labels<'a> {
+    fn of(config: &Config, project: &'a Project, request: &'a Request) -> anyhow::Result<Self> {
+        let (streams, known) = match project::inspect(config)? {
+            Some(snapshot) => (
+                project::look_at_streams(project, &snapshot)?,
+                snapshot.known_feeds()?,
+            ),
+            None => (
+                project::look_at_streams(project, &Snapshot::empty()?)?,
+                BTreeSet::new(),
+            ),
+        };
+        Ok(Self {
+            project,
+            request,
+            streams,
+            known,
+        })
+    }
+
+    fn report(&mut self, reports: &mut Reports, keyed: &Keyed, fill: impl Fn(&mut Report)) {
+        let keyed = std::slice::from_ref(keyed);
+        for feed in self.streams.feeds(self.project, keyed, self.request) {
+            let mut report = Report::new(
+                Some(feed.keyed.key.clone()),
+                feed.destination.clone(),
+                feed.stream.name.clone(),
+                feed.kind(&self.known, self.request),
+                Outcome::Failed,
+            );
+            fill(&mut report);
+            reports.add(report);
+        }
+    }
 }
 
 /// Runs a selection on a runtime of its own, with a bar and an ear for signals.
 pub(super) fn deliver_selection(
     config: &Config,
     project: &Project,
-    snapshot: Snapshot,
+    mut snapshot: Snapshot,
     selection: &Selection,
-    request: Request,
+    request: &Request,
     reports: &mut Reports,
 ) -> anyhow::Result<()> {
+    let streams = match request.dry_run {
+        true => project::look_at_streams(project, &snapshot)?,
+        false => project::streams(project, &mut snapshot)?,
+    };
     super::runtime()?.block_on(async {
         let stop = Stop::new();
         signals::listen(stop.clone())?;
         let handle = Handle::new(snapshot);
         let shown = Progress::default();
         let _bar = progress::show(shown.clone());
-        let runner = Runner {
-            project,
-            snapshot: &handle,
-            stop,
-            progress: shown,
-        };
+        let runner = Runner::new(project, &handle, &streams, stop, shown);
         let ran = selection.run(&runner, request, reports).await;
         ran.with_context(|| project::unusable(&config.snapshot))
     })
 }
 
-fn open(config: &Config, request: Request) -> anyhow::Result<Snapshot> {
-    if !request.dry_run {
-        return project::open_snapshot(config);
-    }
+/// The snapshot of a dry run.
+fn look(config: &Config, output: &Output) -> anyhow::Result<Snapshot> {
     match project::inspect(config)? {
         Some(snapshot) => Ok(snapshot),
-        None => Ok(Snapshot::empty()?),
+        None => {
+            output.note(format_args!(
+                "there is no snapshot at {}: this is the plan of a first sync, as if nothing was ever delivered",
+                config.snapshot.display()
+            ));
+            Ok(Snapshot::empty()?)
+        }
     }
 }
 
 /// The audiences of one command or tick.
 pub(super) struct Selection {
-    /// Also what others left in the journal.
-    pub everything: bool,
+    pub left: Left,
     pub keyed: Vec<Keyed>,
 }
 
@@ -138,15 +212,15 @@ impl Selection {
     pub(super) async fn run(
         &self,
         runner: &Runner<'_>,
-        request: Request,
+        request: &Request,
         reports: &mut Reports,
     ) -> anyhow::Result<()> {
         for outlet in runner.project.destinations.values() {
-            outlet.pulse.reset();
+            outlet.destination.begin(outlet.deliver_for);
         }
         let mut done = Vec::new();
         let ran = runner
-            .run_all(&self.keyed, self.everything, request, &mut done)
+            .run_all(&self.keyed, &self.left, request, &mut done)
             .await;
         done.into_iter().for_each(|report| reports.add(report));
         ran?;
@@ -195,42 +269,6 @@ impl Reports {
         self.rows.push(report);
     }
 
-    /// Reports an audience whose query can never run.
-    fn refuse(&mut self, keyed: &Keyed, reason: &str, request: Request, known: &[Known]) {
-        for destination in &keyed.audience.destinations {
-            let mut report = Report::new(
-                Some(keyed.key.clone()),
-                destination.clone(),
-                keyed.kind(destination, known, request),
-                Outcome::Failed,
-            );
-            report.error = Some(reason.to_owned());
-            report.misconfigured = true;
-            self.add(report);
-        }
-    }
-
-    /// Tells programs that nothing was run.
-    fn busy(&mut self, keyed: &[Keyed], error: &anyhow::Error, request: Request, known: &[Known]) {
-        let is_busy = error
-            .downcast_ref::<Refusal>()
-            .is_some_and(|refusal| refusal.exit == Exit::Busy);
-        if !is_busy || !self.output.json {
-            return;
-        }
-        for keyed in keyed {
-            for destination in &keyed.audience.destinations {
-                let key = Some(keyed.key.clone());
-                self.add(Report::new(
-                    key,
-                    destination.clone(),
-                    keyed.kind(destination, known, request),
-                    Outcome::Busy,
-                ));
-            }
-        }
-    }
-
     /// Prints the table for people, and what went wrong.
     pub(super) fn close(mut self) -> Exit {
         if !self.output.json && !self.rows.is_empty() {
@@ -260,8 +298,8 @@ impl Reports {
         }
         for report in &self.rows {
             if let Some(held) = &report.hold {
-                let (name, destination) = (report.name(), report.destination.as_str());
-                self.output.text(held::sample(name, destination, held))?;
+                let (name, stream) = (report.name(), report.stream.as_str());
+                self.output.text(held::sample(name, stream, held))?;
             }
         }
         Ok(())
@@ -295,11 +333,6 @@ impl Reports {
                 count(waiting)
             ));
         }
-        if let Some(approval) = report.approved {
-            let is_dry_run = report.outcome == Outcome::Planned;
-            let approved = held::approved(approval, report.removed, is_dry_run);
-            self.output.note(format_args!("\n{name}: {approved}"));
-        }
         if let Some(held) = &report.hold {
             self.hint_held(report, held);
         }
@@ -307,7 +340,7 @@ impl Reports {
 
     fn hint_held(&self, report: &Report, held: &Held) {
         let name = report.name();
-        let why = match report.members {
+        let why = match report.members.unwrap_or_default() {
             0 => "; the source has no members".to_owned(),
             members => format!("; the source has {}", count(members)),
         };
@@ -316,11 +349,11 @@ impl Reports {
             _ => "sync",
         };
         self.output.note(format_args!(
-            "\n{name}: the guard holds {} removals, {:.1} % of the {} delivered members{why}\n\n\
-             hint: look at the source; if they have really left, type `audience-sync {command} {name} --approve`",
-            count(held.count),
-            held.percent(),
-            count(held.of)
+            "\n{name}: the guard holds {} of {} delivered members at {}{why}\n\n\
+             hint: look at the source; if it is right, type `audience-sync {command} {name} --approve`",
+            held::words(held),
+            count(held.of),
+            report.stream
         ));
     }
 }
@@ -328,7 +361,7 @@ impl Reports {
 fn exit_of(report: &Report) -> Exit {
     match report.outcome {
         Outcome::Delivered | Outcome::Unchanged => Exit::Success,
-        Outcome::Planned if report.held > 0 => Exit::Held,
+        Outcome::Planned if report.hold.is_some() => Exit::Held,
         Outcome::Planned => Exit::Success,
         Outcome::Held => Exit::Held,
         Outcome::Undelivered => Exit::Undelivered,
@@ -341,7 +374,7 @@ fn exit_of(report: &Report) -> Exit {
 /// A column of the table: its name, its text, and whether it is only shown where some row has something in it.
 type Column = (&'static str, fn(&Report) -> String, bool);
 
-const COLUMNS: [Column; 14] = [
+const COLUMNS: [Column; 15] = [
     (
         "audience",
         |report| {
@@ -357,17 +390,26 @@ const COLUMNS: [Column; 14] = [
         |report| report.destination.to_string(),
         false,
     ),
+    ("stream", |report| report.stream.to_string(), false),
     ("kind", |report| report.kind.as_str().to_owned(), false),
     (
         "outcome",
         |report| report.outcome.as_str().to_owned(),
         false,
     ),
-    ("members", |report| count(report.members), false),
+    (
+        "members",
+        |report| report.members.map_or_else(|| "-".to_owned(), count),
+        false,
+    ),
     ("added", |report| count(report.added), false),
     ("removed", |report| count(report.removed), false),
     ("changed", |report| count(report.changed), false),
-    ("held", |report| count(report.held), true),
+    (
+        "held",
+        |report| count(report.hold.as_ref().map_or(0, Held::count)),
+        true,
+    ),
     ("delivered", |report| count(report.delivered), false),
     ("undelivered", |report| count(report.undelivered), true),
     ("skipped", |report| count(report.skipped_rows), true),
@@ -382,5 +424,5 @@ fn reports_table(reports: &[Report]) -> String {
     let columns: Vec<&Column> = COLUMNS.iter().filter(is_shown).collect();
     let names: Vec<&str> = columns.iter().map(|(name, ..)| *name).collect();
     let row = |report: &Report| columns.iter().map(|(_, text, _)| text(report)).collect();
-    table(&names, &names[4..], reports.iter().map(row).collect())
+    table(&names, &names[5..], reports.iter().map(row).collect())
 }

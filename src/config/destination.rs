@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
-use super::aws::{self, Aws};
+use super::aws::{self, Aws, RoleArn};
 use super::document::{Item, Table, shown};
 use super::error::{ConfigError, Location};
 use super::{Root, table_name};
 use crate::audience::DestinationName;
 use crate::event::CallType;
 use crate::mapping::{Mapping, Match, Pattern, StreamName};
+use crate::stream::{BadEndpoint, Place};
 
 /// Somewhere to deliver to.
 #[derive(Debug, Clone)]
@@ -17,10 +18,10 @@ pub struct Destination {
     pub mapping: Mapping,
     /// Whether several lines may share a Firehose record.
     pub pack: bool,
-    /// Whether all that one command says of a user goes in one record.
-    pub coalesce: bool,
     pub kind: DestinationKind,
     pub at: Location,
+    /// The directory as it is written; empty where it is none.
+    directory: PathBuf,
 }
 
 #[derive(Debug, Clone)]
@@ -37,11 +38,12 @@ pub enum DestinationKind {
 impl Destination {
     pub(super) fn read(name: &str, item: &Item<'_>, root: &Root) -> Result<Self, ConfigError> {
         let table = item.table(table_name("destination", name))?;
-        let known: Vec<_> = ["directory", "mapping", "match", "pack", "coalesce"]
+        let known: Vec<_> = ["directory", "mapping", "match", "pack"]
             .into_iter()
             .chain(aws::KEYS)
             .collect();
         table.only(&known)?;
+        let mut written = PathBuf::new();
         let kind = match table.get("directory") {
             Some(directory) => {
                 if let Some(foreign) = aws::KEYS.into_iter().find_map(|key| table.get(key)) {
@@ -52,18 +54,32 @@ impl Destination {
                     .at(foreign.location())
                     .hint("remove one of the two"));
                 }
-                DestinationKind::Directory(root.join(directory.path()?))
+                written = directory.path()?.to_owned();
+                DestinationKind::Directory(root.join(&written))
             }
             None => DestinationKind::Firehose(Aws::read(&table, root)?),
         };
         Ok(Self {
             name: DestinationName::new(name),
             mapping: read_mapping(name, &table)?,
-            pack: is_set(&table, "pack")?,
-            coalesce: is_set(&table, "coalesce")?,
+            pack: table.get("pack").map_or(Ok(false), |item| item.boolean())?,
             kind,
             at: table.location(),
+            directory: written,
         })
+    }
+
+    /// Where its streams are. `endpoint` is the one that holds where the file names none: that of the environment or
+    /// of the profile.
+    pub fn place(&self, endpoint: Option<&str>) -> Result<Place, BadEndpoint> {
+        match &self.kind {
+            DestinationKind::Directory(_) => Ok(Place::directory(&self.directory)),
+            DestinationKind::Firehose(aws) => Place::firehose(
+                aws.region.as_str(),
+                aws.endpoint_url.as_deref().or(endpoint),
+                aws.role.as_ref().map(RoleArn::account),
+            ),
+        }
     }
 
     /// Refuses a mapping through which nothing of an audience would ever arrive.
@@ -79,10 +95,6 @@ impl Destination {
         .at(self.at.clone())
         .hint("add a row identify = \"stream\" to the mapping"))
     }
-}
-
-fn is_set(table: &Table<'_>, key: &str) -> Result<bool, ConfigError> {
-    table.get(key).map_or(Ok(false), |item| item.boolean())
 }
 
 fn read_mapping(destination: &str, table: &Table<'_>) -> Result<Mapping, ConfigError> {

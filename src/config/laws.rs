@@ -45,7 +45,8 @@ id = "aud_1"
 key = "vip"
 destinations = ["main"]
 traits = ["email"]
-guard = { max_removed_percent = 5.5, min_removed = 1, allow_empty = true }
+guard = { max_removed_percent = 5.5, min_removed = 1, allow_empty = true, max_added_percent = 150, max_changed_percent = 50 }
+refresh = true
 [[computed_trait]]
 name = "Spend"
 source = "shop"
@@ -269,6 +270,7 @@ proptest! {
                 max_removed_percent: f64::from(percent),
                 min_removed: u64::from(removed),
                 allow_empty,
+                ..Guard::default()
             });
             prop_assert_eq!((&audience.name, &audience.guard), (name, &guard));
         }

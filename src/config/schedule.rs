@@ -12,6 +12,7 @@ use super::destination::Destination;
 use super::document::{Document, Item, Table, shown};
 use super::error::{ConfigError, Location};
 use super::{Source, read_some_time, source};
+use crate::audience::keys::DIFFER;
 use crate::audience::{
     Audience, AudienceId, Changes, Class, DestinationName, Expect, Guard, Key, SourceName,
 };
@@ -162,6 +163,7 @@ impl Configured {
             "destinations",
             "guard",
             "traits",
+            "refresh",
             "changes",
             "reconcile",
             "expect",
@@ -185,6 +187,14 @@ impl Configured {
                 .error("has no letter or digit to make a key of")
                 .hint("add a key = \"...\", the trait that carries the membership")
         })?;
+        if !key_is_explicit && Key::drops_marks(name) {
+            tracing::warn!(
+                "the key `{key}` lacks accents or vowel signs of the name `{}`, which stands at {}. \
+                 hint: add a `key` that is spelled as you want it",
+                shown(name),
+                name_item.location()
+            );
+        }
         let id = match table.get("id") {
             Some(item) => read_id(&item)?,
             None => AudienceId::new(key.as_str()),
@@ -225,6 +235,7 @@ impl Configured {
             traits: table
                 .get("traits")
                 .map_or(Ok(Vec::new()), |item| read_traits(&item, &key))?,
+            refresh: read_refresh(table, class)?,
             changes: read_changes(table, class)?,
             expect: table.get("expect").map_or(Ok(Expect::default()), |item| {
                 read_expect(&item, &known.sources[&source])
@@ -388,13 +399,34 @@ fn read_guard(item: &Item<'_>) -> Result<Option<Guard>, ConfigError> {
         return Err(item.must_be("false or a table"));
     }
     let table = item.table(item.what())?;
-    table.only(&["max_removed_percent", "min_removed", "allow_empty"])?;
+    table.only(&[
+        "max_removed_percent",
+        "min_removed",
+        "allow_empty",
+        "max_added_percent",
+        "max_changed_percent",
+    ])?;
     let mut guard = Guard::default();
-    if let Some(item) = table.get("max_removed_percent") {
-        guard.max_removed_percent = item.number()?;
-        if !(0.0..=100.0).contains(&guard.max_removed_percent) {
-            return Err(item.error("must be from 0 to 100"));
+    let part = |key| {
+        let part = |item: Item<'_>| {
+            let percent = item.number()?;
+            let fits = (0.0..=100.0).contains(&percent);
+            fits.then_some(percent)
+                .ok_or_else(|| item.error("must be from 0 to 100"))
+        };
+        table.get(key).map(part).transpose()
+    };
+    if let Some(percent) = part("max_removed_percent")? {
+        guard.max_removed_percent = percent;
+    }
+    guard.max_changed_percent = part("max_changed_percent")?;
+    // An audience may grow to many times its size.
+    if let Some(item) = table.get("max_added_percent") {
+        let percent = item.number()?;
+        if !percent.is_finite() || percent < 0.0 {
+            return Err(item.error("must be a finite number, 0 or more"));
         }
+        guard.max_added_percent = Some(percent);
     }
     if let Some(item) = table.get("min_removed") {
         let count = item.integer()?;
@@ -404,6 +436,23 @@ fn read_guard(item: &Item<'_>) -> Result<Option<Guard>, ConfigError> {
         guard.allow_empty = item.boolean()?;
     }
     Ok(Some(guard))
+}
+
+fn read_refresh(table: &Table<'_>, class: Class) -> Result<bool, ConfigError> {
+    let Some(item) = table.get("refresh") else {
+        return Ok(false);
+    };
+    if class == Class::Trait {
+        return Err(item
+            .error("is for audiences: a computed trait is sent again whenever its value changes")
+            .hint("leave it out"));
+    }
+    if table.get("traits").is_none() {
+        return Err(item
+            .error("is about `traits`, and there are none")
+            .hint("leave it out, or add traits = [\"email\"]"));
+    }
+    item.boolean()
 }
 
 const RECONCILE: Duration = Duration::from_secs(24 * 60 * 60);
@@ -479,18 +528,32 @@ fn read_expect(item: &Item<'_>, source: &Source) -> Result<Expect, ConfigError> 
 }
 
 fn read_traits(item: &Item<'_>, key: &Key) -> Result<Vec<String>, ConfigError> {
-    let mut traits = Vec::new();
+    let mut traits: Vec<String> = Vec::new();
     for (name, item) in item.texts()? {
-        if name == key.as_str() {
-            return Err(item.error(format!(
-                "lists `{}`, which is the key and sent anyway",
-                shown(name)
-            )));
+        if key.is_same_column(name) {
+            return Err(item.error(match name == key.as_str() {
+                true => format!("lists `{}`, which is the key and sent anyway", shown(name)),
+                false => format!(
+                    "lists `{}`, which differs from the key only by case",
+                    shown(name)
+                ),
+            }));
         }
         if ["user_id", "anonymous_id", "value"].contains(&name) {
             return Err(item.error(format!(
                 "lists `{name}`, which means something else in a result"
             )));
+        }
+        let is_alike =
+            |other: &&String| *other != name && other.to_lowercase() == name.to_lowercase();
+        if let Some(other) = traits.iter().find(is_alike) {
+            return Err(item
+                .error(format!(
+                    "lists `{}` beside `{}`, which differs only by case",
+                    shown(name),
+                    shown(other)
+                ))
+                .hint(DIFFER));
         }
         traits.push(name.to_owned());
     }

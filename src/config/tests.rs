@@ -10,6 +10,7 @@ use crate::event::CallType;
 use crate::firehose::Api;
 use crate::mapping::{Match, StreamName};
 use crate::source::Sqlite;
+use crate::stream::Place;
 
 /// A project in a directory of its own, which goes with it.
 struct Project(PathBuf);
@@ -168,8 +169,9 @@ fn the_example_of_the_contract_loads() {
 SELECT DISTINCT user_id FROM orders"""
         key          = "recent_orders"
         destinations = ["main"]
-        guard        = { max_removed_percent = 12.5, allow_empty = true }
+        guard        = { max_removed_percent = 12.5, allow_empty = true, max_added_percent = 150, max_changed_percent = 5 }
         traits       = ["email"]
+        refresh      = true
     "#;
     let project = Project::new(main, schedule);
     let root = &project.0;
@@ -267,9 +269,12 @@ SELECT DISTINCT user_id FROM orders"""
     let guard = Guard {
         max_removed_percent: 12.5,
         allow_empty: true,
+        max_added_percent: Some(150.0),
+        max_changed_percent: Some(5.0),
         ..Guard::default()
     };
     assert_eq!(recent.audience.guard, Some(guard));
+    assert!(recent.audience.refresh);
     let file = root.join("schedules/daily.toml");
     assert_eq!(
         recent.at,
@@ -299,7 +304,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(config.snapshot, project.0.join("snapshot.sqlite"));
     assert_eq!(config.space_id, None);
     let destination = &config.destinations[&DestinationName::new("main")];
-    assert!(!destination.pack && !destination.coalesce);
+    assert!(!destination.pack);
     assert_eq!(destination.mapping.matching, Match::First);
     let DestinationKind::Firehose(aws) = &destination.kind else {
         panic!()
@@ -314,7 +319,7 @@ fn what_is_left_out_has_its_default() {
     let audience = &config.audiences().next().unwrap().audience;
     assert_eq!(audience.id.as_str(), "vip");
     assert_eq!(audience.guard, Some(Guard::default()));
-    assert!(audience.traits.is_empty());
+    assert!(audience.traits.is_empty() && !audience.refresh);
 }
 
 #[test]
@@ -342,6 +347,9 @@ fn paths_start_from_the_directory_of_the_file_and_absolute_ones_stay() {
         panic!()
     };
     assert_eq!(*directory, project.0.join("delivered"));
+    // A project that is moved goes on with its streams.
+    let place = config.destinations[&DestinationName::new("main")].place(None);
+    assert_eq!(place, Ok(Place::directory(Path::new("delivered"))));
     assert_eq!(config.schedules.len(), 1);
 
     let here = Root::of(Path::new("audience-sync.toml"));
@@ -490,7 +498,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_destination(
         "completely_else = 1",
-        "unknown key `completely_else` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `coalesce`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
+        "unknown key `completely_else` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
     );
     check_destination(
         "quota = { mib = 1 }",
@@ -502,7 +510,7 @@ fn a_key_that_nobody_knows_is_named_with_its_table() {
     );
     check_main(
         "[destination.main]\n\"a\\nb\" = 1",
-        "unknown key `a\\nb` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `coalesce`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
+        "unknown key `a\\nb` in [destination.main]\n  --> audience-sync.toml:2:1\n\nhint: known: `directory`, `mapping`, `match`, `pack`, `region`, `role_address`, `secret_id`, `endpoint_url`, `sts_endpoint_url`, `api`, `quota`, `price_per_gb`",
     );
     check_schedule(
         "crom = \"* * * * *\"",
@@ -975,6 +983,34 @@ fn audiences_are_checked() {
         "`traits` in [[audience]] lists `vip`, which is the key and sent anyway\n  --> schedules/daily.toml:5:11",
     );
     check_audience(
+        "guard = { max_changed_percent = 101 }",
+        "`max_changed_percent` in `guard` in [[audience]] must be from 0 to 100\n  --> schedules/daily.toml:5:33",
+    );
+    check_audience(
+        "guard = { max_added_percent = -1 }",
+        "`max_added_percent` in `guard` in [[audience]] must be a finite number, 0 or more\n  --> schedules/daily.toml:5:31",
+    );
+    check_audience(
+        "guard = { max_added_percent = inf }",
+        "`max_added_percent` in `guard` in [[audience]] must be a finite number, 0 or more\n  --> schedules/daily.toml:5:31",
+    );
+    check_audience(
+        "traits = [\"Vip\"]",
+        "`traits` in [[audience]] lists `Vip`, which differs from the key only by case\n  --> schedules/daily.toml:5:11",
+    );
+    check_audience(
+        "traits = [\"email\", \"Email\"]",
+        "`traits` in [[audience]] lists `Email` beside `email`, which differs only by case\n  --> schedules/daily.toml:5:20\n\nhint: columns ignore case, so keys and traits in one stream must differ by more; give one of the two another name",
+    );
+    check_audience(
+        "refresh = true",
+        "`refresh` in [[audience]] is about `traits`, and there are none\n  --> schedules/daily.toml:5:11\n\nhint: leave it out, or add traits = [\"email\"]",
+    );
+    check_audience(
+        "refresh = 1\ntraits = [\"email\"]",
+        "`refresh` in [[audience]] must be true or false, not an integer\n  --> schedules/daily.toml:5:11",
+    );
+    check_audience(
         "reconcile = \"1h\"",
         "`reconcile` in [[audience]] says how long `changes` is trusted, and there is none\n  --> schedules/daily.toml:5:13\n\nhint: leave it out: without `changes` everyone is read each time",
     );
@@ -1067,6 +1103,58 @@ fn two_audiences_with_one_key_or_id_are_refused_across_files() {
     two("id = \"a\"", "id = \"a\"").check("`Other` has the same id as `VIP`: `a`, which stands at schedules/daily.toml:3:1\n  --> schedules/weekly.toml:3:1\n\nhint: give one of them another `id`");
     two("", "id = \"vip\"").check("`Other` has the same id as `VIP`: `vip`, which stands at schedules/daily.toml:3:1\n  --> schedules/weekly.toml:3:1\n\nhint: give one of them another `id`");
     assert!(two("", "").load().is_ok());
+}
+
+#[test]
+fn names_that_would_be_one_column_of_a_stream_are_refused_with_both_places() {
+    let main = "[source.shop]\nsqlite = \"shop.sqlite\"\n\
+                [destination.main]\ndirectory = \"a\"\nmapping = { identify = [\"x\", \"y\"] }\n\
+                [destination.other]\ndirectory = \"b\"\nmapping = { identify = \"x\" }";
+    let two = |name: &str, rest: &str| {
+        let first = format!("{SCHEDULE}destinations = [\"main\"]\ntraits = [\"email\"]");
+        let second = format!(
+            "{}{rest}",
+            SCHEDULE.replace("\"VIP\"", &format!("{name:?}"))
+        );
+        Project::new(main, &first).with("schedules/weekly.toml", second)
+    };
+    let hint = keys::DIFFER;
+    let check = |name: &str, rest: &str, columns: &str| {
+        let rest = format!("destinations = [\"other\", \"main\"]\n{rest}");
+        two(name, &rest).check(&format!(
+            "{columns} of `VIP`, which stands at schedules/daily.toml:3:1, are one column downstream\n  --> schedules/weekly.toml:3:1\n\nhint: {hint}"
+        ));
+    };
+    check(
+        "Other",
+        "key = \"Vip\"",
+        "the key `Vip` of `Other` and the key `vip`",
+    );
+    check(
+        "Other",
+        "traits = [\"vip\"]",
+        "the trait `vip` of `Other` and the key `vip`",
+    );
+    check(
+        "Email",
+        "",
+        "the key `email` of `Email` and the trait `email`",
+    );
+    check(
+        "Other",
+        "traits = [\"EMAIL\"]",
+        "the trait `EMAIL` of `Other` and the trait `email`",
+    );
+    let elsewhere = "destinations = [\"other\"]\nkey = \"Vip\"\ntraits = [\"EMAIL\"]";
+    assert!(two("Other", elsewhere).load().is_ok());
+    let shared = "destinations = [\"main\"]\ntraits = [\"email\"]";
+    assert!(two("Other", shared).load().is_ok());
+}
+
+#[test]
+fn refresh_is_for_audiences() {
+    let schedule = SCHEDULE.replace("audience", "computed_trait") + "refresh = false\n";
+    Project::new(MAIN, &schedule).check("`refresh` in [[computed_trait]] is for audiences: a computed trait is sent again whenever its value changes\n  --> schedules/daily.toml:6:11\n\nhint: leave it out");
 }
 
 #[test]

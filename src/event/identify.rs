@@ -8,9 +8,8 @@ use std::io::Write as _;
 use sha2::{Digest, Sha256};
 
 use super::message_id::{MessageId, digest};
-use crate::audience::{
-    Action, AudienceId, Change, Class, DestinationName, Key, User, UserKind, Value,
-};
+use crate::audience::{Action, AudienceId, Change, Class, Key, User, UserKind, Value};
+use crate::mapping::StreamName;
 use crate::run::{RunId, Timestamp};
 
 /// What every line of a run has in common.
@@ -19,7 +18,7 @@ pub struct Computation {
     pub audience: AudienceId,
     pub key: Key,
     pub class: Class,
-    pub destination: DestinationName,
+    pub stream: StreamName,
     pub run: RunId,
     pub started_at: Timestamp,
     pub space_id: Option<String>,
@@ -32,9 +31,11 @@ pub struct Identify {
     key: Vec<u8>,
     /// From the end of the traits to the message id.
     context: Vec<u8>,
-    /// From the message id to the newline.
-    times: Vec<u8>,
-    /// Destination, audience and run, hashed once.
+    /// From the message id to the newline, for users who leave,
+    leaving: Vec<u8>,
+    /// and for all others.
+    entering: Vec<u8>,
+    /// Stream, audience and run, hashed once.
     digest: Sha256,
     class: Class,
     started_at: Timestamp,
@@ -46,7 +47,7 @@ impl Identify {
             audience,
             key,
             class,
-            destination,
+            stream,
             run,
             started_at,
             space_id,
@@ -65,9 +66,6 @@ impl Identify {
         context.extend(
             br#"}},"integrations":{"All":false,"Amazon Kinesis Firehose":true},"messageId":""#,
         );
-        let times = format!(
-            "\",\"timestamp\":\"{started_at}\",\"originalTimestamp\":\"{started_at}\",\"receivedAt\":\"{started_at}\",\"sentAt\":null}}\n"
-        );
         let mut key_bytes = Vec::new();
         json(&mut key_bytes, key.as_str());
         key_bytes.push(b':');
@@ -75,9 +73,10 @@ impl Identify {
         Self {
             key: key_bytes,
             context,
-            times: times.into_bytes(),
+            leaving: times(*started_at),
+            entering: times(started_at.of_entering()),
             digest: digest(&[
-                destination.as_str().as_bytes(),
+                stream.as_str().as_bytes(),
                 audience.as_str().as_bytes(),
                 run.as_bytes(),
             ]),
@@ -89,22 +88,33 @@ impl Identify {
     /// Appends the line for a change, newline included.
     pub fn render(&self, change: &Change<'_>, line: &mut Vec<u8>) {
         let member = &change.member;
-        open(change, line);
-        let message_id = self.render_trait(change, line);
-        if change.action != Action::Leave {
+        line.extend(br#"{"type":"identify","#);
+        if member.user.kind == UserKind::UserId {
+            line.extend(br#""userId":"#);
+            json(line, member.user.id);
+            line.push(b',');
+        }
+        if let Some(id) = anonymous_id(change) {
+            line.extend(br#""anonymousId":"#);
+            json(line, id);
+            line.push(b',');
+        }
+        line.extend(br#""traits":{"#);
+        line.extend(&self.key);
+        let value_from = line.len();
+        self.render_value(change, line);
+        let message_id = self.message_id_of(member.user, &line[value_from..]);
+        let leaves = change.action == Action::Leave;
+        if !leaves {
             line.extend(member.traits.as_bytes());
         }
         line.extend(&self.context);
         line.extend(message_id.as_str().as_bytes());
-        line.extend(&self.times);
-    }
-
-    /// Appends what the run is about, and tells the message id that goes with it.
-    fn render_trait(&self, change: &Change<'_>, line: &mut Vec<u8>) -> MessageId {
-        line.extend(&self.key);
-        let value_from = line.len();
-        self.render_value(change, line);
-        self.message_id_of(change.member.user, &line[value_from..])
+        line.extend(if leaves {
+            &self.leaving
+        } else {
+            &self.entering
+        });
     }
 
     /// The id of the record for a change, without the record.
@@ -131,7 +141,7 @@ impl Identify {
         let escaped = member.user.id.len() + member.anonymous_id.map_or(0, str::len) + text;
         160 + self.key.len()
             + self.context.len()
-            + self.times.len()
+            + self.entering.len()
             + 6 * escaped
             + member.traits.len()
     }
@@ -158,6 +168,7 @@ impl Identify {
         hash.update(user.id.as_bytes());
         hash.update([0]);
         hash.update(value);
+        hash.update([0]);
         let hash = hash.finalize();
         MessageId::new(
             self.started_at,
@@ -166,20 +177,12 @@ impl Identify {
     }
 }
 
-/// Appends the beginning of a line, as far as into its traits.
-fn open(change: &Change<'_>, line: &mut Vec<u8>) {
-    line.extend(br#"{"type":"identify","#);
-    if change.member.user.kind == UserKind::UserId {
-        line.extend(br#""userId":"#);
-        json(line, change.member.user.id);
-        line.push(b',');
-    }
-    if let Some(id) = anonymous_id(change) {
-        line.extend(br#""anonymousId":"#);
-        json(line, id);
-        line.push(b',');
-    }
-    line.extend(br#""traits":{"#);
+/// The end of a line: all of its times are one.
+fn times(at: Timestamp) -> Vec<u8> {
+    format!(
+        "\",\"timestamp\":\"{at}\",\"originalTimestamp\":\"{at}\",\"receivedAt\":\"{at}\",\"sentAt\":null}}\n"
+    )
+    .into_bytes()
 }
 
 fn push_field(out: &mut Vec<u8>, name: &str, value: &str) {
@@ -213,7 +216,7 @@ mod tests {
             audience: AudienceId::new("order_completed_last_30days"),
             key: Key::new("order_completed_last_30days"),
             class,
-            destination: DestinationName::new("main"),
+            stream: StreamName::parse("members").unwrap(),
             run: RunId::parse("0195f3c2-0000-7000-8000-000000000000").unwrap(),
             started_at: Timestamp::from_millis(1_795_428_000_000),
             space_id: space_id.map(str::to_owned),
@@ -252,8 +255,8 @@ mod tests {
                 r#""computation_id":"order_completed_last_30days","computation_key":"order_completed_last_30days","#,
                 r#""computation_run_id":"0195f3c2-0000-7000-8000-000000000000","namespace":"spa_x","space_id":"spa_x"}},"#,
                 r#""integrations":{"All":false,"Amazon Kinesis Firehose":true},"#,
-                r#""messageId":"personas_3MVFoD9Lg5Er1358ZvERRsSH7rO","timestamp":"2026-11-23T10:00:00.000Z","#,
-                r#""originalTimestamp":"2026-11-23T10:00:00.000Z","receivedAt":"2026-11-23T10:00:00.000Z","sentAt":null}"#,
+                r#""messageId":"personas_3MVFoAmr4SqmFFHNvi8EgGwV9iA","timestamp":"2026-11-23T10:00:00.001Z","#,
+                r#""originalTimestamp":"2026-11-23T10:00:00.001Z","receivedAt":"2026-11-23T10:00:00.001Z","sentAt":null}"#,
                 "\n"
             )
         );

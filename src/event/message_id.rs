@@ -67,16 +67,14 @@ fn base62(number: [u8; 20], digits: &mut [u8]) {
     }
 }
 
-/// A hash of the parts, each closed by a NUL, which none of them can hold. Then NULs up to a whole block of SHA-256, so
-/// that what the records of a run have in common is hashed once, and a user takes one block more.
+/// A hash of the parts, each closed by a NUL, which none of them can hold.
 pub(super) fn digest(parts: &[&[u8]]) -> Sha256 {
-    const BLOCK: usize = 64;
-    let mut common: Vec<u8> = parts
-        .iter()
-        .flat_map(|part| part.iter().copied().chain([0]))
-        .collect();
-    common.resize(common.len().next_multiple_of(BLOCK), 0);
-    Sha256::new_with_prefix(common)
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update(part);
+        hash.update([0]);
+    }
+    hash
 }
 
 #[cfg(test)]

@@ -13,9 +13,9 @@ use super::Computation;
 use super::call::position_only;
 use super::pick::pick;
 use crate::audience::{
-    Action, AudienceId, Change, Class, DestinationName, Key, Member, User, UserKind, Value,
-    ValueBuf,
+    Action, AudienceId, Change, Class, Key, Member, User, UserKind, Value, ValueBuf,
 };
+use crate::mapping::StreamName;
 use crate::run::{RunId, Timestamp};
 
 /// A line of a delivery stream.
@@ -32,7 +32,7 @@ pub struct Statement<'l> {
     pub key: Cow<'l, str>,
     pub class: Class,
     pub run: RunId,
-    /// When the run began.
+    /// The timestamp of the record.
     pub at: Timestamp,
     pub message_id: Cow<'l, str>,
     /// Which identifier the user is known by,
@@ -135,24 +135,32 @@ impl Statement<'_> {
         }
     }
 
-    /// What it has in common with the other records of its run, when it was made for this destination; but for the
-    /// space, which no message id depends on.
-    pub fn computation(&self, destination: &DestinationName) -> Computation {
+    /// When its run began.
+    pub fn started_at(&self) -> Timestamp {
+        match self.value {
+            Some(_) => Timestamp::from_millis(self.at.millis() - 1),
+            None => self.at,
+        }
+    }
+
+    /// What it has in common with the other records of its run, when it was made for this stream; but for the space,
+    /// which no message id depends on.
+    pub fn computation(&self, stream: &StreamName) -> Computation {
         Computation {
             audience: AudienceId::new(&*self.audience),
             key: Key::new(&*self.key),
             class: self.class,
-            destination: destination.clone(),
+            stream: stream.clone(),
             run: self.run,
-            started_at: self.at,
+            started_at: self.started_at(),
             space_id: None,
         }
     }
 
-    /// Whether it is of the same run as what this was taken from.
+    /// Whether it is of the same run as the record that this was taken from.
     pub fn is_of(&self, computation: &Computation) -> bool {
         self.run == computation.run
-            && self.at == computation.started_at
+            && self.started_at() == computation.started_at
             && self.class == computation.class
             && self.audience == computation.audience.as_str()
             && self.key == computation.key.as_str()
@@ -254,12 +262,12 @@ mod tests {
     use crate::event::{Identify, Origins};
     use crate::laws::cases;
 
-    fn computation(class: Class, destination: &str) -> Computation {
+    fn computation(class: Class, stream: &str) -> Computation {
         Computation {
             audience: AudienceId::new("aud_1"),
             key: Key::new("the \"key\""),
             class,
-            destination: DestinationName::new(destination),
+            stream: StreamName::parse(stream).unwrap(),
             run: RunId::parse("0195f3c2-0000-7000-8000-000000000000").unwrap(),
             started_at: Timestamp::from_millis(1_795_428_000_123),
             space_id: Some("spa_x".to_owned()),
@@ -285,7 +293,7 @@ mod tests {
             space_id: None,
             ..computation.clone()
         };
-        assert_eq!(statement.computation(&computation.destination), expected);
+        assert_eq!(statement.computation(&computation.stream), expected);
         let read = statement.change();
         assert_eq!(read.action == Action::Leave, change.action == Action::Leave);
         assert_eq!(read.member.user, change.member.user);
@@ -293,7 +301,7 @@ mod tests {
         if change.action != Action::Leave {
             assert_eq!(read.member.value, change.member.value);
         }
-        let names = ["other", "main"].map(DestinationName::new);
+        let names = ["other", "main"].map(|name| StreamName::parse(name).unwrap());
         let mut origins = Origins::new(names.clone());
         assert_eq!(origins.find(&statement), Some(&names[1]));
         assert_eq!(Origins::new([names[0].clone()]).find(&statement), None);
@@ -440,7 +448,7 @@ mod tests {
             &spoilt(Class::Audience, r#""the \"key\"":true"#, ""),
             no_value,
         );
-        let timestamp = r#""timestamp":"2026-11-23T10:00:00.123Z""#;
+        let timestamp = r#""timestamp":"2026-11-23T10:00:00.124Z""#;
         check(
             &spoilt(Class::Audience, timestamp, r#""timestamp":"now""#),
             "its `timestamp` is not a time",
@@ -472,13 +480,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_tampered_with_is_of_no_destination() {
-        let names = || [DestinationName::new("main")];
+    fn a_record_that_was_changed_is_of_no_stream() {
+        let names = || [StreamName::parse("main").unwrap()];
         for (from, to) in [
             (r#""userId":"u""#, r#""userId":"v""#),
             (r#""userId":"u""#, r#""anonymousId":"u""#),
             (":true}", ":false}"),
-            ("T10:00:00.123Z\",\"original", "T11:00:00.123Z\",\"original"),
+            ("T10:00:00.124Z\",\"original", "T11:00:00.124Z\",\"original"),
             ("0195f3c2-", "0195f3c3-"),
             ("aud_1", "aud_2"),
         ] {

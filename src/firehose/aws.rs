@@ -1,18 +1,16 @@
 //! Amazon Data Firehose itself, through its SDK.
 
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::identity::IdentityCache;
-use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
-use aws_sdk_firehose::config::SharedInterceptor;
+use aws_sdk_firehose::config::{SharedHttpClient, SharedInterceptor};
 use aws_sdk_firehose::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_firehose::primitives::Blob;
 use aws_sdk_firehose::types::Record as SdkRecord;
@@ -21,11 +19,10 @@ use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
 use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 
-use super::credentials::{KeptCredentials, Role};
+use super::credentials::{DefaultCredentials, KeptCredentials, Role};
 use super::https_only::{self, GuardedHttp, HttpsOnly};
-use super::pacing::Quota;
-use super::refusals::{Called, is_denied, is_strange, is_throttled};
-use super::{CALL_TIMEOUT, Meters, Receipt, Refusal};
+use super::refusals::{self, Called, is_denied};
+use super::{CALL_TIMEOUT, Cause, Failure, Meters, Quota, Receipt, Refusal};
 use crate::batch::Record;
 use crate::causes::in_one_line;
 use crate::mapping::StreamName;
@@ -62,8 +59,8 @@ pub struct AwsSettings {
 pub struct Aws {
     settings: AwsSettings,
     client: OnceCell<(aws_sdk_firehose::Client, Arc<KeptCredentials>)>,
-    /// Streams whose role may not PutRecordBatch.
-    singly: Mutex<HashSet<StreamName>>,
+    /// Streams whose role was found not to have PutRecordBatch, and whether that was in this command or tick.
+    denied: Mutex<HashMap<StreamName, bool>>,
     singles: Arc<Semaphore>,
 }
 
@@ -71,9 +68,22 @@ impl Aws {
     pub fn new(settings: AwsSettings) -> Self {
         Self {
             client: OnceCell::new(),
-            singly: Mutex::default(),
+            denied: Mutex::default(),
             singles: Arc::new(Semaphore::new(SINGLES_IN_FLIGHT)),
             settings,
+        }
+    }
+
+    /// The same with a client of the caller's.
+    #[cfg(test)]
+    pub(super) fn with_client(
+        settings: AwsSettings,
+        client: aws_sdk_firehose::Client,
+        credentials: KeptCredentials,
+    ) -> Self {
+        Self {
+            client: OnceCell::new_with(Some((client, Arc::new(credentials)))),
+            ..Self::new(settings)
         }
     }
 
@@ -138,18 +148,18 @@ impl Aws {
             // Found out by another call meanwhile.
             return Receipt::none(one_by_one());
         }
-        // What was admitted is one request. One record is tried; the others are given back, to be admitted as singles.
+        // The rate limiter permitted one request. One record is tried; the others go back, to be permitted one by one.
         let (first, others) = call.records.split_at(1);
         let mut singly = call.of(first).put_singly().await;
-        if singly.delivered.is_empty() {
-            // Neither is allowed: the faster one is the one to ask for.
-            let is_denied = matches!(singly.refusal, Some(Refusal::Park(_)));
-            return if is_denied { receipt } else { singly };
+        let is_allowed = !singly.delivered.is_empty();
+        // Neither is allowed: the faster one is the one to ask for.
+        if !is_allowed && matches!(singly.refusal, Some(Refusal::Blocked(_))) {
+            return receipt;
         }
         if !others.is_empty() {
-            singly.refusal = Some(one_by_one());
+            singly.refusal.get_or_insert_with(one_by_one);
         }
-        if self.note_sent_singly(call.stream) {
+        if is_allowed && self.note_sent_singly(call.stream) {
             tracing::warn!(
                 stream = %call.stream,
                 "the role may not firehose:PutRecordBatch, so records go one by one, which is much slower; \
@@ -159,18 +169,24 @@ impl Aws {
         singly
     }
 
-    fn is_sent_singly(&self, stream: &StreamName) -> bool {
-        self.singly
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .contains(stream)
+    fn denied(&self) -> MutexGuard<'_, HashMap<StreamName, bool>> {
+        self.denied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn is_sent_singly(&self, stream: &StreamName) -> bool {
+        self.denied().get(stream).copied().unwrap_or_default()
+    }
+
+    /// Whether this is new. A service that meets it at each tick warns once.
     fn note_sent_singly(&self, stream: &StreamName) -> bool {
-        self.singly
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(stream.clone())
+        self.denied().insert(stream.clone(), true).is_none()
+    }
+
+    /// From now on PutRecordBatch is tried again: the permission may have been added.
+    pub(super) fn forget_denied(&self) {
+        self.denied()
+            .values_mut()
+            .for_each(|denied| *denied = false);
     }
 
     async fn connect(&self) -> (aws_sdk_firehose::Client, Arc<KeptCredentials>) {
@@ -179,12 +195,10 @@ impl Aws {
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .build_https();
         let region = Region::new(self.settings.region.clone());
-        let base = DefaultCredentialsChain::builder()
-            .configure(ProviderConfig::without_region().with_http_client(GuardedHttp(http.clone())))
-            .region(region.clone())
-            .build()
-            .await;
-        let base = SharedCredentialsProvider::new(base);
+        let base = SharedCredentialsProvider::new(DefaultCredentials {
+            http: SharedHttpClient::new(GuardedHttp(http.clone())),
+            region: region.clone(),
+        });
         // From the environment and profile comes what the configuration does not say, such as FIPS endpoints.
         let shared = aws_config::defaults(BehaviorVersion::v2026_01_12())
             .region(region.clone())
@@ -258,13 +272,8 @@ impl Call<'_> {
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                // A call too many says nothing about its records: smaller ones would be more of them.
                 let refusal = self.refusal("firehose:PutRecordBatch", &error);
-                let receipt = match is_lost(&error) {
-                    true => Receipt::lost(refusal),
-                    false => Receipt::none(refusal),
-                };
-                return (receipt, error.code().is_some_and(is_denied));
+                return (Receipt::none(refusal), error.code().is_some_and(is_denied));
             }
         };
         let entries = answer.request_responses();
@@ -274,36 +283,20 @@ impl Call<'_> {
                 entries.len(),
                 self.records.len()
             );
-            return (Receipt::lost(Refusal::Retry(problem)), false);
+            return (Receipt::none(Refusal::Failed(unanswered(problem))), false);
         }
-        let is_delivered = |entry: usize| {
-            entries[entry].record_id().is_some() && entries[entry].error_code().is_none()
-        };
-        let (delivered, refused): (Vec<_>, Vec<_>) =
-            (0..entries.len()).partition(|entry| is_delivered(*entry));
-        let refusal = refused.first().map(|entry| {
-            let code = entries[*entry].error_code().unwrap_or("no record ID");
-            Refusal::Retry(format!(
-                "firehose refused {} of {} records ({code})",
-                refused.len(),
-                self.records.len()
-            ))
-        });
-        let is_too_many = |entry: &&usize| entries[**entry].error_code().is_some_and(is_throttled);
-        let receipt = Receipt {
-            delivered,
-            refused: refused.iter().filter(is_too_many).count(),
-            strange: refused
-                .iter()
-                .filter_map(|entry| {
-                    let code = entries[*entry].error_code()?;
-                    let line = self.records[*entry].lines.start;
-                    is_strange(code).then(|| (line, code.to_owned()))
-                })
-                .collect(),
-            is_lost: false,
-            refusal,
-        };
+        let mut receipt = Receipt::default();
+        for (index, entry) in entries.iter().enumerate() {
+            match (entry.record_id(), entry.error_code()) {
+                (Some(_), None) => receipt.delivered.push(index),
+                (_, Some(code)) => {
+                    let message = self.redacted(entry.error_message().unwrap_or_default());
+                    let failure = refusals::of_record(code, &message);
+                    receipt.refused.push((index, failure));
+                }
+                (None, None) => receipt.refused.push((index, no_record_id())),
+            }
+        }
         (receipt, false)
     }
 
@@ -315,8 +308,9 @@ impl Call<'_> {
         let mut calls = JoinSet::new();
         let mut waiting = self.records.iter().enumerate();
         loop {
-            // After a refusal nothing new is begun: the rest is tried again with it.
-            while receipt.refusal.is_none() {
+            // After a failure nothing new is begun: the rest is tried again with it. Rejected content is no failure.
+            let is_content = |(_, failure): &(usize, Failure)| failure.cause == Cause::Content;
+            while receipt.refusal.is_none() && receipt.refused.iter().all(is_content) {
                 let Some(permit) = self.permit(calls.is_empty()).await else {
                     break;
                 };
@@ -336,31 +330,37 @@ impl Call<'_> {
                     (index, answer)
                 });
             }
-            match calls.join_next().await {
-                None => return receipt,
+            let refused = match calls.join_next().await {
+                None => break,
                 Some(Ok((index, Ok(answer)))) if !answer.record_id().is_empty() => {
                     receipt.delivered.push(index);
+                    continue;
                 }
-                Some(Ok((_, Ok(_)))) => {
-                    receipt.is_lost = true;
-                    receipt
-                        .refusal
-                        .get_or_insert(Refusal::Retry("no record ID".to_owned()));
-                }
-                Some(Ok((_, Err(error)))) => {
-                    receipt.refused += usize::from(Self::is_too_many(&error));
-                    receipt.is_lost |= is_lost(&error);
-                    let refusal = self.refusal("firehose:PutRecord", &error);
-                    receipt.refusal.get_or_insert(refusal);
-                }
+                Some(Ok((index, Ok(_)))) => (index, no_record_id()),
+                Some(Ok((index, Err(error)))) => match self.refusal("firehose:PutRecord", &error) {
+                    Refusal::Failed(failure) => (index, failure),
+                    Refusal::Rejected { code, message } => {
+                        (index, Failure::of_content(code, message))
+                    }
+                    refusal => {
+                        receipt.refusal.get_or_insert(refusal);
+                        continue;
+                    }
+                },
                 Some(Err(panic)) => {
-                    receipt.is_lost = true;
-                    receipt
-                        .refusal
-                        .get_or_insert(Refusal::Retry(panic.to_string()));
+                    let refusal = Refusal::Failed(unanswered(panic.to_string()));
+                    receipt.refusal.get_or_insert(refusal);
+                    continue;
                 }
-            }
+            };
+            receipt.refused.push(refused);
         }
+        if receipt.delivered.len() + receipt.refused.len() < self.records.len() {
+            receipt
+                .refusal
+                .get_or_insert_with(|| Refusal::Retry("not sent yet".to_owned()));
+        }
+        receipt
     }
 
     /// The right to one more PutRecord call, shared by all chunks: at once, or after a wait.
@@ -372,18 +372,13 @@ impl Call<'_> {
         singles.try_acquire_owned().ok()
     }
 
-    /// Whether a record was too many for the stream.
-    fn is_too_many<E: ProvideErrorMetadata>(error: &SdkError<E>) -> bool {
-        status(error) == 429 || error.code().is_some_and(is_throttled)
-    }
-
     /// What to do about a call that failed as a whole.
     fn refusal<E>(&self, permission: &str, error: &SdkError<E>) -> Refusal
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
-        if let Some(parked) = https_only::refused(error) {
-            return Refusal::Park(parked);
+        if let Some(blocked) = https_only::refused(error) {
+            return Refusal::Blocked(blocked);
         }
         let settings = &self.aws.settings;
         let message = match error.code() {
@@ -421,11 +416,18 @@ fn sdk_record(record: &Record) -> SdkRecord {
         .expect("a record has data")
 }
 
-/// "If there is an internal server error or a timeout, the write might have completed or it might have failed."
-/// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html>
-fn is_lost<E>(error: &SdkError<E>) -> bool {
-    let status = status(error);
-    status == 0 || status >= 500
+/// An answer that says nothing about a record.
+fn unanswered(message: String) -> Failure {
+    Failure {
+        cause: Cause::Unanswered,
+        code: String::new(),
+        message,
+        is_maybe_accepted: true,
+    }
+}
+
+fn no_record_id() -> Failure {
+    unanswered("firehose answered without a record ID".to_owned())
 }
 
 /// The HTTP status of an answer; 0 where there was none.

@@ -5,24 +5,28 @@
 
 use std::time::{Duration, SystemTime};
 
+use aws_config::Region;
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::provider_config::ProviderConfig;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider, future};
+use aws_sdk_firehose::config::SharedHttpClient;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
-use super::{CALL_TIMEOUT, Parked, Refusal, https_only};
+use super::{Blocked, CALL_TIMEOUT, Refusal, https_only};
 use crate::causes::in_one_line;
 use crate::policy::{self, Trust};
 use crate::secret::Secret;
 
-/// After a failure to get credentials nobody asks again before: calls do not all come together.
+/// The pause after a failure to get credentials: many calls wait for them at once, and are not to ask at once.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
-/// Renewed so long before they expire; the SDK's 10 seconds are too few when STS is slow.
+/// How long before they expire credentials are renewed. The SDK's 10 seconds are too few when STS is slow.
 const RENEW_BEFORE: Duration = Duration::from_secs(5 * 60);
-/// Kept so long however soon they expire: by a clock that is off, new ones may have expired when they come.
+/// Credentials are kept for this long, however soon they expire: to a clock that is wrong, new ones may seem expired.
 const KEPT_AT_LEAST: Duration = Duration::from_secs(10);
 /// A role that is assumed by a role has its credentials for an hour at most.
 /// <https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_use.html>
@@ -39,6 +43,34 @@ pub struct Role {
     pub external_id: Secret,
 }
 
+/// The credentials of the environment, found anew whenever they are asked for.
+///
+/// The SDK's chain reads `~/.aws/config` and `~/.aws/credentials` once, for as long as it lives, so it lives for one
+/// answer: a key that was rotated is to be used. What this costs is a file or two each time; what comes of it is kept
+/// in [`KeptCredentials`].
+#[derive(Debug)]
+pub(super) struct DefaultCredentials {
+    pub(super) http: SharedHttpClient,
+    pub(super) region: Region,
+}
+
+impl ProvideCredentials for DefaultCredentials {
+    fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+    where
+        Self: 'a,
+    {
+        future::ProvideCredentials::new(async {
+            let config = ProviderConfig::without_region().with_http_client(self.http.clone());
+            let chain = DefaultCredentialsChain::builder()
+                .configure(config)
+                .region(self.region.clone())
+                .build()
+                .await;
+            chain.provide_credentials().await
+        })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct KeptCredentials {
     base: SharedCredentialsProvider,
@@ -49,9 +81,9 @@ pub(super) struct KeptCredentials {
 #[derive(Debug, Default)]
 struct State {
     kept: Option<Kept>,
-    /// How many there were so far.
+    /// How many credentials there were so far.
     generations: u64,
-    standing: Standing,
+    verdict: Verdict,
     /// When the last attempt to get new ones failed, and how.
     failed: Option<(Instant, Refusal)>,
 }
@@ -66,22 +98,22 @@ struct Kept {
     given_up_at: Option<Instant>,
 }
 
-/// What Firehose thinks of the credentials, by generation. New ones are worth a try when some are refused, but once:
-/// after that, only where they have worked.
+/// Which credentials Firehose has refused and accepted, by generation. When some are refused, new ones are tried, but
+/// once: after that, only where they have worked.
 #[derive(Debug, Default)]
-struct Standing {
-    /// The last that was to be replaced because it was refused, and all before it; 0 where there was none.
+struct Verdict {
+    /// The last generation that was replaced because it was refused; 0 where there was none.
     refused: u64,
-    /// The last that a call was accepted with.
+    /// The last generation that a call was accepted with.
     accepted: u64,
 }
 
-impl Standing {
+impl Verdict {
     fn accept(&mut self, generation: u64) {
         self.accepted = self.accepted.max(generation);
     }
 
-    /// Whether newer ones than these may do.
+    /// Whether newer credentials are worth a try.
     fn refuse(&mut self, generation: u64) -> bool {
         // Another call was refused first, and they are replaced already.
         if generation <= self.refused {
@@ -96,7 +128,7 @@ impl Standing {
 }
 
 impl Kept {
-    /// Whether they were refused, and so were those before them: whoever comes later gets new ones.
+    /// Whether they were refused, as those before them were: a later run gets new ones.
     fn is_given_up(&self) -> bool {
         self.given_up_at
             .is_some_and(|at| at.elapsed() >= ASK_AGAIN_AFTER)
@@ -136,8 +168,8 @@ impl State {
     }
 }
 
-/// When credentials that come now are to be renewed. Those that are good for less than twice [`RENEW_BEFORE`] are used
-/// for half of that, or they would be renewed with every call.
+/// When credentials that come now are to be renewed. Those that last less than twice [`RENEW_BEFORE`] are used for half
+/// of their time, or they would be renewed with every call.
 fn renewed_at(expiry: SystemTime, now: SystemTime) -> SystemTime {
     let lifetime = expiry.duration_since(now).unwrap_or_default();
     expiry - RENEW_BEFORE.min(lifetime / 2)
@@ -167,7 +199,7 @@ impl KeptCredentials {
             let may_ask = *failed + ASK_AGAIN_AFTER;
             match state.old() {
                 Some(old) if Instant::now() < may_ask => return Ok(old),
-                // It failed while this call waited: many share one answer, and whoever comes later asks for another.
+                // It failed while this call waited: calls that wait together share one answer.
                 None if came < *failed => return Err(refusal.clone()),
                 _ => sleep_until(may_ask).await,
             }
@@ -183,14 +215,14 @@ impl KeptCredentials {
 
     /// Remembers that a call was accepted with a generation of credentials.
     pub(super) async fn prove(&self, generation: u64) {
-        self.kept.lock().await.standing.accept(generation);
+        self.kept.lock().await.verdict.accept(generation);
     }
 
-    /// Sees to newer credentials than a generation that was refused. `false` where that was tried already, and none
-    /// since has worked.
+    /// Drops the credentials of a generation that was refused, and those before it: the next call loads new ones.
+    /// `false` where that was done already, and none since has worked.
     pub(super) async fn refresh(&self, refused: u64) -> bool {
         let mut state = self.kept.lock().await;
-        let newer_may_do = state.standing.refuse(refused);
+        let newer_may_do = state.verdict.refuse(refused);
         if newer_may_do {
             state.kept.take_if(|kept| kept.generation <= refused);
         } else if let Some(kept) = &mut state.kept {
@@ -266,13 +298,13 @@ impl ProvideCredentials for KeptCredentials {
 }
 
 fn base_refusal(error: &CredentialsError) -> Refusal {
-    if let Some(parked) = https_only::refused(error) {
-        return Refusal::Park(parked);
+    if let Some(blocked) = https_only::refused(error) {
+        return Refusal::Blocked(blocked);
     }
     let problem = format!("no AWS credentials: {}", in_one_line(error));
     match error {
         CredentialsError::ProviderTimedOut(_) | CredentialsError::ProviderError(_) => Refusal::Retry(problem),
-        _ => Refusal::Park(Parked {
+        _ => Refusal::Blocked(Blocked {
             problem,
             hint: Some("set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where a role is attached".to_owned()),
         }),
@@ -280,8 +312,8 @@ fn base_refusal(error: &CredentialsError) -> Refusal {
 }
 
 fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
-    if let Some(parked) = https_only::refused(error) {
-        return Refusal::Park(parked);
+    if let Some(blocked) = https_only::refused(error) {
+        return Refusal::Blocked(blocked);
     }
     let redacted = |text: &str| role.external_id.redact(text);
     let SdkError::ServiceError(answer) = error else {
@@ -293,7 +325,7 @@ fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
     let status = answer.raw().status().as_u16();
     let code = answer.err().code().filter(|code| !code.is_empty());
     let Some(code) = code.map(str::to_owned) else {
-        // A proxy on the way, or whoever else has no codes.
+        // A proxy on the way has no codes.
         return Refusal::Retry(format!("STS answered {status} without a code"));
     };
     let is_passing = matches!(code.as_str(), "RequestLimitExceeded" | "RequestExpired");
@@ -303,7 +335,7 @@ fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
     let message = answer.err().message().unwrap_or_default();
     if is_about_credentials(&code) {
         // The role has no part in it.
-        return Refusal::Park(Parked {
+        return Refusal::Blocked(Blocked {
             problem: redacted(&format!(
                 "STS does not accept the AWS credentials ({code}: {message})"
             )),
@@ -311,14 +343,14 @@ fn role_refusal(role: &Role, error: &SdkError<AssumeRoleError>) -> Refusal {
         });
     }
     if code == "RegionDisabledException" {
-        return Refusal::Park(Parked {
+        return Refusal::Blocked(Blocked {
             problem: redacted(&format!(
                 "STS of this region may not be used ({code}: {message})"
             )),
             hint: Some("enable the region, and STS in it, for the account, or set `sts_endpoint_url` to another region's STS".to_owned()),
         });
     }
-    Refusal::Park(Parked {
+    Refusal::Blocked(Blocked {
         problem: redacted(&format!(
             "the role {} may not be assumed ({code}: {message})",
             role.arn
@@ -375,20 +407,20 @@ mod tests {
 
     #[test]
     fn new_credentials_are_worth_one_try_until_some_have_worked() {
-        let mut standing = Standing::default();
-        assert!(standing.refuse(1));
+        let mut verdict = Verdict::default();
+        assert!(verdict.refuse(1));
         // Calls that were in flight with the same ones go again.
-        assert!(standing.refuse(1));
-        assert!(!standing.refuse(2));
-        assert!(!standing.refuse(2));
-        // Nor do any do that come instead, whoever asked for them.
-        assert!(!standing.refuse(4));
-        // What the old ones delivered last says nothing about the new ones.
-        standing.accept(1);
-        assert!(!standing.refuse(5));
-        standing.accept(6);
-        assert!(standing.refuse(6));
-        assert!(standing.refuse(5));
-        assert!(!standing.refuse(7));
+        assert!(verdict.refuse(1));
+        assert!(!verdict.refuse(2));
+        assert!(!verdict.refuse(2));
+        // Nor are those that come instead.
+        assert!(!verdict.refuse(4));
+        // A late answer to the old ones proves nothing about the new ones.
+        verdict.accept(1);
+        assert!(!verdict.refuse(5));
+        verdict.accept(6);
+        assert!(verdict.refuse(6));
+        assert!(verdict.refuse(5));
+        assert!(!verdict.refuse(7));
     }
 }

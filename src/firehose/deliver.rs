@@ -1,498 +1,491 @@
-//! Sends records until each is delivered, or until there is a reason to stop.
+//! Sends records until each line is delivered, or waits for a retry, or there is a reason to end.
 
-use std::collections::BTreeMap;
+mod batch;
+mod failed;
+
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::credentials::NOT_ACCEPTED_HINT;
-use super::pacing::{Admitted, Pace, Said};
-use super::{Destination, Meters, Parked, Pulse, Receipt, Refusal};
-use crate::batch::{Record, calls};
+use super::rate_limiter::{Feedback, Permit};
+use super::streams::StreamState;
+use super::{Blocked, Cause, Destination, Failure, Meters, Receipt, Refusal, Suspect};
+use crate::batch::Record;
 use crate::mapping::StreamName;
 use crate::stop::Stop;
+use batch::Batch;
+use failed::{Failed, Scope};
 
-/// What became of the records of a chunk at one stream.
+/// What became of records at one stream.
 #[derive(Debug, Default)]
 pub struct Delivery {
     pub delivered: Vec<Record>,
-    /// Single lines that Firehose will not have, whatever is done.
-    pub blamed: Vec<Blamed>,
-    /// Why not all of the others are delivered.
+    /// Lines that wait for [`Destination::retry`], each a record of one line. Empty after `retry`.
+    pub suspects: Vec<Suspect>,
+    /// Lines that can never be delivered. Only `retry` finds them.
+    pub dead: Vec<Rejected>,
+    /// Positions of lines that are not delivered, and that the stream may have accepted all the same: dead lines,
+    /// suspects and others.
+    pub maybe_accepted: BTreeSet<usize>,
+    /// Why not all others are delivered.
     pub ended_by: Option<Ended>,
 }
 
-/// A line whose content Firehose refuses.
+/// A line that can never be delivered.
 #[derive(Debug, Clone)]
-pub struct Blamed {
+pub struct Rejected {
+    /// Of one line.
     pub record: Record,
     /// AWS's code, such as `ValidationException`,
     pub code: String,
     /// and its words, which may repeat what it was sent.
     pub message: String,
-    /// An earlier call for it had no answer, and may have been accepted.
-    pub is_doubtful: bool,
 }
 
 /// Why a delivery ended before all was delivered.
 #[derive(Debug, Clone)]
 pub enum Ended {
-    /// Somebody must act first.
-    Parked(Parked),
-    /// The same: the stream has refused so many lines by themselves that it is to blame, and not they.
-    Hopeless(Parked),
-    /// Nothing at all was accepted for too long; the last reason that was given.
-    GaveUp(String),
+    /// An operator must act first.
+    Blocked(Blocked),
+    /// The stream accepts nothing, and refused calls that have nothing in common.
+    RefusesEverything(Blocked),
+    /// The stream accepted nothing for too long; the last reason that it gave.
+    Stalled(String),
     /// The time that deliveries may take is over.
     TimeUp,
     /// The run was asked to stop.
     Stopped,
 }
 
+impl Ended {
+    pub(super) fn refuses_everything(stream: &StreamName, code: &str) -> Self {
+        Self::RefusesEverything(Blocked {
+            problem: format!("stream `{stream}` refuses every record that it is given ({code})"),
+            hint: Some("see that the stream takes direct puts; `-v` shows its words".to_owned()),
+        })
+    }
+}
+
 impl Destination {
-    /// Sends records, in calls within AWS's limits, until all are delivered or there is a reason to end.
+    /// Sends records, in calls within AWS's limits, until each line is delivered or is suspect, or the delivery ends.
     ///
-    /// Asked to stop, it finishes the call that is in flight and tells what that delivered.
+    /// Suspects are lines that failed alone. It does not wait for them: give them to [`retry`](Self::retry), beside
+    /// further deliveries to the stream. `has_accepted`: the stream accepted some line before this command. Asked to stop,
+    /// it finishes the call that is in flight and tells what that delivered.
     pub async fn deliver(
         &self,
         stream: &StreamName,
         records: Vec<Record>,
         meters: &Meters,
-        pulse: &Pulse,
+        has_accepted: bool,
         stop: &Stop,
     ) -> Delivery {
-        let count = records.len();
-        let sending = Sending {
+        let state = self.streams.of(stream);
+        state.evidence().note_accepted_before(has_accepted);
+        let _counting = self.time_limit.start();
+        let _delivering = state.stall.start();
+        let mut offering = Offering::new(&state);
+        let context = Context {
             destination: self,
             stream,
-            pace: self.pacing.of(stream),
+            state: &state,
             meters,
-            pulse,
             stop,
-            batches: batches(records),
-            refused_for: None,
-            strange: BTreeMap::new(),
-            delivery: Delivery {
-                delivered: Vec::with_capacity(count),
-                ..Delivery::default()
-            },
         };
-        sending.finish().await
+        let delivery = Sending::new(context, records).finish().await;
+        offering.is_all = delivery.ended_by.is_none();
+        delivery
     }
 }
 
-/// One for each call, the first one last.
-fn batches(mut records: Vec<Record>) -> Vec<Batch> {
-    let mut starts: Vec<usize> = calls(&records).map(|call| call.start).collect();
-    starts.reverse();
-    let batch = |start: usize| Batch {
-        records: records.split_off(start),
-        is_tried: false,
-        is_doubtful: false,
-    };
-    starts.into_iter().map(batch).collect()
+/// Notes that a delivery has lines to offer, until it ends in whatever way.
+struct Offering<'a> {
+    state: &'a StreamState,
+    is_all: bool,
 }
 
-/// Records for one call.
-#[derive(Debug)]
-struct Batch {
-    records: Vec<Record>,
-    /// A call has been made for them,
-    is_tried: bool,
-    /// and one had no answer, so that they may have been accepted.
-    is_doubtful: bool,
-}
-
-/// So often a record is refused with a code that AWS does not document, before its content is to blame.
-const STRANGE_TRIES: u32 = 10;
-
-/// A delivery that is under way.
-struct Sending<'a> {
-    destination: &'a Destination,
-    stream: &'a StreamName,
-    pace: Arc<Pace>,
-    meters: &'a Meters,
-    pulse: &'a Pulse,
-    stop: &'a Stop,
-    /// What is yet to be delivered; the next one is the last.
-    batches: Vec<Batch>,
-    /// Why a call was refused the last time.
-    refused_for: Option<String>,
-    /// How often a record, by its first line, was refused with a code that AWS does not document.
-    strange: BTreeMap<usize, u32>,
-    delivery: Delivery,
-}
-
-impl Sending<'_> {
-    async fn finish(mut self) -> Delivery {
-        while let Some(batch) = self.batches.pop() {
-            if let Err(ended) = self.attempt(batch).await {
-                self.delivery.ended_by = Some(ended);
-                break;
-            }
+impl<'a> Offering<'a> {
+    fn new(state: &'a StreamState) -> Self {
+        state.evidence().begin_offering();
+        Self {
+            state,
+            is_all: false,
         }
-        self.delivery
+    }
+}
+
+impl Drop for Offering<'_> {
+    fn drop(&mut self) {
+        self.state.evidence().end_offering(self.is_all);
+    }
+}
+
+/// Where calls go, and what may end them.
+#[derive(Clone, Copy)]
+pub(super) struct Context<'a> {
+    pub(super) destination: &'a Destination,
+    pub(super) stream: &'a StreamName,
+    pub(super) state: &'a Arc<StreamState>,
+    pub(super) meters: &'a Meters,
+    pub(super) stop: &'a Stop,
+}
+
+impl Context<'_> {
+    /// Waits for something, or for a reason to end.
+    pub(super) async fn wait<T>(&self, awaited: impl Future<Output = T>) -> Result<T, Ended> {
+        let time_limit = &self.destination.time_limit;
+        let awaited = tokio::select! {
+            awaited = awaited => awaited,
+            () = self.stop.requested() => return Err(Ended::Stopped),
+            () = time_limit.up() => return Err(Ended::TimeUp),
+        };
+        // Nothing is begun after that.
+        match (self.stop.is_requested(), time_limit.is_up()) {
+            (true, _) => Err(Ended::Stopped),
+            (false, true) => Err(Ended::TimeUp),
+            (false, false) => Ok(awaited),
+        }
     }
 
-    /// Makes one call, with as many of the records as may go now, and sees to what it does not deliver.
-    async fn attempt(&mut self, mut batch: Batch) -> Result<(), Ended> {
-        let admitted = self.admit(&batch.records).await?;
-        let later = batch.records.split_off(admitted.records);
-        let Batch {
-            is_tried,
-            is_doubtful,
-            ..
-        } = batch;
-        self.put_back(later, is_tried, is_doubtful);
-        if is_tried {
-            self.meters.retry(&batch.records);
-        }
+    /// Makes one call.
+    pub(super) async fn put(&self, records: &[Record]) -> Receipt {
         let began = Instant::now();
         let receipt = self
             .destination
-            .put(self.stream, &batch.records, self.meters)
+            .put(self.stream, records, self.meters)
             .await;
         tracing::debug!(
             stream = %self.stream,
-            records = batch.records.len(),
+            records = records.len(),
             delivered = receipt.delivered.len(),
             millis = began.elapsed().as_millis(),
             "put"
         );
-        let tried = batch.records.len();
-        let (rest, bytes) = self.take_delivered(batch.records, &receipt);
-        self.pace.hear(&admitted, said(&receipt, tried), bytes);
-        drop(admitted);
-        let is_doubtful = is_doubtful || receipt.is_lost;
-        self.see_to(rest, receipt, is_doubtful).await
+        receipt
     }
 
-    /// Waits for the right to make a call, or for a reason to make none.
-    async fn admit(&self, records: &[Record]) -> Result<Admitted, Ended> {
-        let singly = self.destination.sends_singly(self.stream);
-        let is_first = self.refused_for.is_none();
-        let admitted = tokio::select! {
-            admitted = self.pace.admit(records, singly, is_first, self.pulse) => admitted,
-            () = self.stop.requested() => return Err(Ended::Stopped),
-            () = self.pulse.time_is_up() => return Err(Ended::TimeUp),
-        };
-        // Nothing is begun after that.
-        if self.stop.is_requested() {
-            return Err(Ended::Stopped);
-        }
-        if self.pulse.is_time_up() {
-            return Err(Ended::TimeUp);
-        }
-        admitted.ok_or_else(|| {
-            self.pulse.give_up();
-            Ended::GaveUp(self.refused_for.clone().unwrap_or_default())
-        })
-    }
-
-    fn put_back(&mut self, records: Vec<Record>, is_tried: bool, is_doubtful: bool) {
-        if !records.is_empty() {
-            self.batches.push(Batch {
-                records,
-                is_tried,
-                is_doubtful,
-            });
-        }
-    }
-
-    /// Sets aside what was delivered; returns the other records, and how many bytes were delivered.
-    fn take_delivered(&mut self, records: Vec<Record>, receipt: &Receipt) -> (Vec<Record>, usize) {
-        if receipt.delivered.is_empty() {
-            return (records, 0);
-        }
-        self.pulse.beat();
-        self.refused_for = None;
-        let (done, rest) = parted(records, &receipt.delivered);
-        self.meters.delivered(&done);
-        let bytes = done.iter().map(|record| record.data.len()).sum();
-        self.delivery.delivered.extend(done);
-        (rest, bytes)
-    }
-
-    /// Does about the records of a call what the refusal says.
-    async fn see_to(
-        &mut self,
-        rest: Vec<Record>,
-        receipt: Receipt,
-        is_doubtful: bool,
-    ) -> Result<(), Ended> {
-        if rest.is_empty() {
-            return Ok(());
-        }
-        match receipt
-            .refusal
-            .expect("a receipt says why something is not delivered")
-        {
-            Refusal::Park(parked) => Err(Ended::Parked(parked)),
-            Refusal::Retry(reason) => {
-                tracing::debug!(stream = %self.stream, records = rest.len(), reason, "not accepted yet");
-                self.refused_for = Some(reason);
-                let rest = self.take_strange(rest, &receipt.strange, is_doubtful)?;
-                self.put_back(rest, true, is_doubtful);
-                Ok(())
-            }
-            Refusal::Refresh { reason, refused } => {
-                self.refresh(&reason, refused).await?;
-                self.put_back(rest, true, is_doubtful);
-                Ok(())
-            }
-            Refusal::Bisect { code, message } => self.bisect(rest, &code, &message, is_doubtful),
-        }
-    }
-
-    async fn refresh(&self, reason: &str, refused: u64) -> Result<(), Ended> {
+    pub(super) async fn refresh(&self, reason: &str, refused: u64) -> Result<(), Ended> {
         if self.stop.is_requested() {
             return Err(Ended::Stopped);
         }
         if self.destination.refresh(refused).await {
             return Ok(());
         }
-        Err(Ended::Parked(Parked {
+        Err(Ended::Blocked(Blocked {
             problem: format!("the credentials are not accepted, nor are new ones ({reason})"),
             hint: Some(NOT_ACCEPTED_HINT.to_owned()),
         }))
     }
 
-    /// Takes the records out that were refused with a strange code again and again, while others went.
-    fn take_strange(
-        &mut self,
-        rest: Vec<Record>,
-        strange: &[(usize, String)],
-        is_doubtful: bool,
-    ) -> Result<Vec<Record>, Ended> {
-        let mut waiting = Vec::with_capacity(rest.len());
-        for record in rest {
-            let first = record.lines.start;
-            let code = strange.iter().find(|(line, _)| *line == first);
-            let tries = code.map_or(0, |_| {
-                let tries = self.strange.entry(first).or_default();
-                *tries += 1;
-                *tries
-            });
-            match code {
-                Some((_, code)) if tries >= STRANGE_TRIES => {
-                    let message = format!("refused {tries} times");
-                    self.bisect(vec![record], code, &message, is_doubtful)?;
-                }
-                _ => waiting.push(record),
+    /// Ends because of the stall timeout. Later deliveries try once.
+    pub(super) fn stalled(&self, reason: String) -> Ended {
+        self.state.stall.give_up();
+        Ended::Stalled(reason)
+    }
+}
+
+/// A batch is taken apart after this many fruitless calls in a row: one of its lines may be the reason.
+const FRUITLESS_CALLS: u32 = 3;
+/// The same where the stream has no room, and accepts nothing else: smaller calls are more calls.
+const THROTTLED_CALLS: u32 = 8;
+
+/// A delivery that is under way.
+struct Sending<'a> {
+    context: Context<'a>,
+    /// What is yet to be delivered. What failed goes to the end: all else is offered first.
+    batches: VecDeque<Batch>,
+    /// Why the last call accepted nothing. `None` at first, and when something was accepted.
+    reason: Option<String>,
+    /// The last code that means rejected content.
+    rejected_with: Option<String>,
+    delivery: Delivery,
+}
+
+impl<'a> Sending<'a> {
+    fn new(context: Context<'a>, records: Vec<Record>) -> Self {
+        Self {
+            context,
+            delivery: Delivery {
+                delivered: Vec::with_capacity(records.len()),
+                ..Delivery::default()
+            },
+            batches: Batch::all(records),
+            reason: None,
+            rejected_with: None,
+        }
+    }
+
+    async fn finish(mut self) -> Delivery {
+        while let Some(batch) = self.batches.pop_front() {
+            if let Err(ended) = self.attempt(batch).await {
+                self.delivery.ended_by = Some(ended);
+                break;
             }
         }
-        Ok(waiting)
-    }
-
-    /// Halves a call until the line that is to blame stands alone. The others are delivered on the way.
-    fn bisect(
-        &mut self,
-        rest: Vec<Record>,
-        code: &str,
-        message: &str,
-        is_doubtful: bool,
-    ) -> Result<(), Ended> {
-        if let Some((first, second)) = halves(&rest) {
-            self.put_back(second, true, is_doubtful);
-            self.put_back(first, true, is_doubtful);
-            return Ok(());
+        let maybe_accepted = &self.delivery.maybe_accepted;
+        for suspect in &mut self.delivery.suspects {
+            suspect.is_maybe_accepted = maybe_accepted.contains(&suspect.record.lines.start);
         }
-        tracing::debug!(stream = %self.stream, code, message, "a line is refused by itself");
         self.delivery
-            .blamed
-            .extend(rest.into_iter().map(|record| Blamed {
-                record,
-                code: code.to_owned(),
-                message: message.to_owned(),
-                is_doubtful,
-            }));
-        if !self.pace.refused_alone() {
+    }
+
+    /// Makes one call, with as many of the records as may go now, and sees to what it does not deliver.
+    async fn attempt(&mut self, mut batch: Batch) -> Result<(), Ended> {
+        let Context { state, meters, .. } = self.context;
+        let permit = self.permit(&batch.records).await?;
+        let later = batch.records.split_off(permit.records);
+        if !later.is_empty() {
+            self.batches.push_front(batch.with(later));
+        }
+        if batch.is_tried {
+            meters.retry(&batch.records);
+        }
+        let is_one_line = batch.is_one_line();
+        let is_about_lines = self.is_about_lines(&batch);
+        let receipt = self.context.put(&batch.records).await;
+        let is_accepted = !receipt.delivered.is_empty();
+        let answer = state.answered(is_accepted);
+        let (done, failed) = Failed::split(std::mem::take(&mut batch.records), receipt);
+        let bytes = done.iter().map(|record| record.data.len()).sum();
+        let feedback = failed.feedback(is_one_line, is_about_lines);
+        state
+            .limiter
+            .observe(&permit, feedback, bytes, batch.failures);
+        drop(permit);
+        self.take_delivered(done);
+        if failed.is_empty() {
             return Ok(());
         }
-        Err(Ended::Hopeless(Parked {
-            problem: format!(
-                "stream `{}` refuses every record that it is given ({code})",
-                self.stream
-            ),
-            hint: Some("see that the stream takes direct puts; `-v` shows its words".to_owned()),
-        }))
-    }
-}
-
-/// The records at some positions, and the others.
-fn parted(records: Vec<Record>, positions: &[usize]) -> (Vec<Record>, Vec<Record>) {
-    // So it is of nearly every call.
-    if positions.len() == records.len() {
-        return (records, Vec::new());
-    }
-    let mut is_among = vec![false; records.len()];
-    for position in positions {
-        is_among[*position] = true;
-    }
-    let mut is_among = is_among.into_iter();
-    records
-        .into_iter()
-        .partition(|_| is_among.next().unwrap_or_default())
-}
-
-/// What a call tells about how much the stream takes.
-fn said(receipt: &Receipt, tried: usize) -> Said {
-    match receipt.refusal {
-        Some(Refusal::Retry(_)) if receipt.refused == 0 => {
-            Said::Failed((tried - receipt.delivered.len()) as f64 / tried as f64)
+        let reason = failed.reason();
+        tracing::debug!(stream = %self.context.stream, reason, "not accepted");
+        state.stall.failed(&reason);
+        self.reason = Some(reason);
+        batch.is_tried = true;
+        batch.first_refused.get_or_insert(answer);
+        let last_refused = batch.last_refused.replace(answer);
+        batch.failures = match feedback {
+            _ if is_accepted => 0,
+            Feedback::Enough => batch.failures,
+            _ => batch.failures + 1,
+        };
+        // What others took had no room for this one.
+        if is_accepted || failed.is_call_too_many() && self.has_accepted_since(last_refused) {
+            batch.fruitless = 0;
         }
-        Some(Refusal::Retry(_)) => Said::TooMuch(receipt.refused as f64 / tried as f64),
-        _ => Said::Enough,
+        self.handle(&batch, failed).await
     }
-}
 
-/// Two halves by records, or the lines of a single one; `None` for a single line.
-fn halves(records: &[Record]) -> Option<(Vec<Record>, Vec<Record>)> {
-    if let [record] = records {
-        let (first, second) = record.halves()?;
-        return Some((vec![first], vec![second]));
+    /// Waits for the right to make a call, or for a reason to make none.
+    async fn permit(&self, records: &[Record]) -> Result<Permit, Ended> {
+        let Context { state, .. } = self.context;
+        let singly = self.context.destination.sends_singly(self.context.stream);
+        let is_first = self.reason.is_none();
+        let permit = state
+            .limiter
+            .permit(records, singly, is_first, &state.stall);
+        let permit = self.context.wait(permit).await?;
+        permit.ok_or_else(|| {
+            let reason = self.reason.clone().unwrap_or_default();
+            self.context.stalled(reason)
+        })
     }
-    let (first, second) = records.split_at(records.len() / 2);
-    Some((first.to_vec(), second.to_vec()))
+
+    fn take_delivered(&mut self, done: Vec<Record>) {
+        if done.is_empty() {
+            return;
+        }
+        self.reason = None;
+        self.context.meters.delivered(&done);
+        let maybe_accepted = &mut self.delivery.maybe_accepted;
+        if !maybe_accepted.is_empty() {
+            for line in done.iter().flat_map(|record| record.lines.clone()) {
+                maybe_accepted.remove(&line);
+            }
+        }
+        self.delivery.delivered.extend(done);
+    }
+
+    fn note_maybe_accepted(&mut self, record: &Record) {
+        let lines = record.lines.clone();
+        self.delivery.maybe_accepted.extend(lines);
+    }
+
+    /// Does about the records that a call did not deliver what their failures say.
+    async fn handle(&mut self, batch: &Batch, failed: Failed) -> Result<(), Ended> {
+        let Failed {
+            call,
+            is_accepted,
+            one_by_one,
+            rest,
+            refusal,
+        } = failed;
+        let mut together: Vec<Record> = Vec::new();
+        let mut shared: Option<Failure> = None;
+        for (record, failure) in one_by_one {
+            if failure.is_maybe_accepted {
+                self.note_maybe_accepted(&record);
+            }
+            if failure.cause == Cause::Content {
+                self.reject(batch.with(vec![record]), failure)?;
+            } else {
+                together.push(record);
+                // A stream that has no room is no reason to look for a line.
+                if shared.is_none() || failure.cause == Cause::Throttled {
+                    shared = Some(failure);
+                }
+            }
+        }
+        if let Some(failure) = shared {
+            let fruitless = batch.fruitless + u32::from(!is_accepted);
+            let batch = Batch {
+                fruitless,
+                ..batch.with(together)
+            };
+            let scope = if call == 1 {
+                Scope::OnlyRecord
+            } else {
+                Scope::SomeRecords
+            };
+            self.fail(batch, failure, scope);
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let mut rest = batch.with(rest);
+        match refusal.expect("a receipt says why something is not delivered") {
+            Refusal::Retry(_) => self.batches.push_back(rest),
+            Refusal::Failed(failure) => {
+                if failure.is_maybe_accepted {
+                    rest.records
+                        .iter()
+                        .for_each(|record| self.note_maybe_accepted(record));
+                }
+                rest.fruitless += u32::from(!is_accepted);
+                let scope = if is_accepted {
+                    Scope::SomeRecords
+                } else {
+                    Scope::Call
+                };
+                self.fail(rest, failure, scope);
+            }
+            Refusal::Refresh { reason, refused } => {
+                self.context.refresh(&reason, refused).await?;
+                self.batches.push_front(rest);
+            }
+            Refusal::Blocked(blocked) => return Err(Ended::Blocked(blocked)),
+            Refusal::Rejected { code, message } => {
+                self.reject(rest, Failure::of_content(code, message))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts records back that may be accepted later. If it was in vain again and again, it takes them apart.
+    fn fail(&mut self, mut batch: Batch, failure: Failure, scope: Scope) {
+        batch.is_one_by_one = scope != Scope::Call;
+        if scope != Scope::SomeRecords && batch.is_one_line() {
+            self.suspect_alone(batch, failure);
+            return;
+        }
+        let most = match (failure.cause, scope, batch.parted) {
+            // A call too many says nothing about its records.
+            _ if scope != Scope::Call && self.is_about_lines(&batch) => 1,
+            (Cause::Throttled, _, Some((_, Cause::Throttled))) => FRUITLESS_CALLS,
+            (Cause::Throttled, ..) => THROTTLED_CALLS,
+            _ if self.is_about_lines(&batch) => 1,
+            _ => FRUITLESS_CALLS,
+        };
+        // Refused one by one, again and again, by a stream that accepts others: it is about these lines.
+        let is_suspect =
+            scope == Scope::SomeRecords && self.has_accepted_since(batch.first_refused);
+        // Those were taken apart for nothing if an answer was lost meanwhile.
+        let in_vain = match is_suspect {
+            true => batch.failures,
+            false => batch.fruitless,
+        };
+        if in_vain < most {
+            self.put_back(batch);
+            return;
+        }
+        if is_suspect {
+            let first_refused = batch.first_refused.unwrap_or_default();
+            let suspect = |line| Suspect::new(line, first_refused, failure.clone(), Instant::now());
+            let lines = batch.into_lines();
+            self.delivery.suspects.extend(lines.map(suspect));
+            return;
+        }
+        let answers = self.context.state.evidence().answers();
+        // Records with answers of their own need no calls of their own.
+        let is_packed = batch.records.iter().any(|record| record.lines.len() > 1);
+        if batch.is_one_by_one && is_packed {
+            self.batches
+                .extend(batch.halved_records(answers, failure.cause));
+            return;
+        }
+        match batch.halves(answers, failure.cause) {
+            Some(halves) => self.batches.extend(halves),
+            None => self.batches.push_back(batch),
+        }
+    }
+
+    /// Offers records again, in one call with others that were refused one by one: however many calls they came from,
+    /// the stream's backoff is waited for once.
+    fn put_back(&mut self, batch: Batch) {
+        let last = self.batches.back_mut();
+        let last = last.filter(|last| last.is_one_by_one && batch.is_one_by_one);
+        let apart = match last {
+            Some(last) => last.join(batch),
+            None => Some(batch),
+        };
+        self.batches.extend(apart);
+    }
+
+    fn has_accepted_since(&self, answer: Option<u64>) -> bool {
+        let evidence = self.context.state.evidence();
+        answer.is_some_and(|answer| evidence.has_accepted_since(answer))
+    }
+
+    /// Whether others that they were taken apart from were accepted since: then records fail because of what they are.
+    fn is_about_lines(&self, batch: &Batch) -> bool {
+        self.has_accepted_since(batch.parted.map(|(answers, _)| answers))
+    }
+
+    /// Halves records whose content is rejected, until the line that is to blame stands alone.
+    fn reject(&mut self, batch: Batch, failure: Failure) -> Result<(), Ended> {
+        self.rejected_with = Some(failure.code.clone());
+        let answers = self.context.state.evidence().answers();
+        match batch.halves(answers, failure.cause) {
+            Some(halves) => self.batches.extend(halves),
+            None => self.suspect_alone(batch, failure),
+        }
+        self.verdict_on_stream()
+    }
+
+    fn verdict_on_stream(&self) -> Result<(), Ended> {
+        let Context { state, stream, .. } = self.context;
+        match &self.rejected_with {
+            Some(code) if state.evidence().rejects_everything() => {
+                Err(Ended::refuses_everything(stream, code))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets a line aside that failed alone.
+    fn suspect_alone(&mut self, batch: Batch, failure: Failure) {
+        let Context { state, stream, .. } = self.context;
+        let Failure { code, message, .. } = &failure;
+        tracing::debug!(%stream, code, message, "a line failed alone");
+        let (now, first_refused) = (Instant::now(), batch.first_refused.unwrap_or_default());
+        for line in batch.records {
+            let mut suspect = Suspect::new(line, first_refused, failure.clone(), now);
+            suspect.fail(failure.clone(), &mut state.evidence(), now);
+            self.delivery.suspects.push(suspect);
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::iter;
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use bytes::Bytes;
-    use tempfile::TempDir;
-
-    use super::super::{Directory, Meter};
-    use super::*;
-    use crate::audience::DestinationName;
-
-    /// A destination that never takes anything, for a reason that might pass: no file system takes names so long.
-    struct OutOfReach {
-        destination: Destination,
-        meter: Arc<Meter>,
-        pulse: Arc<Pulse>,
-        stop: Stop,
-        _folder: TempDir,
-    }
-
-    impl OutOfReach {
-        fn new() -> Self {
-            let folder = tempfile::tempdir().unwrap();
-            let root: String = iter::repeat_n('x', 300).collect();
-            let directory = Directory::new(folder.path().join(root));
-            Self {
-                destination: Destination::directory(DestinationName::new("main"), false, directory),
-                meter: Arc::default(),
-                pulse: Arc::default(),
-                stop: Stop::new(),
-                _folder: folder,
-            }
-        }
-
-        /// How long a delivery took, how many calls it made, and how it ended.
-        async fn deliver(&self) -> (Duration, u64, Ended) {
-            let record = Record {
-                data: Bytes::from("a\n"),
-                lines: 0..1,
-            };
-            let stream = StreamName::parse("members").unwrap();
-            let (started, calls) = (Instant::now(), self.meter.counts().requests);
-            let mut meters = Meters::default();
-            meters.add(1, &self.meter);
-            let _delivering = self.pulse.start();
-            let delivery = self
-                .destination
-                .deliver(&stream, vec![record], &meters, &self.pulse, &self.stop)
-                .await;
-            assert!(delivery.delivered.is_empty());
-            let calls = self.meter.counts().requests - calls;
-            (started.elapsed(), calls, delivery.ended_by.unwrap())
-        }
-    }
-
-    /// The clock of a paused runtime counts in milliseconds.
-    fn seconds(time: Duration) -> u64 {
-        (time.as_millis() as f64 / 1_000.0).round() as u64
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_delivery_is_given_up_when_nothing_is_accepted_for_90_seconds() {
-        let out_of_reach = OutOfReach::new();
-        let (time, calls, ended) = out_of_reach.deliver().await;
-        assert!(matches!(ended, Ended::GaveUp(_)), "{ended:?}");
-        assert_eq!(seconds(time), 90);
-        // It backs off, to 10 s at most.
-        assert!((9..100).contains(&calls), "{calls}");
-        assert_eq!(out_of_reach.meter.counts().retries, calls - 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn after_one_was_given_up_the_next_tries_once() {
-        let out_of_reach = OutOfReach::new();
-        out_of_reach.deliver().await;
-        let (time, calls, ended) = out_of_reach.deliver().await;
-        assert!(matches!(ended, Ended::GaveUp(_)), "{ended:?}");
-        assert_eq!((seconds(time), calls), (0, 1));
-
-        // Something was accepted elsewhere, so there is reason to hope again.
-        out_of_reach.pulse.beat();
-        let (time, _, _) = out_of_reach.deliver().await;
-        assert_eq!(seconds(time), 90);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_is_accepted_elsewhere_gives_more_time() {
-        let out_of_reach = OutOfReach::new();
-        let pulse = Arc::clone(&out_of_reach.pulse);
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(60)).await;
-            pulse.beat();
-        });
-        let (time, _, _) = out_of_reach.deliver().await;
-        assert_eq!(seconds(time), 150);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_delivery_that_is_asked_to_stop_does_not_wait_for_its_next_try() {
-        let out_of_reach = OutOfReach::new();
-        let stop = out_of_reach.stop.clone();
-        tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(30)).await;
-            stop.request();
-        });
-        let (time, calls, ended) = out_of_reach.deliver().await;
-        assert!(matches!(ended, Ended::Stopped), "{ended:?}");
-        assert_eq!(seconds(time), 30);
-        assert!(calls > 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn after_a_stop_nothing_is_begun() {
-        let out_of_reach = OutOfReach::new();
-        out_of_reach.stop.request();
-        let (time, calls, ended) = out_of_reach.deliver().await;
-        assert!(matches!(ended, Ended::Stopped), "{ended:?}");
-        assert_eq!((seconds(time), calls), (0, 0));
-    }
-
-    #[test]
-    fn what_a_call_says_goes_by_what_it_did_not_deliver() {
-        let check = |delivered: usize, refused, refusal, expected| {
-            let receipt = Receipt {
-                delivered: (0..delivered).collect(),
-                refused,
-                refusal,
-                ..Receipt::default()
-            };
-            assert_eq!(said(&receipt, 500), expected);
-        };
-        let retry = || Some(Refusal::Retry("as the test says".to_owned()));
-        check(500, 0, None, Said::Enough);
-        check(400, 100, retry(), Said::TooMuch(0.2));
-        check(495, 0, retry(), Said::Failed(0.01));
-        check(0, 0, retry(), Said::Failed(1.0));
-    }
-}
+mod tests;

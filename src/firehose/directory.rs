@@ -12,7 +12,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::{Meters, Parked, Receipt, Refusal};
+use super::{Blocked, Cause, Failure, Meters, Receipt, Refusal};
 use crate::batch::Record;
 use crate::disk::{create_folder, private, sync_folder};
 use crate::mapping::StreamName;
@@ -49,26 +49,50 @@ impl Directory {
         let records = records.to_vec();
         let written =
             tokio::task::spawn_blocking(move || write(&root, &stream, &records, Utc::now())).await;
-        match written.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
+        match written.unwrap_or_else(|panic| Err(io::Error::other(panic).into())) {
             Ok(()) => Receipt::all(count),
-            Err(error) => Receipt::none(self.refusal(&error)),
+            Err(WriteError { error, is_placed }) => Receipt::none(self.refusal(&error, is_placed)),
         }
     }
 
-    fn refusal(&self, error: &io::Error) -> Refusal {
+    fn refusal(&self, error: &io::Error, is_placed: bool) -> Refusal {
         let problem = format!("cannot write below {}: {error}", self.root.display());
         match error.kind() {
+            // A reader may have seen it.
+            _ if is_placed => Refusal::Failed(Failure {
+                cause: Cause::Unanswered,
+                code: String::new(),
+                message: problem,
+                is_maybe_accepted: true,
+            }),
             ErrorKind::PermissionDenied
             | ErrorKind::ReadOnlyFilesystem
             | ErrorKind::StorageFull
             | ErrorKind::QuotaExceeded
             | ErrorKind::NotADirectory
             | ErrorKind::InvalidInput
-            | ErrorKind::AlreadyExists => Refusal::Park(Parked {
+            | ErrorKind::AlreadyExists => Refusal::Blocked(Blocked {
                 problem,
                 hint: None,
             }),
             _ => Refusal::Retry(problem),
+        }
+    }
+}
+
+/// A file that was not written.
+#[derive(Debug)]
+struct WriteError {
+    error: io::Error,
+    /// It is in its place all the same.
+    is_placed: bool,
+}
+
+impl From<io::Error> for WriteError {
+    fn from(error: io::Error) -> Self {
+        Self {
+            error,
+            is_placed: false,
         }
     }
 }
@@ -80,7 +104,7 @@ fn write(
     stream: &StreamName,
     records: &[Record],
     now: DateTime<Utc>,
-) -> io::Result<()> {
+) -> Result<(), WriteError> {
     let folder = root
         .join(stream.as_str())
         .join(now.format("%Y/%m/%d/%H").to_string());
@@ -93,7 +117,7 @@ fn write(
     // `..` is a name that AWS allows, and `.incoming` is ours.
     if stream.as_str().starts_with('.') {
         let problem = format!("the stream `{stream}` begins with a dot, which no folder here may");
-        return Err(io::Error::new(ErrorKind::InvalidInput, problem));
+        return Err(io::Error::new(ErrorKind::InvalidInput, problem).into());
     }
     create_folder(&folder)?;
     create_folder(&incoming)?;
@@ -104,16 +128,18 @@ fn write(
         .iter()
         .flat_map(|record| record.data.iter().copied())
         .collect();
+    let place = folder.join(&name);
     let placed = file
         .write_all(&all)
         .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&temporary, folder.join(&name)))
+        .and_then(|()| fs::rename(&temporary, &place))
         .and_then(|()| sync_folder(&folder));
-    if placed.is_err() {
+    placed.map_err(|error| {
         // It may not exist any more; what matters is the first error.
         drop(fs::remove_file(&temporary));
-    }
-    placed
+        let is_placed = place.exists();
+        WriteError { error, is_placed }
+    })
 }
 
 /// Removes what crashes left half-written, unless it is so young that another program may be writing it.
@@ -125,7 +151,7 @@ fn sweep(incoming: &Path) {
             .and_then(|file| file.modified())
             .map(|at| at.elapsed().unwrap_or_default());
         if age.is_ok_and(|age| age > OLD) {
-            // It does not count as delivered, and is in nobody's way: next time, then.
+            // It does not count as delivered, and can be removed the next time.
             drop(fs::remove_file(entry.path()));
         }
     }
@@ -174,7 +200,7 @@ mod tests {
                 .put(&stream, std::slice::from_ref(&record), &Meters::default())
                 .await;
             assert!(
-                matches!(receipt.refusal, Some(Refusal::Park(_))),
+                matches!(receipt.refusal, Some(Refusal::Blocked(_))),
                 "{name}: {receipt:?}"
             );
         }
@@ -208,7 +234,7 @@ mod tests {
             .await;
         assert!(receipt.delivered.is_empty());
         assert!(
-            matches!(receipt.refusal, Some(Refusal::Park(_))),
+            matches!(receipt.refusal, Some(Refusal::Blocked(_))),
             "{:?}",
             receipt.refusal
         );

@@ -14,7 +14,7 @@ impl Destination {
         }
     }
 
-    /// The same of lines that nobody has yet. Those that no record can hold are never sent.
+    /// The same of lines that are not delivered yet. Those that no record can hold are never sent.
     pub fn weigh(&self, lines: &Lines) -> Foreseen {
         self.foresee(|pack| lines.records(pack, |line| !lines.is_too_long(line)))
     }
@@ -23,7 +23,7 @@ impl Destination {
         let sizes = || records.iter().map(|record| record.data.len());
         let requests = match &self.kind {
             Kind::Firehose(aws) if aws.sends_all_singly() => records.len(),
-            _ => self.pacing.quota().calls(records),
+            _ => self.streams.quota().calls(records),
         };
         Counts {
             requests: requests as u64,
@@ -51,7 +51,7 @@ impl Destination {
         }
     }
 
-    /// Files cost nothing and are written at once. Whoever tries it out with them wants to know what Firehose would take.
+    /// Files cost nothing and are written at once. A first try with them is to show what Firehose would take.
     fn billed_quota(&self) -> Quota {
         match &self.kind {
             Kind::Firehose(aws) => aws.quota(),

@@ -17,7 +17,7 @@ use aws_smithy_runtime_api::client::http::{
     HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
 
-use super::Parked;
+use super::Blocked;
 
 /// Where plain http is allowed.
 pub const PLAIN_HTTP_HINT: &str = "plain http is for localhost, 127.0.0.1 and [::1]";
@@ -113,10 +113,10 @@ impl HttpConnector for GuardedConnector {
 }
 
 /// What to do about a call that was not made for this reason.
-pub(super) fn refused(error: &(dyn Error + 'static)) -> Option<Parked> {
+pub(super) fn refused(error: &(dyn Error + 'static)) -> Option<Blocked> {
     let mut causes = std::iter::successors(Some(error), |error| (*error).source());
     let refused = causes.find_map(|cause| cause.downcast_ref::<InTheClear>())?;
-    Some(Parked {
+    Some(Blocked {
         problem: refused.to_string(),
         hint: Some(format!(
             "AWS_ENDPOINT_URL, one of the variables that begin so, or `endpoint_url` in the profile names it; {PLAIN_HTTP_HINT}"

@@ -47,13 +47,13 @@ impl Meter {
     }
 }
 
-/// Who is counted for which lines of a delivery. A record belongs to one run; a call counts for each run of which it
+/// Which meter counts which lines of a delivery. A record belongs to one run; a call counts for each run of which it
 /// carries something.
 #[derive(Debug, Default)]
 pub struct Meters(Vec<(usize, Arc<Meter>)>);
 
 impl Meters {
-    /// The next so many lines are counted here.
+    /// The next lines, this many, are counted here.
     pub fn add(&mut self, lines: usize, meter: &Arc<Meter>) {
         let from = self.0.last().map_or(0, |(end, _)| *end);
         self.0.push((from + lines, Arc::clone(meter)));
@@ -71,7 +71,7 @@ impl Meters {
         self.each(records, Meter::delivered);
     }
 
-    /// Everyone of whom there are records, with these. Records are in the order of their lines.
+    /// Calls `count` for each meter that has records, with these records. Records are in the order of their lines.
     fn each(&self, records: &[Record], count: impl Fn(&Meter, &[Record])) {
         let mut rest = records;
         for (end, meter) in &self.0 {
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_counts_for_everyone_of_whom_it_carries_something() {
+    fn a_call_counts_for_each_meter_that_has_a_record_in_it() {
         let [one, other]: [Arc<Meter>; 2] = Default::default();
         let mut meters = Meters::default();
         meters.add(2, &one);

@@ -1,12 +1,12 @@
-//! What an answer of Firehose's means for the records that it refuses: try again, renew the credentials, leave them to
-//! somebody who must act, or find the one that is to blame.
+//! What an answer of Firehose means for the records that it refuses: try again, renew the credentials, leave them until
+//! an operator acts, or find the line whose content is rejected.
 //!
 //! Pure, so that every code has its row in a test. AWS lists the codes of a call and those that all of its services
 //! share: <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html#API_PutRecordBatch_Errors>,
 //! <https://docs.aws.amazon.com/firehose/latest/APIReference/CommonErrors.html>.
 
 use super::credentials::is_about_credentials;
-use super::{Parked, Refusal};
+use super::{Blocked, Cause, Failure, Refusal};
 use crate::mapping::StreamName;
 use crate::policy::{self, Permission};
 
@@ -26,7 +26,7 @@ pub(super) struct Called<'a> {
 impl Called<'_> {
     /// Nothing was sent.
     pub(super) fn was_not_made(&self, message: &str) -> Refusal {
-        Refusal::Park(Parked {
+        Refusal::Blocked(Blocked {
             problem: format!("firehose cannot be called: {message}"),
             hint: None,
         })
@@ -34,11 +34,31 @@ impl Called<'_> {
 
     /// What to do, by an answer's status (0 where there was no answer), code and words.
     pub(super) fn was_answered(&self, status: u16, code: Option<&str>, message: &str) -> Refusal {
+        let is_server_error = status == 0 || status >= 500;
         let Some(code) = code.or_else(|| code_of_proxy(status)) else {
-            return Refusal::Retry(format!("firehose did not answer: {message}"));
+            return Refusal::Failed(Failure {
+                cause: Cause::Unanswered,
+                code: String::new(),
+                message: format!("firehose did not answer: {message}"),
+                is_maybe_accepted: is_server_error,
+            });
         };
-        if status >= 500 || status == 429 || is_throttled(code) || is_passing(code) {
-            return Refusal::Retry(format!("firehose answered {code}"));
+        let failed = |cause, is_maybe_accepted| {
+            Refusal::Failed(Failure {
+                cause,
+                code: code.to_owned(),
+                message: message.to_owned(),
+                is_maybe_accepted,
+            })
+        };
+        if status == 429 || is_throttled(code) {
+            return failed(Cause::Throttled, is_server_error);
+        }
+        if is_server_error || is_passing(code) {
+            return failed(
+                Cause::InternalError,
+                is_server_error || may_be_accepted(code),
+            );
         }
         let reason = format!("{code}: {}", shown(message));
         if is_about_credentials(code) {
@@ -47,11 +67,11 @@ impl Called<'_> {
                 refused: self.generation,
             };
         }
-        let (problem, hint) = match self.parked(code, &reason) {
-            Some(parked) => parked,
+        let (problem, hint) = match self.blocked(code, &reason) {
+            Some(blocked) => blocked,
             // ValidationException, InvalidArgumentException, SerializationException, and what AWS may yet come up with.
             None if matches!(status, 400 | 413) => {
-                return Refusal::Bisect {
+                return Refusal::Rejected {
                     code: code.to_owned(),
                     message: message.to_owned(),
                 };
@@ -64,14 +84,14 @@ impl Called<'_> {
                 "the records stay in the journal; the next run tries again".to_owned(),
             ),
         };
-        Refusal::Park(Parked {
+        Refusal::Blocked(Blocked {
             problem,
             hint: Some(hint),
         })
     }
 
-    /// What somebody must act on, and how.
-    fn parked(&self, code: &str, reason: &str) -> Option<(String, String)> {
+    /// What an operator must act on, and how.
+    fn blocked(&self, code: &str, reason: &str) -> Option<(String, String)> {
         let Self { stream, region, .. } = self;
         Some(match code {
             "ResourceNotFoundException" => (
@@ -109,7 +129,7 @@ impl Called<'_> {
     fn permission_hint(&self) -> String {
         let arn = policy::stream_arn(self.role, self.region, self.stream.as_str());
         let statement = policy::line(&Permission::to_put(vec![arn]));
-        let whose = self.role.unwrap_or("whoever runs audience-sync");
+        let whose = self.role.unwrap_or("the user that runs audience-sync");
         format!(
             "add to the permission policy of {whose}: {statement}; `audience-sync iam` prints all of it"
         )
@@ -152,10 +172,28 @@ pub(super) fn is_throttled(code: &str) -> bool {
         )
 }
 
-/// Whether the code of a refused record is none that AWS documents: ServiceUnavailableException and InternalFailure.
+/// What the code of a refused record means. AWS documents two: ServiceUnavailableException and InternalFailure.
 /// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatchResponseEntry.html>
-pub(super) fn is_strange(code: &str) -> bool {
-    !is_throttled(code) && !is_passing(code)
+pub(super) fn of_record(code: &str, message: &str) -> Failure {
+    let cause = match code {
+        code if is_throttled(code) => Cause::Throttled,
+        code if is_passing(code) => Cause::InternalError,
+        _ => Cause::Undocumented,
+    };
+    Failure {
+        cause,
+        code: code.to_owned(),
+        message: message.to_owned(),
+        is_maybe_accepted: cause == Cause::InternalError && may_be_accepted(code),
+    }
+}
+
+/// An internal error may come after the records were accepted. "If there is an internal server error or a timeout, the
+/// write might have completed or it might have failed."
+/// <https://docs.aws.amazon.com/firehose/latest/APIReference/API_PutRecordBatch.html>
+fn may_be_accepted(code: &str) -> bool {
+    // This one is found out before anything is looked at.
+    code != "RequestExpired"
 }
 
 /// The same call may go well the next time.
@@ -193,34 +231,48 @@ mod tests {
             for code in codes {
                 let code = Some(*code).filter(|code| !code.is_empty());
                 let found = match refusal(status, code) {
-                    Refusal::Retry(_) => "retry",
+                    Refusal::Failed(failure) => match (failure.cause, failure.is_maybe_accepted) {
+                        (Cause::Throttled, false) => "throttled",
+                        (Cause::Throttled, true) => "throttled, maybe accepted",
+                        (Cause::InternalError, false) => "failed",
+                        (Cause::InternalError, true) => "failed, maybe accepted",
+                        (Cause::Unanswered, false) => "unanswered",
+                        (Cause::Unanswered, true) => "unanswered, maybe accepted",
+                        (Cause::Undocumented | Cause::Content, _) => "not of a call",
+                    },
                     Refusal::Refresh { refused: 7, .. } => "refresh",
-                    Refusal::Park(_) => "park",
-                    Refusal::Bisect { .. } => "bisect",
+                    Refusal::Blocked(_) => "blocked",
+                    Refusal::Rejected { .. } => "rejected",
                     Refusal::Refresh { .. } => "another generation",
+                    Refusal::Retry(_) => "nothing was sent",
                 };
                 assert_eq!(found, expected, "{status} {code:?}");
             }
         };
-        check(0, &[""], "retry");
-        check(500, &["InternalFailure", "SomethingNew", ""], "retry");
+        check(0, &[""], "unanswered, maybe accepted");
+        check(502, &[""], "unanswered, maybe accepted");
+        check(
+            500,
+            &["InternalFailure", "SomethingNew"],
+            "failed, maybe accepted",
+        );
         check(
             503,
-            &["ServiceUnavailableException", "SlowDown", ""],
-            "retry",
+            &["ServiceUnavailableException", "SlowDown"],
+            "throttled, maybe accepted",
         );
-        check(429, &["SomethingNew", ""], "retry");
-        let passing = [
+        check(429, &["SomethingNew"], "throttled");
+        check(429, &[""], "unanswered");
+        let throttled = [
             "ThrottlingException",
             "Throttling",
             "KMSThrottlingException",
             "LimitExceededException",
-            "RequestAborted",
-            "RequestAbortedException",
-            "RequestExpired",
-            "InternalFailure",
         ];
-        check(400, &passing, "retry");
+        check(400, &throttled, "throttled");
+        let failed = ["RequestAborted", "RequestTimeout", "InternalFailure"];
+        check(400, &failed, "failed, maybe accepted");
+        check(400, &["RequestExpired"], "failed");
         let credentials = [
             "ExpiredTokenException",
             "ExpiredToken",
@@ -233,7 +285,7 @@ mod tests {
         ];
         check(400, &credentials, "refresh");
         check(403, &credentials, "refresh");
-        let parked = [
+        let blocked = [
             "AccessDeniedException",
             "ResourceNotFoundException",
             "InvalidKMSResourceException",
@@ -242,10 +294,18 @@ mod tests {
             "OptInRequired",
             "UnknownOperationException",
         ];
-        check(400, &parked, "park");
-        check(403, &["AccessDenied", "MissingAuthenticationToken"], "park");
-        check(404, &["UnknownOperationException", "SomethingNew"], "park");
-        check(403, &[""], "retry");
+        check(400, &blocked, "blocked");
+        check(
+            403,
+            &["AccessDenied", "MissingAuthenticationToken"],
+            "blocked",
+        );
+        check(
+            404,
+            &["UnknownOperationException", "SomethingNew"],
+            "blocked",
+        );
+        check(403, &[""], "unanswered");
         let content = [
             "ValidationException",
             "InvalidArgumentException",
@@ -253,8 +313,23 @@ mod tests {
             "SomethingNew",
             "",
         ];
-        check(400, &content, "bisect");
-        check(413, &["", "RequestEntityTooLarge"], "bisect");
+        check(400, &content, "rejected");
+        check(413, &["", "RequestEntityTooLarge"], "rejected");
+    }
+
+    #[test]
+    fn a_record_is_refused_for_one_of_two_reasons_or_an_undocumented_one() {
+        let check = |code, cause, is_maybe_accepted| {
+            let failure = of_record(code, "as the test says");
+            assert_eq!(
+                (failure.cause, failure.is_maybe_accepted),
+                (cause, is_maybe_accepted),
+                "{code}"
+            );
+        };
+        check("ServiceUnavailableException", Cause::Throttled, false);
+        check("InternalFailure", Cause::InternalError, true);
+        check("SomethingNew", Cause::Undocumented, false);
     }
 
     #[test]
@@ -268,11 +343,11 @@ mod tests {
 
     #[test]
     fn a_missing_permission_is_named_as_it_is_to_be_added() {
-        let Refusal::Park(parked) = refusal(400, Some("AccessDeniedException")) else {
-            panic!("nobody tries again");
+        let Refusal::Blocked(blocked) = refusal(400, Some("AccessDeniedException")) else {
+            panic!("it is tried again");
         };
         assert_eq!(
-            parked.to_string(),
+            blocked.to_string(),
             "no permission for firehose:PutRecordBatch on stream `members` (AccessDeniedException: as the test says)\n\n\
              hint: add to the permission policy of arn:aws:iam::874699288871:role/example-role: \
              {\"Effect\":\"Allow\",\"Action\":[\"firehose:PutRecordBatch\",\"firehose:PutRecord\"],\

@@ -1,33 +1,31 @@
-//! Dead letters: what Firehose will not have, kept with its reason until somebody mends it or a later run decides anew.
+//! Dead letters: lines that a stream will not accept, kept with the reason until the cause is mended or a later run
+//! decides anew.
 //!
-//! They lie in their chunks. What a run decided about an audience is decided anew by its next run, from what Firehose
-//! has accepted; a call that was given to `send` is decided by nobody else, and only sent again when asked to.
+//! A change of an audience is decided anew by the next run of its feed. A call that was given to `send` is decided by
+//! nothing else, and only sent again when asked to. A letter keeps its own line, so that its chunk may be pruned.
 
 use rusqlite::{Connection, params};
 
 use super::chunk::{self, Unreadable};
-use super::journal::{self, JournaledRun};
+use super::journal::{self, JournaledRun, unreadable};
+use super::writer::{ChunkKind, ChunkWriter};
 use super::{Snapshot, SnapshotError};
-use crate::audience::Change;
+use crate::audience::{Action, Change};
 use crate::event::Computation;
-use crate::mapping::StreamName;
 use crate::run::Timestamp;
 
-/// Of rows of `dead`: whether it may be sent again as it is.
-pub(super) const IS_LETTER: &str = "is_whole AND superseded_by IS NULL";
+/// Of rows of `dead`: whether the line may be sent again as it is.
+const IS_LETTER: &str = "superseded_by IS NULL AND entry IS NOT NULL";
 
 /// One of them.
 #[derive(Debug)]
 pub struct DeadLetter<'a> {
     pub run: &'a JournaledRun,
-    /// The stream that refuses it; `None` for what no stream may be given, which is too long.
-    pub stream: Option<&'a StreamName>,
-    /// Firehose's code and words. They may repeat what it was sent.
+    /// Firehose's code and words. They may repeat what was sent.
     pub reason: &'a str,
-    /// Since when.
     pub died_at: Timestamp,
-    /// Whether all of it is kept, so that it can be sent again.
-    pub is_whole: bool,
+    /// Whether the line is kept, so that it can be sent again.
+    pub is_kept: bool,
     pub content: LetterContent<'a>,
 }
 
@@ -49,58 +47,118 @@ impl Snapshot {
         let mut statement = self
             .connection
             .prepare(
-                "SELECT dead.run, dead.seq, position, reason, at, stream, is_whole, entries
-                 FROM dead JOIN chunk ON chunk.run = dead.run AND chunk.seq = dead.seq
-                 WHERE superseded_by IS NULL ORDER BY dead.run, dead.seq, position",
+                "SELECT run, seq, position, reason, at, entry FROM dead WHERE superseded_by IS NULL
+                 ORDER BY run, seq, position",
             )
             .map_err(sql)?;
         let mut rows = statement.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let run = journal::run(&self.connection, row.get(0).map_err(sql)?)?;
             let seq = row.get(1).map_err(sql)?;
-            let unreadable = |Unreadable| SnapshotError::UnreadableChunk {
-                run: run.number,
-                seq,
-            };
             let position = row.get::<_, i64>(2).map_err(sql)? as usize;
-            let entries = row.get_ref(7).and_then(|column| Ok(column.as_blob()?));
-            let content = content(&run, entries.map_err(sql)?, position).map_err(unreadable)?;
+            let entry: Option<Vec<u8>> = row.get(5).map_err(sql)?;
+            let is_kept = entry.is_some();
+            let chunk = match entry {
+                Some(entry) => (entry, 0),
+                None => (self.entries(&run, seq)?, position),
+            };
+            let content =
+                content(&run, &chunk.0, chunk.1).map_err(|Unreadable| unreadable(&run, seq))?;
             let reason: String = row.get(3).map_err(sql)?;
-            let stream: Option<i64> = row.get(5).map_err(sql)?;
             each(DeadLetter {
                 run: &run,
-                stream: stream.and_then(|stream| run.streams.get(stream as usize)),
                 reason: &reason,
                 died_at: Timestamp::from_millis(row.get(4).map_err(sql)?),
-                is_whole: row.get(6).map_err(sql)?,
+                is_kept,
                 content,
             })?;
         }
         Ok(())
     }
 
-    /// Puts every dead letter that can be sent again back into the journal; returns how many those are. Streams that
-    /// have one already are not given it again.
-    pub fn revive_dead_letters(&mut self) -> Result<u64, SnapshotError> {
-        let transaction = self.begin()?;
-        transaction.execute(
-            &format!(
-                "DELETE FROM delivered WHERE (run, seq) IN (SELECT run, seq FROM dead WHERE {IS_LETTER})"
-            ),
-            [],
-        )?;
-        transaction.execute(
-            &format!(
-                "UPDATE run SET finished_at = NULL, outcome = NULL,
-                     dead = dead - (SELECT count(*) FROM dead AS letter WHERE letter.run = number AND {IS_LETTER})
-                 WHERE number IN (SELECT run FROM dead WHERE {IS_LETTER})"
-            ),
-            [],
-        )?;
-        let revived = transaction.execute(&format!("DELETE FROM dead WHERE {IS_LETTER}"), [])?;
-        transaction.commit()?;
-        Ok(revived as u64)
+    fn entries(&self, run: &JournaledRun, seq: i64) -> Result<Vec<u8>, SnapshotError> {
+        Ok(self.connection.query_row(
+            "SELECT entries FROM chunk JOIN bytes ON bytes.id = chunk.bytes WHERE run = ?1 AND seq = ?2",
+            [run.number, seq],
+            |row| row.get(0),
+        )?)
     }
+
+    /// Puts every dead letter that can be sent again back into the journal, each in a chunk of its own; returns how many
+    /// those are.
+    pub fn requeue_dead_letters(&mut self) -> Result<u64, SnapshotError> {
+        let transaction = self.begin()?;
+        let runs = letters_by_run(&transaction)?;
+        for (run, letters) in &runs {
+            requeue(&transaction, *run, letters)?;
+        }
+        // The rows stay: the chunks that the letters were in have not delivered them.
+        transaction.execute(
+            &format!("UPDATE dead SET superseded_by = run, entry = NULL WHERE {IS_LETTER}"),
+            [],
+        )?;
+        transaction.commit()?;
+        Ok(runs.iter().map(|(_, letters)| letters.len() as u64).sum())
+    }
+
+    /// Forgets every dead letter; returns how many those were. A change is decided anew all the same.
+    pub fn drop_dead_letters(&mut self) -> Result<u64, SnapshotError> {
+        let dropped = self.connection.execute(
+            "UPDATE dead SET superseded_by = 0, entry = NULL WHERE superseded_by IS NULL",
+            [],
+        )?;
+        Ok(dropped as u64)
+    }
+}
+
+/// The kept lines of each run.
+type Letters = Vec<(i64, Vec<Vec<u8>>)>;
+
+fn letters_by_run(connection: &Connection) -> Result<Letters, SnapshotError> {
+    let mut select = connection.prepare(&format!(
+        "SELECT run, entry FROM dead WHERE {IS_LETTER} ORDER BY run, seq, position"
+    ))?;
+    let mut rows = select.query([])?;
+    let mut runs: Letters = Vec::new();
+    while let Some(row) = rows.next()? {
+        let run = row.get(0)?;
+        let letter = row.get(1)?;
+        match runs.last_mut() {
+            Some((same, letters)) if *same == run => letters.push(letter),
+            _ => runs.push((run, vec![letter])),
+        }
+    }
+    Ok(runs)
+}
+
+/// Writes letters into further chunks of their run, one each: there are few of them.
+fn requeue(connection: &Connection, number: i64, letters: &[Vec<u8>]) -> Result<(), SnapshotError> {
+    let run = journal::run(connection, number)?;
+    let last: Option<i64> = connection.query_row(
+        "SELECT max(seq) FROM chunk WHERE run = ?1",
+        [number],
+        |row| row.get(0),
+    )?;
+    let first = last.unwrap_or(-1) + 1;
+    for (seq, entry) in (first..).zip(letters) {
+        let content = content(&run, entry, 0).map_err(|Unreadable| unreadable(&run, seq))?;
+        let (kind, change) = match &content {
+            LetterContent::Call(_) => (ChunkKind::Calls, None),
+            LetterContent::Change(_, change) if change.action == Action::Leave => {
+                (ChunkKind::Leaving, Some(change))
+            }
+            LetterContent::Change(_, change) => (ChunkKind::Entering, Some(change)),
+        };
+        let mut writer = ChunkWriter::new(connection, number, kind, seq, 1)?;
+        writer.push(change, entry.len(), |entries| entries.extend(entry))?;
+        writer.flush()?;
+    }
+    // The chunk that a letter was in counted it; now its new chunk does.
+    connection.execute(
+        "UPDATE run SET finished_at = NULL, outcome = 'undelivered', dead = dead - ?2 WHERE number = ?1",
+        params![number, letters.len() as i64],
+    )?;
+    Ok(())
 }
 
 /// The entry at a position of a chunk.
@@ -121,20 +179,17 @@ fn content<'a>(
     }
 }
 
-/// Notes that a run has decided about everyone in its audience anew: what died before is not to be sent any more.
+/// Notes that a run has decided about everyone in its feed anew: the letters of earlier runs are not sent any more.
 pub(super) fn supersede_dead(
     connection: &Connection,
-    computation: &Computation,
+    feed: i64,
     run: i64,
 ) -> Result<(), SnapshotError> {
-    connection.execute(
-        "UPDATE dead SET superseded_by = ?1 WHERE superseded_by IS NULL AND run IN (
-             SELECT number FROM run WHERE audience_id = ?2 AND destination = ?3 AND number < ?1 AND dead > 0)",
-        params![
-            run,
-            computation.audience.as_str(),
-            computation.destination.as_str()
-        ],
-    )?;
+    connection
+        .prepare_cached(
+            "UPDATE dead SET superseded_by = ?1, entry = NULL
+             WHERE superseded_by IS NULL AND (SELECT feed FROM run WHERE run.number = dead.run) = ?2",
+        )?
+        .execute(params![run, feed])?;
     Ok(())
 }

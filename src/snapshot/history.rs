@@ -2,39 +2,45 @@
 
 use rusqlite::{OptionalExtension, params};
 
-use super::dead::IS_LETTER;
 use super::held::Held;
+use super::journal::flags;
 use super::members::{SqlUser, SqlValueBuf, user};
-use super::{Snapshot, SnapshotError, chunk, class, journal};
+use super::streams::{STREAM, stream_from};
+use super::{Snapshot, SnapshotError, chunk, class, journal, streams};
 use crate::audience::{AudienceId, Class, DestinationName, Key, User, UserKind, ValueBuf};
 use crate::event::{Identify, MessageId};
-use crate::mapping::StreamName;
 use crate::run::{RunId, RunKind, Timestamp};
+use crate::stream::Stream;
 
-/// One audience at one destination.
+/// One audience at one stream.
 #[derive(Debug, Clone)]
-pub struct AudienceSummary {
+pub struct FeedSummary {
     pub id: AudienceId,
     pub key: Key,
     pub name: String,
     pub destination: DestinationName,
+    pub stream: Stream,
     pub class: Class,
+    pub retired: bool,
     pub members: u64,
+    /// Users who may have been told that they are members, and are none.
+    pub phantoms: u64,
     /// The last run, whatever came of it.
     pub last_run: Option<RunId>,
-    /// When the last run began that did not fail,
-    pub last_started_at: Option<Timestamp>,
-    /// and when it ended.
+    pub last_outcome: Option<String>,
+    /// When the last run was planned that did not fail, by the clock of that moment,
+    pub last_planned_at: Option<Timestamp>,
+    /// and when it had delivered everything.
     pub last_synced_at: Option<Timestamp>,
     /// Changes in the journal.
     pub pending: u64,
-    /// Removals that the guard kept back in the last run that planned,
-    pub held: u64,
-    /// and more about them.
-    pub hold: Option<Held>,
+    /// Changes that the stream will not accept.
+    pub dead: u64,
+    /// What the guard kept back in the last run that planned.
+    pub held: Option<Held>,
 }
 
-/// A member that Firehose has accepted.
+/// A member that a stream has accepted.
 #[derive(Debug, Clone)]
 pub struct MemberSummary<'a> {
     pub user: User<'a>,
@@ -52,6 +58,7 @@ pub struct RunSummary {
     /// `None` for `send`, and before the first run of the audience that planned.
     pub key: Option<Key>,
     pub destination: DestinationName,
+    pub stream: Stream,
     pub kind: RunKind,
     pub started_at: Timestamp,
     pub finished_at: Option<Timestamp>,
@@ -62,6 +69,7 @@ pub struct RunSummary {
     pub added: u64,
     pub removed: u64,
     pub changed: u64,
+    /// Everything that the guard kept back.
     pub held: u64,
     pub skipped_rows: u64,
     pub delivered: u64,
@@ -69,12 +77,13 @@ pub struct RunSummary {
     pub pending: u64,
 }
 
-/// What Firehose has accepted about a user, now.
+/// What a stream has accepted about a user, now.
 #[derive(Debug, Clone)]
-pub struct Membership {
+pub struct UserMembership {
     pub audience: AudienceId,
     pub key: Key,
     pub destination: DestinationName,
+    pub stream: Stream,
     pub class: Class,
     /// Whether the user is known by user id or by anonymous id.
     pub user: UserKind,
@@ -86,26 +95,26 @@ pub struct Membership {
 
 /// One change that a run decided about a user.
 #[derive(Debug, Clone)]
-pub struct Deed {
+pub struct ChangeEntry {
     pub audience: AudienceId,
     pub key: Key,
     pub class: Class,
     pub destination: DestinationName,
+    pub stream: Stream,
     /// Whether the user is known by user id or by anonymous id.
     pub user: UserKind,
     pub run: RunId,
     pub kind: RunKind,
-    /// The timestamp of the record.
+    /// When the run began.
     pub decided_at: Timestamp,
-    pub streams: Vec<StreamName>,
     /// The value of the trait, as JSON.
     pub value: String,
     pub message_id: MessageId,
-    pub state: DeedState,
+    pub state: ChangeState,
 }
 
 #[derive(Debug, Clone)]
-pub enum DeedState {
+pub enum ChangeState {
     /// With its chunk, or before the rest of it where `None`.
     Delivered(Option<Timestamp>),
     Waiting,
@@ -113,67 +122,88 @@ pub enum DeedState {
 }
 
 impl Snapshot {
-    /// Every audience and destination, in order of key.
-    pub fn audiences(&self) -> Result<Vec<AudienceSummary>, SnapshotError> {
-        let mut statement = self.connection.prepare(
-            "SELECT audience.id, key, name, audience.destination, class,
-                    audience.members,
-                    (SELECT run.id FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
-                     ORDER BY number DESC LIMIT 1),
-                    (SELECT finished_at FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
-                     AND outcome <> 'failed' ORDER BY number DESC LIMIT 1),
+    /// Every audience and stream, in order of key.
+    pub fn feeds(&self) -> Result<Vec<FeedSummary>, SnapshotError> {
+        let mut statement = self.connection.prepare(&format!(
+            "SELECT audience.id, audience.key, audience.name, feed.destination, audience.class, audience.retired_at IS NOT NULL, feed.members,
+                    (SELECT count(*) FROM doubt WHERE doubt.feed = feed.number AND NOT EXISTS (
+                         SELECT 1 FROM membership WHERE membership.feed = doubt.feed AND membership.user = doubt.user)),
+                    last.id, last.outcome, planned.at, planned.held, planned.held_added, planned.held_changed,
+                    planned.held_of, planned.held_sample,
+                    (SELECT max(finished_at) FROM (SELECT finished_at FROM run WHERE audience_id = audience.id
+                         AND run.stream = feed.stream AND outcome IN ('delivered', 'unchanged', 'held')
+                         ORDER BY number DESC LIMIT 1)),
                     (SELECT coalesce(sum(planned - delivered - dead), 0) FROM run
-                     WHERE run.audience = audience.number AND planned > delivered + dead),
-                    last.started_at, last.held, last.held_of, last.held_sample
-             FROM audience LEFT JOIN run AS last ON last.number =
-                    (SELECT number FROM run WHERE audience_id = audience.id AND run.destination = audience.destination
+                     WHERE run.feed = feed.number AND planned > delivered + dead),
+                    (SELECT count(*) FROM dead JOIN run ON run.number = dead.run
+                     WHERE superseded_by IS NULL AND run.feed = feed.number),
+                    {STREAM}
+             FROM feed JOIN audience ON audience.number = feed.audience JOIN stream ON stream.number = feed.stream
+             LEFT JOIN run AS last ON last.number =
+                    (SELECT max(number) FROM run WHERE audience_id = audience.id AND run.stream = feed.stream)
+             LEFT JOIN run AS planned ON planned.number =
+                    (SELECT number FROM run WHERE audience_id = audience.id AND run.stream = feed.stream
                      AND outcome IS NOT 'failed' ORDER BY number DESC LIMIT 1)
-             ORDER BY audience.key, audience.destination",
-        )?;
+             ORDER BY audience.key, feed.destination, stream.name"
+        ))?;
         let mut rows = statement.query([])?;
-        let mut audiences = Vec::new();
+        let mut feeds = Vec::new();
         while let Some(row) = rows.next()? {
-            let held = row.get::<_, Option<i64>>(10)?.unwrap_or_default() as u64;
-            let held_of = row.get::<_, Option<i64>>(11)?.unwrap_or_default();
-            let sample: Option<String> = row.get(12)?;
-            audiences.push(AudienceSummary {
+            let count = |column| -> rusqlite::Result<u64> {
+                Ok(row.get::<_, Option<i64>>(column)?.unwrap_or_default() as u64)
+            };
+            let time = |column| -> rusqlite::Result<Option<Timestamp>> {
+                Ok(row
+                    .get::<_, Option<i64>>(column)?
+                    .map(Timestamp::from_millis))
+            };
+            let sample: Option<String> = row.get(15)?;
+            let held = [count(11)?, count(12)?, count(13)?, count(14)?];
+            feeds.push(FeedSummary {
                 id: AudienceId::new(row.get::<_, String>(0)?),
                 key: Key::new(row.get::<_, String>(1)?),
                 name: row.get(2)?,
                 destination: DestinationName::new(row.get::<_, String>(3)?),
                 class: class(&row.get::<_, String>(4)?)?,
-                members: row.get::<_, i64>(5)? as u64,
+                retired: row.get(5)?,
+                members: count(6)?,
+                phantoms: count(7)?,
                 last_run: row
-                    .get::<_, Option<String>>(6)?
+                    .get::<_, Option<String>>(8)?
                     .as_deref()
                     .and_then(RunId::parse),
-                last_started_at: row.get::<_, Option<i64>>(9)?.map(Timestamp::from_millis),
-                last_synced_at: row.get::<_, Option<i64>>(7)?.map(Timestamp::from_millis),
-                pending: row.get::<_, i64>(8)? as u64,
-                held,
-                hold: Held::of_run(held, held_of, sample.as_deref())?,
+                last_outcome: row.get(9)?,
+                last_planned_at: time(10)?,
+                held: Held::of_run(held, sample.as_deref())?,
+                last_synced_at: time(16)?,
+                pending: count(17)?,
+                dead: count(18)?,
+                stream: stream_from(row, 19)?,
             });
         }
-        Ok(audiences)
+        Ok(feeds)
     }
 
-    /// Hands on each member of an audience at a destination, in the order of users.
+    /// Hands on each member of an audience that a stream has accepted, in the order of users.
     pub fn each_member<E: From<SnapshotError>>(
         &self,
         audience: &AudienceId,
-        destination: &DestinationName,
+        stream: &Stream,
         mut each: impl FnMut(MemberSummary<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let sql = SnapshotError::from;
+        let stream = streams::find(&self.connection, stream)?;
         let mut statement = self
             .connection
             .prepare(
                 "SELECT user, value, run.started_at, run.id FROM membership JOIN run ON run.number = since
-                 WHERE membership.audience = (SELECT number FROM audience WHERE id = ?1 AND destination = ?2) ORDER BY user",
+                 WHERE membership.feed = (
+                     SELECT feed.number FROM feed JOIN audience ON audience.number = feed.audience
+                     WHERE audience.id = ?1 AND feed.stream = ?2) ORDER BY user",
             )
             .map_err(sql)?;
         let mut rows = statement
-            .query(params![audience.as_str(), destination.as_str()])
+            .query(params![audience.as_str(), stream])
             .map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let (kind, id) = user(row.get_ref(0).map_err(sql)?)?;
@@ -181,31 +211,40 @@ impl Snapshot {
             each(MemberSummary {
                 user: User { kind, id },
                 value: row.get::<_, SqlValueBuf>(1).map_err(sql)?.0,
-                since: Timestamp::from_millis(row.get(2).map_err(sql)?),
+                since: Timestamp::from_millis(row.get(2).map_err(sql)?).of_entering(),
                 run: RunId::parse(&run).ok_or(SnapshotError::Unknown("run id"))?,
             })?;
         }
         Ok(())
     }
 
-    /// Hands on each run, of one audience or of all, newest first.
+    /// Hands on each run, of one audience or of all, newest first, until there are `limit`.
     pub fn each_run<E: From<SnapshotError>>(
         &self,
         audience: Option<&AudienceId>,
+        limit: u64,
         mut each: impl FnMut(RunSummary) -> Result<(), E>,
     ) -> Result<(), E> {
         let sql = SnapshotError::from;
+        // Two statements: each has an index that gives its runs in order.
+        let which = match audience {
+            Some(_) => "audience_id = ?1",
+            None => "?1 IS NULL",
+        };
         let mut statement = self
             .connection
-            .prepare(
-                "SELECT id, audience_id, destination, kind, started_at, finished_at, outcome, error, members, added,
-                        removed, changed, held, skipped_rows, delivered, dead, planned - delivered - dead,
-                        (SELECT key FROM audience WHERE audience.id = audience_id LIMIT 1)
-                 FROM run WHERE ?1 IS NULL OR audience_id = ?1 ORDER BY number DESC",
-            )
+            .prepare_cached(&format!(
+                "SELECT run.id, audience_id, destination, kind, started_at, finished_at, outcome, error, members, added,
+                        removed, changed, held + held_added + held_changed, skipped_rows, delivered, dead,
+                        planned - delivered - dead,
+                        (SELECT key FROM audience WHERE audience.id = audience_id LIMIT 1), {STREAM}
+                 FROM run JOIN stream ON stream.number = run.stream
+                 WHERE {which} ORDER BY run.number DESC LIMIT ?2"
+            ))
             .map_err(sql)?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let mut rows = statement
-            .query([audience.map(AudienceId::as_str)])
+            .query(params![audience.map(AudienceId::as_str), limit])
             .map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             each(run_summary(row)?)?;
@@ -214,16 +253,18 @@ impl Snapshot {
     }
 
     /// What is accepted about a user now, by user id or by anonymous id.
-    pub fn memberships(&self, id: &str) -> Result<Vec<Membership>, SnapshotError> {
-        let mut audiences = self.connection.prepare(
-            "SELECT number, id, key, destination, class FROM audience ORDER BY key, destination",
-        )?;
+    pub fn memberships(&self, id: &str) -> Result<Vec<UserMembership>, SnapshotError> {
+        let mut feeds = self.connection.prepare(&format!(
+            "SELECT feed.number, audience.id, key, destination, class, {STREAM}
+             FROM feed JOIN audience ON audience.number = feed.audience JOIN stream ON stream.number = feed.stream
+             ORDER BY key, destination, stream.name"
+        ))?;
         // One by one: joined, the view would be made for every member first.
         let mut find = self.connection.prepare(
             "SELECT value, run.started_at, run.id FROM membership JOIN run ON run.number = since
-             WHERE membership.audience = ?1 AND user = ?2",
+             WHERE membership.feed = ?1 AND user = ?2",
         )?;
-        let mut rows = audiences.query([])?;
+        let mut rows = feeds.query([])?;
         let mut memberships = Vec::new();
         while let Some(row) = rows.next()? {
             let number: i64 = row.get(0)?;
@@ -234,14 +275,15 @@ impl Snapshot {
                     continue;
                 };
                 let run: String = member.get(2)?;
-                memberships.push(Membership {
+                memberships.push(UserMembership {
                     audience: AudienceId::new(row.get::<_, String>(1)?),
                     key: Key::new(row.get::<_, String>(2)?),
                     destination: DestinationName::new(row.get::<_, String>(3)?),
                     class: class(&row.get::<_, String>(4)?)?,
+                    stream: stream_from(row, 5)?,
                     user: kind,
                     value: member.get::<_, SqlValueBuf>(0)?.0,
-                    since: Timestamp::from_millis(member.get(1)?),
+                    since: Timestamp::from_millis(member.get(1)?).of_entering(),
                     run: RunId::parse(&run).ok_or(SnapshotError::Unknown("run id"))?,
                 });
             }
@@ -249,111 +291,77 @@ impl Snapshot {
         Ok(memberships)
     }
 
-    /// Everything the history says about a user, by user id or by anonymous id, oldest first.
-    pub fn deeds(&self, id: &str) -> Result<Vec<Deed>, SnapshotError> {
+    /// Every change that the history holds about a user, by user id or by anonymous id, oldest first.
+    pub fn changes_of(&self, id: &str) -> Result<Vec<ChangeEntry>, SnapshotError> {
         // Within a run and kind chunks are in order, so a range names the few that can hold the user.
         let mut statement = self.connection.prepare(
-            "SELECT run, seq, entries FROM chunk
+            "SELECT run, seq, count, delivered_at, accepted, entries FROM chunk JOIN bytes ON bytes.id = chunk.bytes
              WHERE first_user <= ?1 AND last_user >= ?1 OR first_user <= ?2 AND last_user >= ?2 ORDER BY run, seq",
         )?;
         let mut rows = statement.query(by_any_kind(id))?;
-        let mut deeds = Vec::new();
+        let mut changes = Vec::new();
         while let Some(row) = rows.next()? {
             let (run, seq): (i64, i64) = (row.get(0)?, row.get(1)?);
-            let entries: Vec<u8> = row.get(2)?;
+            let delivered_at: Option<i64> = row.get(3)?;
+            let entries: Vec<u8> = row.get(5)?;
             let run = journal::run(&self.connection, run)?;
             let Some(computation) = &run.computation else {
                 continue;
             };
+            let unreadable = || journal::unreadable(&run, seq);
+            let accepted =
+                flags(row.get(4)?, row.get::<_, i64>(2)? as usize).ok_or_else(unreadable)?;
             let identify = Identify::new(computation);
             for (position, change) in chunk::changes(&entries).enumerate() {
-                let change = change.map_err(|_| SnapshotError::UnreadableChunk {
-                    run: run.number,
-                    seq,
-                })?;
+                let change = change.map_err(|_| unreadable())?;
                 if change.member.user.id != id {
                     continue;
                 }
-                deeds.push(Deed {
+                let state = match self.dead_row(run.number, seq, position)? {
+                    // It is told by the chunk that it went to.
+                    Some((_, Some(requeued_by))) if requeued_by == run.number => continue,
+                    Some((reason, _)) => ChangeState::Dead(reason),
+                    None if delivered_at.is_some() => {
+                        ChangeState::Delivered(delivered_at.map(Timestamp::from_millis))
+                    }
+                    None if accepted.get(position) == Some(&true) => ChangeState::Delivered(None),
+                    None => ChangeState::Waiting,
+                };
+                changes.push(ChangeEntry {
                     audience: computation.audience.clone(),
                     key: computation.key.clone(),
                     class: computation.class,
-                    destination: computation.destination.clone(),
+                    destination: run.destination.clone(),
+                    stream: run.stream.clone(),
                     user: change.member.user.kind,
                     run: run.id,
                     kind: run.kind,
                     decided_at: computation.started_at,
-                    streams: run.streams.clone(),
                     value: String::from_utf8_lossy(&identify.value(&change)).into_owned(),
                     message_id: identify.message_id(&change),
-                    state: self.state(&run, seq, position)?,
+                    state,
                 });
             }
         }
-        Ok(deeds)
+        Ok(changes)
     }
 
-    fn state(
+    /// Why an entry is dead, and what has superseded it.
+    fn dead_row(
         &self,
-        run: &journal::JournaledRun,
+        run: i64,
         seq: i64,
         position: usize,
-    ) -> Result<DeedState, SnapshotError> {
-        let dead = self.connection.query_row(
-            "SELECT reason FROM dead WHERE run = ?1 AND seq = ?2 AND position = ?3",
-            params![run.number, seq, position as i64],
-            |row| row.get(0),
-        );
-        if let Some(reason) = dead.optional()? {
-            return Ok(DeedState::Dead(reason));
-        }
-        let delivered = self.connection.query_row(
-            "SELECT at FROM delivered WHERE run = ?1 AND seq = ?2",
-            params![run.number, seq],
-            |row| row.get(0),
-        );
-        if let Some(at) = delivered.optional()? {
-            return Ok(DeedState::Delivered(Some(Timestamp::from_millis(at))));
-        }
-        let accepted = journal::accepted(&self.connection, run, seq, None)?;
-        let everywhere = !accepted.is_empty()
-            && accepted
-                .iter()
-                .all(|stream| stream.get(position).copied().unwrap_or(false));
-        Ok(if everywhere {
-            DeedState::Delivered(None)
-        } else {
-            DeedState::Waiting
-        })
-    }
-}
-
-impl Snapshot {
-    /// Drops the chunks of runs that began before a time, have nothing left to deliver and no letter that may be sent
-    /// again, and whom they held. The runs stay, and so does what they did to the members.
-    pub fn prune(&mut self, before: Timestamp) -> Result<(), SnapshotError> {
-        let last: Option<i64> = self.connection.query_row(
-            "SELECT max(number) FROM run WHERE started_at < ?1",
-            [before.millis()],
-            |row| row.get(0),
-        )?;
-        let Some(last) = last else { return Ok(()) };
-        let transaction = self.connection.transaction()?;
-        for table in ["chunk", "delivered", "partly_delivered", "dead"] {
-            transaction.execute(
-                &format!(
-                    "DELETE FROM {table} WHERE run <= ?1
-                     AND run NOT IN (SELECT number FROM run WHERE planned > delivered + dead)
-                     AND run NOT IN (SELECT run FROM dead WHERE {IS_LETTER})"
-                ),
-                [last],
-            )?;
-        }
-        transaction.execute(
-            "UPDATE run SET held_sample = NULL WHERE number <= ?1 AND held_sample IS NOT NULL",
-            [last],
-        )?;
-        Ok(transaction.commit()?)
+    ) -> Result<Option<(String, Option<i64>)>, SnapshotError> {
+        let row = self
+            .connection
+            .prepare_cached(
+                "SELECT reason, superseded_by FROM dead WHERE run = ?1 AND seq = ?2 AND position = ?3",
+            )?
+            .query_row(params![run, seq, position as i64], |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            });
+        Ok(row.optional()?)
     }
 }
 
@@ -384,5 +392,6 @@ fn run_summary(row: &rusqlite::Row<'_>) -> Result<RunSummary, SnapshotError> {
         delivered: count(14)?,
         dead: count(15)?,
         pending: count(16)?,
+        stream: stream_from(row, 18)?,
     })
 }

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use rusqlite::{Connection, Row, params};
 
 use super::apply::Apply;
-use super::members::has_unsettled;
-use super::unsettled::Unsettled;
+use super::doubt::Doubts;
+use super::streams::{STREAM, number_of, stream_from};
 use super::writer::{ChunkKind, ChunkWriter};
-use super::{Snapshot, SnapshotError, chunk, class};
-use crate::audience::{AudienceId, DestinationName, Key, Value};
+use super::{Snapshot, SnapshotError, chunk, class, life};
+use crate::audience::{Action, AudienceId, Change, DestinationName, Key, Value};
 use crate::event::Computation;
-use crate::mapping::StreamName;
 use crate::run::{Outcome, RunId, RunKind, Timestamp};
+use crate::stream::Stream;
 
 /// A run with chunks in the journal, and all that is needed to send them.
 #[derive(Debug, Clone)]
@@ -20,12 +20,16 @@ pub struct JournaledRun {
     pub number: i64,
     pub id: RunId,
     pub kind: RunKind,
+    /// What the destination was called when the run was planned.
     pub destination: DestinationName,
     /// Frozen by the plan: a later change of the mapping is for later runs.
-    pub streams: Vec<StreamName>,
+    pub stream: Stream,
+    /// Whether the stream has ever accepted a line.
+    pub has_accepted: bool,
     /// `None` for a run of `send`: its chunks hold whole lines.
     pub computation: Option<Computation>,
-    pub(super) audience: Option<i64>,
+    pub(super) feed: Option<i64>,
+    pub(super) stream_number: i64,
     /// In the source when the run was planned.
     pub members: u64,
     pub held: u64,
@@ -34,11 +38,21 @@ pub struct JournaledRun {
     pub waiting: u64,
     /// Chunks up to this number are not handed out: -1 for none.
     pub after: i64,
-    /// An earlier process may have sent some of it, and died before it remembered the answer.
-    pub is_resumed: bool,
+    /// A process died while it delivered this run: any line that waits may have been accepted.
+    pub was_interrupted: bool,
 }
 
+/// What tells a feed apart: its audience and its stream. Without an audience, what `send` has for the stream.
+pub type FeedId = (Option<AudienceId>, Stream);
+
 impl JournaledRun {
+    /// What tells its feed apart.
+    pub fn feed_id(&self) -> FeedId {
+        let computation = self.computation.as_ref();
+        let audience = computation.map(|computation| computation.audience.clone());
+        (audience, self.stream.clone())
+    }
+
     pub fn is_of(&self, audience: &AudienceId) -> bool {
         self.computation
             .as_ref()
@@ -52,8 +66,10 @@ pub struct Chunk {
     pub seq: i64,
     pub count: usize,
     pub entries: Vec<u8>,
-    /// For each stream, which entries it accepted before a run ended early. Empty where none.
-    pub accepted: Vec<Vec<bool>>,
+    /// Which entries the stream accepted before a run ended early. Empty where none.
+    pub accepted: Vec<bool>,
+    /// Which it may have accepted without an answer. Empty where none.
+    pub maybe_accepted: Vec<bool>,
     /// Entries that an earlier attempt found dead.
     pub dead: Vec<usize>,
 }
@@ -62,63 +78,63 @@ pub struct Chunk {
 #[derive(Debug, Clone)]
 pub struct Dead {
     pub position: usize,
+    /// Firehose's code. `None` for a line that is too long for any record: it is not kept, nor ever sent again.
+    pub code: Option<String>,
+    /// For people. It may repeat what was sent.
     pub reason: String,
-    /// By position in the run's streams: the one that refuses it. `None` where no stream may be given it.
-    pub stream: Option<usize>,
-    /// Streams that may have accepted it all the same: an answer was lost before.
-    pub doubtful: Vec<usize>,
 }
 
-impl Dead {
-    /// What is too long for any stream is not kept, nor ever sent again.
-    const fn is_kept(&self) -> bool {
-        self.stream.is_some()
-    }
-}
-
-/// What Firehose said about a chunk.
+/// What Firehose answered about a chunk.
 #[derive(Debug)]
 pub struct Settled {
     pub chunk: Chunk,
-    /// For each stream, which entries it has accepted by now.
-    pub accepted: Vec<Vec<bool>>,
+    /// Which entries the stream has accepted by now,
+    pub accepted: Vec<bool>,
+    /// and which of the others it may have accepted without an answer.
+    pub maybe_accepted: Vec<bool>,
     pub dead: Vec<Dead>,
 }
 
 impl Settled {
-    /// Entries that every stream has now, and had not before.
-    pub fn newly_delivered(&self) -> u64 {
-        let before = Self::in_every_stream(self.chunk.count, &self.chunk.accepted);
-        let now = Self::in_every_stream(self.chunk.count, &self.accepted);
-        before
-            .iter()
-            .zip(&now)
-            .filter(|(before, now)| **now && !**before)
-            .count() as u64
+    /// Whether the stream has accepted an entry now, and had not before.
+    fn is_new(&self, entry: usize) -> bool {
+        self.accepted[entry] && !self.chunk.accepted.get(entry).copied().unwrap_or(false)
     }
 
-    /// For each entry, whether it is in every stream. A dead one never is.
-    fn in_every_stream(count: usize, accepted: &[Vec<bool>]) -> Vec<bool> {
-        (0..count)
-            .map(|entry| !accepted.is_empty() && accepted.iter().all(|stream| stream[entry]))
-            .collect()
+    /// How many entries that is.
+    pub fn newly_delivered(&self) -> u64 {
+        (0..self.chunk.count)
+            .filter(|entry| self.is_new(*entry))
+            .count() as u64
     }
 }
 
 impl Snapshot {
-    /// Opens a run of `send` for calls that go to the same streams.
+    /// Opens a run of `send` for calls that go to the same stream.
     pub fn open_send(
         &mut self,
         id: RunId,
         started_at: Timestamp,
         destination: &DestinationName,
-        streams: &[StreamName],
+        stream: &Stream,
     ) -> Result<JournaledRun, SnapshotError> {
-        self.connection.execute(
-            "INSERT INTO run (id, destination, kind, started_at, streams) VALUES (?1, ?2, ?3, ?4, ?5)",
-            params![id.to_string(), destination.as_str(), RunKind::Send.as_str(), started_at.millis(), json(streams)],
+        let transaction = self.begin()?;
+        let stream = number_of(&transaction, stream)?;
+        let number = life::next_run(&transaction, started_at)?;
+        transaction.execute(
+            "INSERT INTO run (number, id, stream, destination, kind, started_at, at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            params![
+                number,
+                id.to_string(),
+                stream,
+                destination.as_str(),
+                RunKind::Send.as_str(),
+                started_at.millis(),
+                Timestamp::now().millis()
+            ],
         )?;
-        self.run(self.connection.last_insert_rowid())
+        transaction.commit()?;
+        self.run(number)
     }
 
     /// Writes a batch of calls to the journal: their lines, each with its newline. The run then hands out that batch.
@@ -134,11 +150,10 @@ impl Snapshot {
             |row| row.get(0),
         )?;
         run.after = last.unwrap_or(-1);
-        let mut writer = ChunkWriter::new(&transaction, run.number, run.after + 1, 1)?;
+        let mut writer =
+            ChunkWriter::new(&transaction, run.number, ChunkKind::Calls, run.after + 1, 1)?;
         for line in lines {
-            writer.push(ChunkKind::Calls, None, line.len(), |entries| {
-                chunk::push_call(entries, line)
-            })?;
+            writer.push(None, line.len(), |entries| chunk::push_call(entries, line))?;
         }
         writer.flush()?;
         drop(writer);
@@ -153,28 +168,15 @@ impl Snapshot {
 
     /// Every run that has something left in the journal, oldest first.
     pub fn waiting(&self) -> Result<Vec<JournaledRun>, SnapshotError> {
-        let mut statement = self.connection.prepare(&format!(
-            "{RUN} WHERE planned > delivered + dead ORDER BY run.number"
+        let mut statement = self.connection.prepare_cached(&format!(
+            "{} WHERE planned > delivered + dead ORDER BY run.number",
+            *RUN
         ))?;
         let mut rows = statement.query([])?;
         let mut runs = Vec::new();
         while let Some(row) = rows.next()? {
-            runs.push(JournaledRun {
-                is_resumed: true,
-                ..journaled_run(row)?
-            });
+            runs.push(journaled_run(row)?);
         }
-        Ok(runs)
-    }
-
-    /// The same for one audience at one destination.
-    pub fn waiting_of(
-        &self,
-        audience: &AudienceId,
-        destination: &DestinationName,
-    ) -> Result<Vec<JournaledRun>, SnapshotError> {
-        let mut runs = self.waiting()?;
-        runs.retain(|run| run.is_of(audience) && run.destination == *destination);
         Ok(runs)
     }
 
@@ -183,8 +185,21 @@ impl Snapshot {
         run(&self.connection, number)
     }
 
-    /// Remembers what Firehose said about some chunks, and hands out further ones after `after`, as many as the credit allows: one
-    /// transaction for both, so that what came back while the last one was committed shares the next.
+    /// Notes that runs are being delivered again: should this process die meanwhile, nothing is known of their lines.
+    pub fn reopen(&mut self, runs: &[JournaledRun]) -> Result<(), SnapshotError> {
+        let transaction = self.begin()?;
+        for run in runs {
+            transaction
+                .prepare_cached(
+                    "UPDATE run SET was_interrupted = ?2, outcome = NULL, finished_at = NULL WHERE number = ?1",
+                )?
+                .execute(params![run.number, run.was_interrupted])?;
+        }
+        Ok(transaction.commit()?)
+    }
+
+    /// Remembers what Firehose answered about some chunks, and hands out further ones after `after`, as many as the credit
+    /// allows: one transaction for both, so that what came back while the last one was committed shares the next.
     pub fn settle(
         &mut self,
         run: &JournaledRun,
@@ -199,9 +214,8 @@ impl Snapshot {
         let now = Timestamp::now().millis();
         let (mut delivered, mut dead) = (0, 0);
         for settled in settled {
-            let (newly_delivered, newly_dead) = remember(&transaction, run, settled, now)?;
-            delivered += newly_delivered;
-            dead += newly_dead;
+            dead += remember(&transaction, run, settled, now)?;
+            delivered += settled.newly_delivered() as i64;
         }
         transaction
             .prepare_cached(
@@ -212,56 +226,68 @@ impl Snapshot {
         transaction
             .prepare_cached(
                 "UPDATE run SET finished_at = ?2, outcome = CASE
-                     WHEN dead > 0 THEN 'undelivered' WHEN held > 0 THEN 'held' ELSE 'delivered' END
+                     WHEN dead > 0 THEN 'undelivered'
+                     WHEN held + held_added + held_changed > 0 THEN 'held' ELSE 'delivered' END
                  WHERE number = ?1 AND planned = delivered + dead",
             )?
             .execute(params![run.number, now])?;
+        if delivered > 0 && !run.has_accepted {
+            transaction
+                .prepare_cached("UPDATE stream SET has_accepted = 1 WHERE number = ?1")?
+                .execute([run.stream_number])?;
+        }
         let chunks = take(&transaction, run, after, credit)?;
         transaction.commit()?;
-        self.settled.extend(run.audience);
+        self.settled.extend(run.feed);
         Ok(chunks)
     }
 
     /// Closes a run with what came of it.
     pub fn finish(&mut self, run: &JournaledRun, outcome: Outcome) -> Result<(), SnapshotError> {
-        self.connection.execute(
-            "UPDATE run SET finished_at = ?2, outcome = ?3 WHERE number = ?1",
-            params![run.number, Timestamp::now().millis(), outcome.as_str()],
-        )?;
+        self.connection
+            .prepare_cached("UPDATE run SET finished_at = ?2, outcome = ?3 WHERE number = ?1")?
+            .execute(params![
+                run.number,
+                Timestamp::now().millis(),
+                outcome.as_str()
+            ])?;
         Ok(())
     }
 }
 
-pub(super) fn json(streams: &[StreamName]) -> String {
-    serde_json::to_string(streams).expect("names are JSON")
-}
+const RUN_COLUMNS: &str = "
+    run.number, run.id, run.kind, run.destination, run.started_at, run.space_id, run.members,
+    run.held + run.held_added + run.held_changed, run.planned - run.delivered - run.dead, feed.number, audience.id,
+    audience.key, audience.class, run.planned, run.was_interrupted OR run.outcome IS NULL, run.stream,
+    stream.has_accepted";
 
-const RUN: &str = "
-    SELECT run.number, run.id, run.kind, run.destination, run.streams, run.started_at, run.space_id, run.members,
-           run.held, run.planned - run.delivered - run.dead, audience.number, audience.id, audience.key, audience.class,
-           run.planned
-    FROM run LEFT JOIN audience ON audience.number = run.audience";
+static RUN: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+    format!(
+        "SELECT {RUN_COLUMNS}, {STREAM} FROM run JOIN stream ON stream.number = run.stream
+         LEFT JOIN feed ON feed.number = run.feed LEFT JOIN audience ON audience.number = feed.audience"
+    )
+});
 
 pub(super) fn run(connection: &Connection, number: i64) -> Result<JournaledRun, SnapshotError> {
-    let mut statement = connection.prepare_cached(&format!("{RUN} WHERE run.number = ?1"))?;
+    let mut statement = connection.prepare_cached(&format!("{} WHERE run.number = ?1", *RUN))?;
     let mut rows = statement.query([number])?;
     journaled_run(rows.next()?.ok_or(SnapshotError::Unknown("run"))?)
 }
 
 fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
     let id = RunId::parse(&row.get::<_, String>(1)?).ok_or(SnapshotError::Unknown("run id"))?;
-    let destination = DestinationName::new(row.get::<_, String>(3)?);
-    let audience: Option<i64> = row.get(10)?;
-    let computation = match audience {
+    let stream = stream_from(row, 17)?;
+    let feed: Option<i64> = row.get(9)?;
+    let computation = match feed {
         None => None,
         Some(_) => Some(Computation {
-            audience: AudienceId::new(row.get::<_, String>(11)?),
-            key: Key::new(row.get::<_, String>(12)?),
-            class: class(&row.get::<_, String>(13)?)?,
-            destination: destination.clone(),
+            audience: AudienceId::new(row.get::<_, String>(10)?),
+            key: Key::new(row.get::<_, String>(11)?),
+            class: class(&row.get::<_, String>(12)?)?,
+            stream: stream.name.clone(),
             run: id,
-            started_at: Timestamp::from_millis(row.get(5)?),
-            space_id: row.get(6)?,
+            started_at: Timestamp::from_millis(row.get(4)?),
+            space_id: row.get(5)?,
         }),
     };
     Ok(JournaledRun {
@@ -269,21 +295,22 @@ fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
         id,
         kind: RunKind::parse(&row.get::<_, String>(2)?)
             .ok_or(SnapshotError::Unknown("kind of run"))?,
-        destination,
-        streams: serde_json::from_str(&row.get::<_, String>(4)?)
-            .map_err(|_| SnapshotError::Unknown("list of streams"))?,
+        destination: DestinationName::new(row.get::<_, String>(3)?),
+        stream,
+        has_accepted: row.get(16)?,
         computation,
-        audience,
-        members: row.get::<_, i64>(7)? as u64,
-        held: row.get::<_, i64>(8)? as u64,
-        planned: row.get::<_, i64>(14)? as u64,
-        waiting: row.get::<_, i64>(9)? as u64,
+        feed,
+        stream_number: row.get(15)?,
+        members: row.get::<_, i64>(6)? as u64,
+        held: row.get::<_, i64>(7)? as u64,
+        planned: row.get::<_, i64>(13)? as u64,
+        waiting: row.get::<_, i64>(8)? as u64,
         after: -1,
-        is_resumed: false,
+        was_interrupted: row.get(14)?,
     })
 }
 
-/// How much may be handed out: so many chunks, and no further one once there are so many bytes.
+/// How much may be handed out: a number of chunks, and no further one once there are this many bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Credit {
     pub chunks: usize,
@@ -314,14 +341,22 @@ pub(super) fn take(
     }
     let mut bytes = 0;
     let mut statement = connection.prepare_cached(
-        "SELECT seq, count, entries FROM chunk
-         WHERE run = ?1 AND seq > ?2
-           AND NOT EXISTS (SELECT 1 FROM delivered WHERE delivered.run = chunk.run AND delivered.seq = chunk.seq)
-         ORDER BY seq LIMIT ?3",
+        "SELECT seq, count, accepted, maybe_accepted, entries FROM chunk JOIN bytes ON bytes.id = chunk.bytes
+         WHERE run = ?1 AND seq > ?2 AND delivered_at IS NULL ORDER BY seq LIMIT ?3",
     )?;
     let mut rows = statement.query(params![run.number, after, credit.chunks as i64])?;
     while let Some(row) = rows.next()? {
-        let chunk = waiting_chunk(connection, run, row)?;
+        let seq = row.get(0)?;
+        let count = row.get::<_, i64>(1)? as usize;
+        let flags = |column| flags(row.get(column)?, count).ok_or_else(|| unreadable(run, seq));
+        let chunk = Chunk {
+            seq,
+            count,
+            accepted: flags(2)?,
+            maybe_accepted: flags(3)?,
+            entries: row.get(4)?,
+            dead: dead(connection, run.number, seq)?,
+        };
         bytes += chunk.entries.len();
         chunks.push(chunk);
         if bytes >= credit.bytes {
@@ -331,82 +366,178 @@ pub(super) fn take(
     Ok(chunks)
 }
 
-pub(super) fn waiting_chunk(
-    connection: &Connection,
-    run: &JournaledRun,
-    row: &Row<'_>,
-) -> Result<Chunk, SnapshotError> {
-    let seq = row.get(0)?;
-    let count = row.get::<_, i64>(1)? as usize;
-    Ok(Chunk {
+/// One byte an entry, or nothing at all; `None` for another number of bytes.
+pub(super) fn flags(column: Option<Vec<u8>>, count: usize) -> Option<Vec<bool>> {
+    let Some(bytes) = column else {
+        return Some(Vec::new());
+    };
+    (bytes.len() == count).then(|| bytes.iter().map(|byte| *byte != 0).collect())
+}
+
+/// The column for such flags: NULL where none is set.
+fn to_column(flags: &[bool]) -> Option<Vec<u8>> {
+    flags
+        .contains(&true)
+        .then(|| flags.iter().map(|flag| u8::from(*flag)).collect())
+}
+
+pub(super) fn unreadable(run: &JournaledRun, seq: i64) -> SnapshotError {
+    SnapshotError::UnreadableChunk {
+        run: run.number,
         seq,
-        count,
-        entries: row.get(2)?,
-        accepted: accepted(connection, run, seq, Some(count))?,
-        dead: dead(connection, run.number, seq, "TRUE")?,
-    })
-}
-
-/// For each stream, which entries it accepted before an attempt at the chunk ended. Empty where there was none.
-pub(super) fn accepted(
-    connection: &Connection,
-    run: &JournaledRun,
-    seq: i64,
-    count: Option<usize>,
-) -> Result<Vec<Vec<bool>>, SnapshotError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT stream, accepted FROM partly_delivered WHERE run = ?1 AND seq = ?2",
-    )?;
-    let mut rows = statement.query(params![run.number, seq])?;
-    let mut accepted = Vec::new();
-    while let Some(row) = rows.next()? {
-        let (stream, entries): (usize, Vec<u8>) = (row.get::<_, i64>(0)? as usize, row.get(1)?);
-        if stream >= run.streams.len() || count.is_some_and(|count| count != entries.len()) {
-            return Err(SnapshotError::UnreadableChunk {
-                run: run.number,
-                seq,
-            });
-        }
-        accepted.resize(run.streams.len(), vec![false; entries.len()]);
-        accepted[stream] = entries.iter().map(|entry| *entry != 0).collect();
     }
-    Ok(accepted)
 }
 
-/// Entries of a chunk that can never be delivered, and of which something is so.
-fn dead(
-    connection: &Connection,
-    run: i64,
-    seq: i64,
-    is_so: &str,
-) -> Result<Vec<usize>, SnapshotError> {
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT position FROM dead WHERE run = ?1 AND seq = ?2 AND {is_so} ORDER BY position"
-    ))?;
+/// Entries of a chunk that can never be delivered.
+fn dead(connection: &Connection, run: i64, seq: i64) -> Result<Vec<usize>, SnapshotError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT position FROM dead WHERE run = ?1 AND seq = ?2 ORDER BY position",
+    )?;
     let positions = statement.query_map([run, seq], |row| row.get::<_, i64>(0))?;
     Ok(positions
         .map(|position| position.map(|position| position as usize))
         .collect::<Result<_, _>>()?)
 }
 
-/// Takes what was too long out of a chunk that nobody will send again: each run decides the dead anew, and would keep
+/// Applies what is newly accepted; returns how many entries are newly dead.
+fn remember(
+    connection: &Connection,
+    run: &JournaledRun,
+    settled: &Settled,
+    now: i64,
+) -> Result<i64, SnapshotError> {
+    let Settled {
+        chunk,
+        accepted,
+        maybe_accepted,
+        dead,
+    } = settled;
+    if let Some(feed) = run.feed {
+        let mut doubts = Doubts::of(connection, feed)?;
+        // A run that was planned while its feed had doubts may tell users to leave who are no members.
+        let has_phantoms = !doubts.is_empty();
+        let mut apply = Apply::new(connection, feed, run, has_phantoms)?;
+        for (entry, change) in chunk::changes(&chunk.entries).enumerate() {
+            let change = change.map_err(|_| unreadable(run, chunk.seq))?;
+            if settled.is_new(entry) {
+                apply.apply(&change)?;
+                doubts.clear(change.member.user)?;
+            } else if let Some(dead) = dead.iter().find(|dead| dead.position == entry) {
+                let was_sent = dead.code.is_some();
+                let may_be_there = was_sent
+                    && (run.was_interrupted || maybe_accepted.get(entry).copied().unwrap_or(false));
+                // A resync that was refused has yet to be made up for.
+                if may_be_there || change.action == Action::Repeat {
+                    doubts.note(&change.member)?;
+                }
+            }
+        }
+        apply.finish()?;
+    }
+    let newly_dead = note_dead(connection, run, chunk, dead, now)?;
+    let dead: BTreeSet<usize> = dead
+        .iter()
+        .map(|dead| dead.position)
+        .chain(chunk.dead.iter().copied())
+        .collect();
+    let leaves = (0..chunk.count).all(|entry| accepted[entry] || dead.contains(&entry));
+    if leaves {
+        connection
+            .prepare_cached(
+                "UPDATE chunk SET delivered_at = ?3, accepted = NULL, maybe_accepted = NULL WHERE run = ?1 AND seq = ?2",
+            )?
+            .execute(params![run.number, chunk.seq, now])?;
+    } else {
+        connection
+            .prepare_cached(
+                "UPDATE chunk SET accepted = ?3, maybe_accepted = ?4 WHERE run = ?1 AND seq = ?2",
+            )?
+            .execute(params![
+                run.number,
+                chunk.seq,
+                to_column(accepted),
+                to_column(maybe_accepted)
+            ])?;
+    }
+    if leaves && !dead.is_empty() {
+        drop_long_values(connection, run, chunk)?;
+    }
+    Ok(newly_dead)
+}
+
+/// Writes down which entries are dead, and why, each with its own bytes; returns how many are newly so.
+fn note_dead(
+    connection: &Connection,
+    run: &JournaledRun,
+    chunk: &Chunk,
+    dead: &[Dead],
+    now: i64,
+) -> Result<i64, SnapshotError> {
+    let mut newly_dead = 0;
+    for dead in dead {
+        let entry = match &dead.code {
+            Some(_) => Some(entry_of(run, chunk, dead.position)?),
+            None => None,
+        };
+        newly_dead += connection
+            .prepare_cached(
+                "INSERT OR IGNORE INTO dead (run, seq, position, at, code, reason, entry)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            )?
+            .execute(params![
+                run.number,
+                chunk.seq,
+                dead.position as i64,
+                now,
+                dead.code.as_deref().unwrap_or(TOO_LONG),
+                dead.reason,
+                entry
+            ])? as i64;
+    }
+    Ok(newly_dead)
+}
+
+/// What stands in place of a code where no record can hold a line.
+pub(super) const TOO_LONG: &str = "TooLong";
+
+/// The bytes of one entry, as a chunk of its own.
+fn entry_of(run: &JournaledRun, chunk: &Chunk, position: usize) -> Result<Vec<u8>, SnapshotError> {
+    let missing = || unreadable(run, chunk.seq);
+    let mut bytes = Vec::new();
+    match run.computation {
+        Some(_) => {
+            let change: Option<Result<Change<'_>, _>> =
+                chunk::changes(&chunk.entries).nth(position);
+            let change = change.and_then(Result::ok).ok_or_else(missing)?;
+            chunk::push_change(&mut bytes, &change);
+        }
+        None => {
+            let call = chunk::calls(&chunk.entries).nth(position);
+            chunk::push_call(&mut bytes, call.and_then(Result::ok).ok_or_else(missing)?);
+        }
+    }
+    Ok(bytes)
+}
+
+/// Takes what was too long out of a chunk that is not sent again: each run decides about those users anew, and would keep
 /// their megabytes anew.
-fn lighten(
+fn drop_long_values(
     connection: &Connection,
     run: &JournaledRun,
     chunk: &Chunk,
 ) -> Result<(), SnapshotError> {
-    let dead = dead(connection, run.number, chunk.seq, "NOT is_whole")?;
-    if run.computation.is_none() || dead.is_empty() {
+    let mut select = connection.prepare_cached(
+        "SELECT position FROM dead WHERE run = ?1 AND seq = ?2 AND entry IS NULL",
+    )?;
+    let too_long = select.query_map([run.number, chunk.seq], |row| row.get::<_, i64>(0))?;
+    let too_long: BTreeSet<i64> = too_long.collect::<Result<_, _>>()?;
+    if run.computation.is_none() || too_long.is_empty() {
         return Ok(());
     }
     let mut entries = Vec::new();
     for (entry, change) in chunk::changes(&chunk.entries).enumerate() {
-        let mut change = change.map_err(|_| SnapshotError::UnreadableChunk {
-            run: run.number,
-            seq: chunk.seq,
-        })?;
-        if dead.contains(&entry) {
+        let mut change = change.map_err(|_| unreadable(run, chunk.seq))?;
+        if too_long.contains(&(entry as i64)) {
             change.member.traits = "";
             if let Value::Text(_) = change.member.value {
                 change.member.value = Value::Text("");
@@ -415,115 +546,8 @@ fn lighten(
         chunk::push_change(&mut entries, &change);
     }
     connection.execute(
-        "UPDATE chunk SET entries = ?3 WHERE run = ?1 AND seq = ?2",
+        "UPDATE bytes SET entries = ?3 WHERE id = (SELECT bytes FROM chunk WHERE run = ?1 AND seq = ?2)",
         params![run.number, chunk.seq, entries],
     )?;
-    Ok(())
-}
-
-/// Applies what is newly accepted by every stream; returns how many entries that is, and how many are newly dead.
-fn remember(
-    connection: &Connection,
-    run: &JournaledRun,
-    settled: &Settled,
-    now: i64,
-) -> Result<(i64, i64), SnapshotError> {
-    let Settled {
-        chunk,
-        accepted,
-        dead,
-    } = settled;
-    let before = Settled::in_every_stream(chunk.count, &chunk.accepted);
-    let after = Settled::in_every_stream(chunk.count, accepted);
-    let newly = dead.iter().map(|dead| dead.position);
-    let dead_positions: BTreeSet<usize> = newly.chain(chunk.dead.iter().copied()).collect();
-    let is_new = |entry: usize| after[entry] && !before[entry];
-
-    if let Some(audience) = run.audience {
-        // Of an entry that was dead before, nobody knows any more whether its user was unsettled.
-        let has_strangers =
-            has_unsettled(connection, Some(audience))? || !chunk.accepted.is_empty();
-        let mut apply = Apply::new(connection, audience, run, has_strangers)?;
-        let mut unsettled = Unsettled::of(connection, audience)?;
-        for (entry, change) in chunk::changes(&chunk.entries).enumerate() {
-            let change = change.map_err(|_| SnapshotError::UnreadableChunk {
-                run: run.number,
-                seq: chunk.seq,
-            })?;
-            if is_new(entry) {
-                apply.apply(&change)?;
-                unsettled.all_have(&change)?;
-            } else if let Some(letter) = dead.iter().find(|letter| letter.position == entry) {
-                let has = |stream: usize| accepted[stream][entry];
-                unsettled.some_have(&change, &run.streams, has, letter)?;
-            }
-        }
-        apply.finish()?;
-    }
-    let newly_dead = bury(connection, run.number, chunk.seq, dead, now)?;
-    connection
-        .prepare_cached("DELETE FROM partly_delivered WHERE run = ?1 AND seq = ?2")?
-        .execute(params![run.number, chunk.seq])?;
-    let is_settled = |entry: usize| after[entry] || dead_positions.contains(&entry);
-    let leaves = (0..chunk.count).all(is_settled);
-    if leaves {
-        connection
-            .prepare_cached("INSERT INTO delivered (run, seq, at) VALUES (?1, ?2, ?3)")?
-            .execute(params![run.number, chunk.seq, now])?;
-    }
-    let mut is_kept = !leaves;
-    if leaves && !dead_positions.is_empty() {
-        lighten(connection, run, chunk)?;
-        // Which streams have a dead letter must be known when it is sent again.
-        is_kept = !self::dead(connection, run.number, chunk.seq, "is_whole")?.is_empty();
-    }
-    if is_kept {
-        keep_accepted(connection, run, chunk.seq, accepted)?;
-    }
-    let newly_delivered = (0..chunk.count).filter(|entry| is_new(*entry)).count();
-    Ok((newly_delivered as i64, newly_dead))
-}
-
-/// Writes down which entries are dead, and why; returns how many of them are newly so.
-fn bury(
-    connection: &Connection,
-    run: i64,
-    seq: i64,
-    dead: &[Dead],
-    now: i64,
-) -> Result<i64, SnapshotError> {
-    let mut newly_dead = 0;
-    for letter in dead {
-        newly_dead += connection
-            .prepare_cached(
-                "INSERT OR IGNORE INTO dead (run, seq, position, reason, at, stream, is_whole)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-            )?
-            .execute(params![
-                run,
-                seq,
-                letter.position as i64,
-                letter.reason,
-                now,
-                letter.stream.map(|stream| stream as i64),
-                letter.is_kept()
-            ])? as i64;
-    }
-    Ok(newly_dead)
-}
-
-fn keep_accepted(
-    connection: &Connection,
-    run: &JournaledRun,
-    seq: i64,
-    accepted: &[Vec<bool>],
-) -> Result<(), SnapshotError> {
-    let mut insert = connection.prepare_cached(
-        "INSERT INTO partly_delivered (run, seq, stream, accepted) VALUES (?1, ?2, ?3, ?4)",
-    )?;
-    for (stream, entries) in accepted.iter().enumerate() {
-        let entries: Vec<u8> = entries.iter().map(|entry| u8::from(*entry)).collect();
-        insert.execute(params![run.number, seq, stream as i64, entries])?;
-    }
     Ok(())
 }

@@ -1,17 +1,28 @@
 //! One run at a time for a snapshot, across processes.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 
 use crate::disk;
 use crate::run::Timestamp;
 
 /// The right to run, held until it is dropped. The kernel drops it too, at a `kill -9`: there are no stale locks.
+///
+/// The file also holds the number of the last run that has sent something. It outlives a snapshot that is deleted or
+/// replaced, and tells that what is there now does not know everything.
 #[derive(Debug)]
 pub struct RunLock {
-    _file: File,
+    file: File,
+    path: PathBuf,
+    last_run: i64,
 }
+
+/// What stands before the number of the last run, in a line of its own. The number has a fixed width: it is written in
+/// place.
+const LAST_RUN: &str = "last run ";
+const WIDTH: usize = 19;
+const FIRST_LINE: u64 = (LAST_RUN.len() + WIDTH + 1) as u64;
 
 /// Why there is no right to run.
 #[derive(Debug, thiserror::Error)]
@@ -41,16 +52,24 @@ impl RunLock {
         let mut file = options.open(&path).map_err(unusable)?;
         match file.try_lock() {
             Ok(()) => {
-                // A full disk is for whoever writes what matters to report.
-                if let Err(error) = introduce(&mut file, command) {
+                let last_run = last_run(&mut file).map_err(unusable)?;
+                let mut lock = Self {
+                    file,
+                    path: path.clone(),
+                    last_run,
+                };
+                // A full disk is for the writer of the snapshot to report.
+                if let Err(error) = lock.introduce(command) {
                     tracing::warn!("cannot write to {}: {error}", path.display());
                 }
-                Ok(Self { _file: file })
+                Ok(lock)
             }
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
                 file.read_to_string(&mut holder).map_err(unusable)?;
-                let holder = match holder.trim() {
+                let mut lines = holder.lines();
+                let holder = lines.rfind(|line| !line.starts_with(LAST_RUN));
+                let holder = match holder.unwrap_or_default().trim() {
                     "" => "it has not said who it is".to_owned(),
                     text => text.to_owned(),
                 };
@@ -59,6 +78,68 @@ impl RunLock {
             Err(TryLockError::Error(source)) => Err(unusable(source)),
         }
     }
+
+    /// The number of the last run that has sent something, as far as the file proves it.
+    pub fn last_run(&self) -> Option<i64> {
+        (self.last_run > 0).then_some(self.last_run)
+    }
+
+    /// Writes down the number of the last run, on disk when this returns. It never falls.
+    pub(super) fn note_run(&mut self, run: i64) -> io::Result<()> {
+        if run <= self.last_run {
+            return Ok(());
+        }
+        self.last_run = run;
+        self.write_last_run()?;
+        self.file.sync_data()
+    }
+
+    /// Whether the file at the path is still the one that is locked.
+    pub(super) fn is_in_place(&self) -> bool {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            let identity = |file: fs::Metadata| (file.dev(), file.ino());
+            let ours = self.file.metadata().map(identity);
+            let there = fs::metadata(&self.path).map(identity);
+            matches!((ours, there), (Ok(ours), Ok(there)) if ours == there)
+        }
+        #[cfg(not(unix))]
+        {
+            self.path.exists()
+        }
+    }
+
+    /// Tells who holds the lock and since when, for the program that finds it held.
+    fn introduce(&mut self, command: &str) -> io::Result<()> {
+        self.write_last_run()?;
+        self.file.set_len(FIRST_LINE)?;
+        self.file.seek(SeekFrom::Start(FIRST_LINE))?;
+        writeln!(
+            self.file,
+            "`audience-sync {command}`, process {}, since {}",
+            std::process::id(),
+            Timestamp::now()
+        )
+    }
+
+    fn write_last_run(&mut self) -> io::Result<()> {
+        self.file.rewind()?;
+        writeln!(self.file, "{LAST_RUN}{:0WIDTH$}", self.last_run)
+    }
+}
+
+/// What the file holds of it; 0 where that is nothing.
+fn last_run(file: &mut File) -> io::Result<i64> {
+    let mut text = Vec::new();
+    file.take(FIRST_LINE).read_to_end(&mut text)?;
+    let line = String::from_utf8(text).unwrap_or_default();
+    let number = line
+        .strip_prefix(LAST_RUN)
+        .and_then(|line| line.strip_suffix('\n'));
+    Ok(number
+        .and_then(|number| number.parse().ok())
+        .unwrap_or_default())
 }
 
 /// One lock for one file, by whatever links it is reached.
@@ -68,18 +149,6 @@ fn beside(snapshot: &Path) -> PathBuf {
     let mut name = snapshot.file_name().unwrap_or_default().to_owned();
     name.push(".lock");
     snapshot.with_file_name(name)
-}
-
-/// Says who holds the lock and since when, for the one who finds it held.
-fn introduce(file: &mut File, command: &str) -> io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    writeln!(
-        file,
-        "`audience-sync {command}`, process {}, since {}",
-        std::process::id(),
-        Timestamp::now()
-    )
 }
 
 #[cfg(test)]
@@ -98,6 +167,43 @@ mod tests {
         );
         drop(first);
         RunLock::take(&snapshot, "resync").unwrap();
+    }
+
+    #[test]
+    fn the_number_of_the_last_run_stays_and_never_falls() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = folder.path().join("snapshot.sqlite");
+        let file = folder.path().join("snapshot.sqlite.lock");
+        let take = || RunLock::take(&snapshot, "sync").unwrap();
+        assert_eq!(take().last_run(), None);
+        for (noted, expected) in [(7, 7), (3, 7), (1_000, 1_000)] {
+            take().note_run(noted).unwrap();
+            assert_eq!(take().last_run(), Some(expected));
+        }
+        // What cannot be read proves nothing.
+        for text in [
+            "",
+            "last run 12",
+            "`audience-sync sync`, process 7\n",
+            "\u{fffd}",
+        ] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(take().last_run(), None, "{text:?}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_lock_file_that_was_replaced_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let snapshot = folder.path().join("snapshot.sqlite");
+        let file = folder.path().join("snapshot.sqlite.lock");
+        let first = RunLock::take(&snapshot, "sync").unwrap();
+        assert!(first.is_in_place());
+        std::fs::remove_file(&file).unwrap();
+        assert!(!first.is_in_place());
+        let second = RunLock::take(&snapshot, "sync").unwrap();
+        assert!(second.is_in_place() && !first.is_in_place());
     }
 
     #[cfg(unix)]

@@ -5,31 +5,32 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRe
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Rows, ToSql, params};
 
 use super::SnapshotError;
-use super::moved::has_moved;
+use super::doubt::has_doubts;
+use super::overlay::has_overlay;
 use crate::audience::{Class, Member, MemberBuf, User, UserKind, Value, ValueBuf};
-use crate::diff::{Members, Standing};
+use crate::diff::{Agreement, Members};
 
-/// The members of one audience at one destination, in the order of users. What the view `membership` gives, without
-/// looking up every member among those who have moved.
+/// The members of one feed, in the order of users. What the view `membership` gives, without looking up every member in
+/// the overlay.
 pub struct Delivered<'s> {
     connection: &'s Connection,
-    audience: Option<i64>,
+    feed: Option<i64>,
     members: Side<'s>,
-    moved: Option<Side<'s>>,
+    overlay: Option<Side<'s>>,
     current: Current,
-    standing: Standing,
+    agreement: Agreement,
 }
 
-/// Whose row is the current one.
+/// Which table the current row is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Current {
     Member,
-    Moved,
-    /// Of a member who has moved: where they are now.
+    Overlay,
+    /// Both have the user: the overlay is right.
     Both,
 }
 
-/// Members, or who has moved.
+/// One of the two tables.
 struct Side<'s> {
     rows: Rows<'s>,
     columns: Columns,
@@ -38,116 +39,108 @@ struct Side<'s> {
     current: MemberBuf,
 }
 
-/// What is read of each of them, beside the user and the anonymous id: it is read of millions, and so no more than needed.
+/// What is read of each member beside the user and the anonymous id. There are millions, so no more than needed.
 #[derive(Debug, Clone, Copy)]
 struct Columns {
     value: bool,
-    standing: bool,
+    agreement: bool,
 }
 
-/// The statements that read the members of an audience.
+/// The statements that read the members of a feed.
 pub(super) struct SelectMembers<'c> {
     connection: &'c Connection,
+    feed: Option<i64>,
     members: CachedStatement<'c>,
-    moved: Option<CachedStatement<'c>>,
+    overlay: Option<CachedStatement<'c>>,
     columns: Columns,
 }
 
 impl<'c> SelectMembers<'c> {
-    /// `None` is an audience that nobody knows yet, and has no members.
+    /// `None` is a feed that no plan has made yet. It has no members.
     pub(super) fn of(
         connection: &'c Connection,
-        audience: Option<i64>,
+        feed: Option<i64>,
         class: Class,
     ) -> Result<Self, SnapshotError> {
-        let standing = has_unsettled(connection, audience)?;
-        let value = class == Class::Trait || standing;
-        let members = match (standing, value) {
-            (true, _) => ORDERED_WITH_UNSETTLED,
+        let agreement = has_doubts(connection, feed)?;
+        let value = class == Class::Trait || agreement;
+        let members = match (agreement, value) {
+            (true, _) => ORDERED_WITH_DOUBTS,
             (false, true) => {
-                "SELECT user, anonymous_id, value FROM member WHERE audience = ?1 ORDER BY user"
+                "SELECT user, anonymous_id, value FROM member WHERE feed = ?1 ORDER BY user"
             }
-            (false, false) => {
-                "SELECT user, anonymous_id FROM member WHERE audience = ?1 ORDER BY user"
-            }
+            (false, false) => "SELECT user, anonymous_id FROM member WHERE feed = ?1 ORDER BY user",
         };
-        let moved = !standing && has_moved(connection, audience)?;
-        let moved = moved.then(|| {
+        let overlay = !agreement && has_overlay(connection, feed)?;
+        let overlay = overlay.then(|| {
             connection.prepare_cached(
-                "SELECT user, anonymous_id, value, since FROM moved WHERE audience = ?1 ORDER BY user",
+                "SELECT user, anonymous_id, value, since FROM overlay WHERE feed = ?1 ORDER BY user",
             )
         });
         Ok(Self {
             connection,
+            feed,
             members: connection.prepare_cached(members)?,
-            moved: moved.transpose()?,
-            columns: Columns { value, standing },
+            overlay: overlay.transpose()?,
+            columns: Columns { value, agreement },
         })
     }
 
-    /// Those of a list of our own, which is in order.
+    /// Those of a query that gives users in order.
     pub(super) fn from_query(
         connection: &'c Connection,
+        feed: Option<i64>,
         query: &str,
     ) -> Result<Self, SnapshotError> {
         Ok(Self {
             connection,
+            feed,
             members: connection.prepare_cached(query)?,
-            moved: None,
+            overlay: None,
             columns: Columns {
                 value: true,
-                standing: false,
+                agreement: false,
             },
         })
     }
 
-    pub(super) fn read(&mut self, audience: Option<i64>) -> Result<Delivered<'_>, SnapshotError> {
-        let members = Side::new(self.members.query([audience])?, self.columns);
-        let moved = match &mut self.moved {
-            Some(moved) => {
-                let mut moved = Side::new(
-                    moved.query([audience])?,
+    pub(super) fn read(&mut self) -> Result<Delivered<'_>, SnapshotError> {
+        let members = Side::new(self.members.query([self.feed])?, self.columns);
+        let overlay = match &mut self.overlay {
+            Some(overlay) => {
+                let mut overlay = Side::new(
+                    overlay.query([self.feed])?,
                     Columns {
                         value: true,
                         ..self.columns
                     },
                 );
-                moved.advance()?;
-                Some(moved)
+                overlay.advance()?;
+                Some(overlay)
             }
             None => None,
         };
         Ok(Delivered {
             connection: self.connection,
-            audience,
+            feed: self.feed,
             members,
-            moved,
+            overlay,
             current: Current::Member,
-            standing: Standing::Settled,
+            agreement: Agreement::Known,
         })
     }
 }
 
-/// The members with those whom the streams may have been told different things of, be they members or not.
-const ORDERED_WITH_UNSETTLED: &str = "
+/// The members, with the users whose stream may have been told something else, be they members or not.
+const ORDERED_WITH_DOUBTS: &str = "
     SELECT user, anonymous_id, value, 1,
-           EXISTS (SELECT 1 FROM unsettled WHERE unsettled.audience = ?1 AND unsettled.user = membership.user)
-    FROM membership WHERE audience = ?1
+           EXISTS (SELECT 1 FROM doubt WHERE doubt.feed = ?1 AND doubt.user = membership.user)
+    FROM membership WHERE feed = ?1
     UNION ALL
-    SELECT user, max(anonymous_id), NULL, 0, 1 FROM unsettled
-    WHERE audience = ?1
-      AND NOT EXISTS (SELECT 1 FROM membership WHERE membership.audience = ?1 AND membership.user = unsettled.user)
-    GROUP BY user
+    SELECT user, anonymous_id, NULL, 0, 1 FROM doubt
+    WHERE feed = ?1
+      AND NOT EXISTS (SELECT 1 FROM membership WHERE membership.feed = ?1 AND membership.user = doubt.user)
     ORDER BY user";
-
-pub(super) fn has_unsettled(
-    connection: &Connection,
-    audience: Option<i64>,
-) -> Result<bool, SnapshotError> {
-    let mut statement =
-        connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM unsettled WHERE audience = ?1)")?;
-    Ok(statement.query_row([audience], |row| row.get(0))?)
-}
 
 impl<'s> Side<'s> {
     fn new(rows: Rows<'s>, columns: Columns) -> Self {
@@ -195,8 +188,8 @@ impl Delivered<'_> {
     pub fn count(&self) -> Result<u64, SnapshotError> {
         let mut statement = self
             .connection
-            .prepare_cached("SELECT members FROM audience WHERE number = ?1")?;
-        let count = statement.query_row([self.audience], |row| row.get::<_, i64>(0));
+            .prepare_cached("SELECT members FROM feed WHERE number = ?1")?;
+        let count = statement.query_row([self.feed], |row| row.get::<_, i64>(0));
         let count = count.optional()?.unwrap_or_default();
         u64::try_from(count).map_err(|_| SnapshotError::Unknown("number of members"))
     }
@@ -204,9 +197,9 @@ impl Delivered<'_> {
     /// The member that a user is, wherever the cursor is.
     pub fn find(&self, user: User<'_>) -> Result<Option<MemberBuf>, SnapshotError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT anonymous_id, value FROM membership WHERE audience = ?1 AND user = ?2",
+            "SELECT anonymous_id, value FROM membership WHERE feed = ?1 AND user = ?2",
         )?;
-        let found = statement.query_row(params![self.audience, SqlUser(user)], |row| {
+        let found = statement.query_row(params![self.feed, SqlUser(user)], |row| {
             Ok(MemberBuf {
                 kind: user.kind,
                 id: user.id.to_owned(),
@@ -219,35 +212,35 @@ impl Delivered<'_> {
     }
 
     fn side(&self) -> &Side<'_> {
-        match (&self.moved, self.current) {
-            (Some(moved), Current::Moved | Current::Both) => moved,
+        match (&self.overlay, self.current) {
+            (Some(overlay), Current::Overlay | Current::Both) => overlay,
             _ => &self.members,
         }
     }
 
-    /// Moves to whoever comes next; `false` where nobody does.
+    /// Moves to the next user; `false` at the end.
     fn advance_both(&mut self) -> Result<bool, SnapshotError> {
         use std::cmp::Ordering::{Equal, Greater, Less};
 
-        if self.current != Current::Moved {
+        if self.current != Current::Overlay {
             self.members.advance()?;
         }
-        let Some(moved) = &mut self.moved else {
+        let Some(overlay) = &mut self.overlay else {
             return Ok(!self.members.is_over);
         };
         if self.current != Current::Member {
-            moved.advance()?;
+            overlay.advance()?;
         }
-        let order = match (self.members.is_over, moved.is_over) {
+        let order = match (self.members.is_over, overlay.is_over) {
             (true, true) => return Ok(false),
             (false, true) => Less,
             (true, false) => Greater,
-            (false, false) => self.members.current.user().cmp(&moved.current.user()),
+            (false, false) => self.members.current.user().cmp(&overlay.current.user()),
         };
         self.current = match order {
             Less => Current::Member,
             Equal => Current::Both,
-            Greater => Current::Moved,
+            Greater => Current::Overlay,
         };
         Ok(true)
     }
@@ -257,11 +250,11 @@ impl Delivered<'_> {
     }
 }
 
-fn standing(row: &Row<'_>) -> Result<Standing, SnapshotError> {
+fn agreement(row: &Row<'_>) -> Result<Agreement, SnapshotError> {
     Ok(match (row.get(3)?, row.get(4)?) {
-        (false, _) => Standing::Stranger,
-        (true, true) => Standing::Unsettled,
-        (true, false) => Standing::Settled,
+        (false, _) => Agreement::Phantom,
+        (true, true) => Agreement::InDoubt,
+        (true, false) => Agreement::Known,
     })
 }
 
@@ -273,8 +266,8 @@ impl Members for Delivered<'_> {
             if self.has_left()? {
                 continue;
             }
-            if self.members.columns.standing {
-                self.standing = standing(self.members.row())?;
+            if self.members.columns.agreement {
+                self.agreement = agreement(self.members.row())?;
             }
             return Ok(true);
         }
@@ -293,22 +286,20 @@ impl Members for Delivered<'_> {
         self.side().current.value.as_value()
     }
 
-    fn standing(&self) -> Standing {
-        self.standing
+    fn agreement(&self) -> Agreement {
+        self.agreement
     }
 }
 
-/// Whether somebody is a member of an audience now.
+/// Whether a user is a member of a feed now.
 pub(super) fn is_member(
     connection: &Connection,
-    audience: i64,
+    feed: i64,
     user: User<'_>,
 ) -> Result<bool, SnapshotError> {
     Ok(connection
-        .prepare_cached(
-            "SELECT EXISTS (SELECT 1 FROM membership WHERE audience = ?1 AND user = ?2)",
-        )?
-        .query_row(params![audience, SqlUser(user)], |row| row.get(0))?)
+        .prepare_cached("SELECT EXISTS (SELECT 1 FROM membership WHERE feed = ?1 AND user = ?2)")?
+        .query_row(params![feed, SqlUser(user)], |row| row.get(0))?)
 }
 
 /// A user as a column: TEXT for a user id, a BLOB for an anonymous id. SQLite sorts them as [`User`] does.

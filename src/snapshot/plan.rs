@@ -1,33 +1,36 @@
-//! What a run decided, written whole before anything is sent: the run and all of its chunks, or nothing.
+//! What a run decided, written whole before anything is sent: the runs of all feeds of an audience, and all of their
+//! chunks, or nothing.
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::dead::supersede_dead;
-use super::grounds::Grounds;
-use super::held::{Approval, Held, LastHeld, Leavers};
-use super::journal::{json, run};
+use super::dry_run::{Estimate, Estimator};
+use super::held::{Approval, Held, HeldUser, last_shown, sample};
+use super::journal::run;
 use super::members::{Delivered, SelectMembers};
-use super::rehearsal::{Rehearsed, Weigh};
+use super::watermark::Watermark;
 use super::writer::{ChunkKind, ChunkWriter};
-use super::{JournaledRun, Snapshot, SnapshotError, chunk};
-use crate::audience::{Action, Change, Guard};
+use super::{JournaledRun, Snapshot, SnapshotError, chunk, life, streams};
+use crate::audience::{Action, AudienceId, Change, DestinationName, Guard};
 use crate::bill::Foreseen;
-use crate::diff::Tally;
+use crate::diff::{Scope, Tally};
 use crate::event::{Computation, Identify};
-use crate::mapping::StreamName;
 use crate::run::{Outcome, RunKind, Timestamp};
+use crate::stream::Stream;
 
-/// A run that is about to be decided.
+/// A run of one feed that is about to be decided.
 #[derive(Debug, Clone)]
 pub struct Planning {
     pub computation: Computation,
+    pub stream: Stream,
+    pub destination: DestinationName,
     pub name: String,
     pub kind: RunKind,
-    pub streams: Vec<StreamName>,
-    /// `None` where removals are sent whatever their number.
+    pub scope: Scope,
+    /// `None` where nothing is held.
     pub guard: Option<Guard>,
-    /// Somebody said yes to what an earlier run held.
-    pub approve: bool,
+    /// Delivers what the guard holds, as far as it covers that.
+    pub approval: Option<Approval>,
 }
 
 /// What was decided.
@@ -35,57 +38,69 @@ pub struct Planning {
 pub struct Plan {
     pub run: JournaledRun,
     pub tally: Tally,
-    /// Removals that the guard kept out of the journal.
+    /// What the guard kept out of the journal.
     pub held: Option<Held>,
-    /// Of removals that are in it although an earlier run held some.
-    pub approval: Option<Approval>,
     pub skipped_rows: u64,
-    /// Changes that a change query had not told of, where everyone was read to see that.
+    /// Changes that a change query had not reported, where everyone was read to see that.
     pub missed: Option<u64>,
-    /// What it would be for one stream: only a rehearsal renders its lines.
-    pub foreseen: Option<Foreseen>,
+    /// What it would count: only a dry run renders its lines.
+    pub estimate: Option<Foreseen>,
+}
+
+/// What reading the source came to.
+#[derive(Debug)]
+pub struct Decided {
+    /// Of each feed.
+    pub tallies: Vec<Tally>,
+    pub skipped_rows: u64,
+    pub watermark: Watermark,
 }
 
 impl Snapshot {
-    /// Decides a run and writes it to the journal, all or nothing.
+    /// Decides the runs of some feeds of one audience and writes them to the journal, all or nothing.
     ///
-    /// `merge` compares the source with the delivered members and gives each change to the journal; it returns the
-    /// tally and the number of rows it skipped.
+    /// `decide` compares the source with the delivered members of each feed and gives each change to the feed's journal.
     pub fn plan<E: From<SnapshotError>>(
         &mut self,
-        planning: &Planning,
-        merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
-    ) -> Result<Plan, E> {
+        plannings: &[Planning],
+        decide: impl FnOnce(Vec<Delivered<'_>>, &mut [Journal<'_>]) -> Result<Decided, E>,
+    ) -> Result<Vec<Plan>, E> {
         let transaction = self.begin()?;
-        let plan = plan(&transaction, planning, merge)?;
-        tracing::debug!(
-            audience = %planning.computation.audience,
-            run = %planning.computation.run,
-            members = plan.tally.members,
-            delivered = plan.tally.delivered,
-            changes = plan.run.waiting,
-            held = plan.held.as_ref().map_or(0, |held| held.count),
-            "planned"
-        );
+        let plans = plan(&transaction, plannings, decide)?;
+        for (planning, plan) in plannings.iter().zip(&plans) {
+            tracing::debug!(
+                audience = %planning.computation.audience,
+                stream = %planning.stream.name,
+                run = %planning.computation.run,
+                members = plan.tally.members,
+                delivered = plan.tally.delivered,
+                changes = plan.run.waiting,
+                held = plan.held.as_ref().map_or(0, Held::count),
+                "planned"
+            );
+        }
         transaction.commit().map_err(SnapshotError::from)?;
-        Ok(plan)
+        Ok(plans)
     }
 
-    /// Remembers a run that decided nothing, with the reason.
-    pub fn fail(&mut self, planning: &Planning, error: &str) -> Result<(), SnapshotError> {
+    /// Remembers runs that decided nothing, with the reason.
+    pub fn fail(&mut self, plannings: &[Planning], error: &str) -> Result<(), SnapshotError> {
         // In one transaction, as a plan is: a run without an outcome would be taken for one that planned.
         let transaction = self.begin()?;
-        let audience = number_of(&transaction, &planning.computation)?;
-        let run = insert_run(&transaction, planning, audience)?;
-        transaction.execute(
-            "UPDATE run SET finished_at = ?2, outcome = ?3, error = ?4 WHERE number = ?1",
-            params![
-                run,
-                Timestamp::now().millis(),
-                Outcome::Failed.as_str(),
-                error
-            ],
-        )?;
+        for planning in plannings {
+            let stream = streams::number_of(&transaction, &planning.stream)?;
+            let feed = feed_of(&transaction, &planning.computation.audience, Some(stream))?;
+            let run = insert_run(&transaction, planning, feed, stream)?;
+            transaction.execute(
+                "UPDATE run SET finished_at = ?2, outcome = ?3, error = ?4 WHERE number = ?1",
+                params![
+                    run,
+                    Timestamp::now().millis(),
+                    Outcome::Failed.as_str(),
+                    error
+                ],
+            )?;
+        }
         transaction.commit()?;
         Ok(())
     }
@@ -93,219 +108,193 @@ impl Snapshot {
 
 fn plan<E: From<SnapshotError>>(
     transaction: &Connection,
-    planning: &Planning,
-    merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
-) -> Result<Plan, E> {
-    let audience = audience(transaction, planning)?;
-    let last_held = last_held(transaction, planning)?;
-    let number = insert_run(transaction, planning, Some(audience))?;
-    supersede_dead(transaction, &planning.computation, number)?;
-    let mut members = SelectMembers::of(transaction, Some(audience), planning.computation.class)?;
-    let delivered = members.read(Some(audience))?;
-    let journal = Journal::write(transaction, number, planning)?;
-    let decided = decide(planning, delivered, journal, last_held, merge)?;
-    let Decided {
-        tally,
-        skipped_rows,
-        ..
-    } = decided;
-    let held = decided.held.as_ref();
-    let sample = held.map(|held| serde_json::to_string(&held.sample).expect("ids are JSON"));
-    transaction
-        .execute(
-            "UPDATE run SET members = ?2, added = ?3, removed = ?4, changed = ?5, held = ?6, skipped_rows = ?7, planned = ?8,
-                    held_of = ?9, held_sample = ?10, held_digest = ?11
-             WHERE number = ?1",
-            params![
-                number,
-                tally.members as i64,
-                tally.added as i64,
-                tally.removed as i64,
-                tally.changed as i64,
-                decided.held_count() as i64,
-                skipped_rows as i64,
-                decided.planned() as i64,
-                held.map_or(0, |held| held.of as i64),
-                sample,
-                held.and(decided.digest.as_deref())
-            ],
-        )
-        .map_err(SnapshotError::from)?;
-    let is_complete = decided.held.is_none();
-    Grounds::note(decided.grounds.as_ref(), transaction, audience, is_complete)?;
-    Ok(decided.into_plan(run(transaction, number)?))
-}
-
-/// What a merge came to.
-pub(super) struct Decided {
-    pub(super) tally: Tally,
-    pub(super) skipped_rows: u64,
-    held: Option<Held>,
-    approval: Option<Approval>,
-    /// Of all who leave.
-    digest: Option<Vec<u8>>,
-    grounds: Option<Grounds>,
-    foreseen: Option<Foreseen>,
-}
-
-impl Decided {
-    pub(super) fn held_count(&self) -> u64 {
-        self.held.as_ref().map_or(0, |held| held.count)
+    plannings: &[Planning],
+    decide: impl FnOnce(Vec<Delivered<'_>>, &mut [Journal<'_>]) -> Result<Decided, E>,
+) -> Result<Vec<Plan>, E> {
+    let mut feeds = Vec::with_capacity(plannings.len());
+    let mut selects = Vec::with_capacity(plannings.len());
+    let mut journals = Vec::with_capacity(plannings.len());
+    for planning in plannings {
+        let class = planning.computation.class;
+        let stream = streams::number_of(transaction, &planning.stream)?;
+        let feed = feed(transaction, planning, stream)?;
+        let shown = last_shown(transaction, &planning.computation.audience, Some(stream))?;
+        let number = insert_run(transaction, planning, Some(feed), stream)?;
+        supersede_dead(transaction, feed, number)?;
+        selects.push(SelectMembers::of(transaction, Some(feed), class)?);
+        journals.push(Journal::write(transaction, number, planning)?);
+        feeds.push((feed, number, shown));
     }
-
-    /// Changes that are in the journal now.
-    pub(super) fn planned(&self) -> u64 {
-        let Tally {
-            added,
-            changed,
-            repeated,
-            removed,
-            ..
-        } = self.tally;
-        added + changed + repeated + removed - self.held_count()
+    let delivered = selects.iter_mut().map(SelectMembers::read);
+    let delivered = delivered.collect::<Result<Vec<_>, _>>()?;
+    let decided = decide(delivered, &mut journals)?;
+    let mut plans = Vec::with_capacity(plannings.len());
+    let feeds = plannings
+        .iter()
+        .zip(feeds)
+        .zip(journals)
+        .zip(&decided.tallies);
+    for (((planning, (feed, number, shown)), mut journal), tally) in feeds {
+        let held = journal.held(planning, tally, shown);
+        journal.close(held.as_ref())?;
+        let planned = tally.decided() - held.as_ref().map_or(0, Held::count);
+        note_decided(transaction, number, tally, &decided, held.as_ref(), planned)?;
+        let is_complete = held.is_none();
+        Watermark::note(Some(&decided.watermark), transaction, feed, is_complete)?;
+        plans.push(Plan {
+            run: run(transaction, number)?,
+            tally: *tally,
+            held,
+            skipped_rows: decided.skipped_rows,
+            missed: decided.watermark.missed(),
+            estimate: None,
+        });
     }
-
-    pub(super) fn into_plan(self, run: JournaledRun) -> Plan {
-        Plan {
-            run,
-            tally: self.tally,
-            held: self.held,
-            approval: self.approval,
-            skipped_rows: self.skipped_rows,
-            missed: self.grounds.as_ref().and_then(Grounds::missed),
-            foreseen: self.foreseen,
-        }
-    }
+    Ok(plans)
 }
 
-/// Merges into a journal, and takes the removals out of it where the guard holds them.
-pub(super) fn decide<E: From<SnapshotError>>(
-    planning: &Planning,
-    mut delivered: Delivered<'_>,
-    mut journal: Journal<'_>,
-    last_held: Option<LastHeld>,
-    merge: impl FnOnce(&mut Delivered<'_>, &mut Journal<'_>) -> Result<(Tally, u64), E>,
-) -> Result<Decided, E> {
-    let (tally, skipped_rows) = merge(&mut delivered, &mut journal)?;
-    let holds = |guard: Guard| guard.holds(tally.removed, tally.delivered, tally.members);
-    let is_held = planning.guard.is_some_and(holds);
-    let (sample, digest) = journal.leavers.take().map(Leavers::finish).unzip();
-    let compare = |last: LastHeld| digest.as_deref().map(|digest| last.compare(digest));
-    Ok(Decided {
-        tally,
-        skipped_rows,
-        held: is_held.then(|| Held {
-            count: tally.removed,
-            of: tally.delivered,
-            sample: sample.unwrap_or_default(),
-        }),
-        grounds: journal.grounds.take(),
-        approval: last_held.filter(|_| tally.removed > 0).and_then(compare),
-        foreseen: journal.close(is_held)?,
-        digest,
-    })
-}
-
-/// What there is to approve, where somebody does.
-pub(super) fn last_held(
+fn note_decided(
     connection: &Connection,
-    planning: &Planning,
-) -> Result<Option<LastHeld>, SnapshotError> {
-    if !planning.approve {
-        return Ok(None);
-    }
-    LastHeld::find(connection, &planning.computation)
+    run: i64,
+    tally: &Tally,
+    decided: &Decided,
+    held: Option<&Held>,
+    planned: u64,
+) -> Result<(), SnapshotError> {
+    let sample = held.map(|held| serde_json::to_string(&held.sample).expect("ids are JSON"));
+    let [removals, additions, changes, of] = held.map_or([0; 4], |held| {
+        [held.removals, held.additions, held.changes, held.of]
+    });
+    connection
+        .prepare_cached(
+            "UPDATE run SET members = ?2, added = ?3, removed = ?4, changed = ?5, skipped_rows = ?6, planned = ?7,
+                    held = ?8, held_added = ?9, held_changed = ?10, held_of = ?11, held_sample = ?12
+             WHERE number = ?1",
+        )?
+        .execute(params![
+            run,
+            tally.members as i64,
+            tally.added as i64,
+            tally.removed as i64,
+            tally.changed as i64,
+            decided.skipped_rows as i64,
+            planned as i64,
+            removals as i64,
+            additions as i64,
+            changes as i64,
+            of as i64,
+            sample
+        ])?;
+    Ok(())
 }
 
-/// The number of the audience, which is known from now on, and by its present name.
-fn audience(connection: &Connection, planning: &Planning) -> Result<i64, SnapshotError> {
+/// The number of the feed, which is known from now on, and its audience by its present name.
+fn feed(connection: &Connection, planning: &Planning, stream: i64) -> Result<i64, SnapshotError> {
     let Computation {
         audience,
-        destination,
         key,
         class,
         ..
     } = &planning.computation;
-    Ok(connection.query_row(
-        "INSERT INTO audience (id, destination, key, class, name) VALUES (?1, ?2, ?3, ?4, ?5)
-         ON CONFLICT (id, destination) DO UPDATE SET name = excluded.name RETURNING number",
-        params![
-            audience.as_str(),
-            destination.as_str(),
-            key.as_str(),
-            class.as_str(),
-            planning.name
-        ],
-        |row| row.get(0),
-    )?)
+    let audience: i64 = connection
+        .prepare_cached(
+            "INSERT INTO audience (id, key, class, name) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (id) DO UPDATE SET name = excluded.name RETURNING number",
+        )?
+        .query_row(
+            params![
+                audience.as_str(),
+                key.as_str(),
+                class.as_str(),
+                planning.name
+            ],
+            |row| row.get(0),
+        )?;
+    Ok(connection
+        .prepare_cached(
+            "INSERT INTO feed (audience, stream, destination) VALUES (?1, ?2, ?3)
+             ON CONFLICT (audience, stream) DO UPDATE SET destination = excluded.destination RETURNING number",
+        )?
+        .query_row(
+            params![audience, stream, planning.destination.as_str()],
+            |row| row.get(0),
+        )?)
 }
 
-pub(super) fn number_of(
+/// The number of a feed that some plan has made.
+pub(super) fn feed_of(
     connection: &Connection,
-    computation: &Computation,
+    audience: &AudienceId,
+    stream: Option<i64>,
 ) -> Result<Option<i64>, SnapshotError> {
-    let number = connection.query_row(
-        "SELECT number FROM audience WHERE id = ?1 AND destination = ?2",
-        params![
-            computation.audience.as_str(),
-            computation.destination.as_str()
-        ],
-        |row| row.get(0),
-    );
+    let number = connection
+        .prepare_cached(
+            "SELECT feed.number FROM feed JOIN audience ON audience.number = feed.audience
+             WHERE audience.id = ?1 AND feed.stream = ?2",
+        )?
+        .query_row(params![audience.as_str(), stream], |row| row.get(0));
     Ok(number.optional()?)
 }
 
 fn insert_run(
     connection: &Connection,
     planning: &Planning,
-    audience: Option<i64>,
+    feed: Option<i64>,
+    stream: i64,
 ) -> Result<i64, SnapshotError> {
     let Computation {
-        audience: id,
-        destination,
+        audience,
         run,
         started_at,
         space_id,
         ..
     } = &planning.computation;
-    connection.execute(
-        "INSERT INTO run (id, audience, audience_id, destination, kind, started_at, space_id, streams)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        params![
+    let number = life::next_run(connection, *started_at)?;
+    connection
+        .prepare_cached(
+            "INSERT INTO run (number, id, feed, audience_id, stream, destination, kind, started_at, at, space_id)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+        )?
+        .execute(params![
+            number,
             run.to_string(),
-            audience,
-            id.as_str(),
-            destination.as_str(),
+            feed,
+            audience.as_str(),
+            stream,
+            planning.destination.as_str(),
             planning.kind.as_str(),
             started_at.millis(),
-            space_id,
-            json(&planning.streams)
-        ],
-    )?;
-    Ok(connection.last_insert_rowid())
+            Timestamp::now().millis(),
+            space_id
+        ])?;
+    Ok(number)
 }
 
-/// Where a merge puts what it decides.
+/// Where a merge puts what it decides about one feed.
 pub struct Journal<'c> {
     identify: Identify,
-    /// Only where the guard may hold them, or somebody approves.
-    leavers: Option<Leavers>,
-    grounds: Option<Grounds>,
+    leavers: Vec<HeldUser>,
+    /// Where changes and additions may be held apart from each other, they are in chunks of their own.
+    kinds_are_apart: bool,
     to: Destined<'c>,
 }
 
+/// By kind: entering, changing, repeating, leaving. Each is in the order of users.
 enum Destined<'c> {
-    /// Entering and leaving users are both in order, each in chunks of their own.
-    Disk {
-        entering: Box<ChunkWriter<'c>>,
-        leaving: Box<ChunkWriter<'c>>,
-    },
-    /// The same chunks, one at a time.
-    Nowhere {
-        entering: Box<Rehearsed<'c>>,
-        leaving: Box<Rehearsed<'c>>,
-    },
+    Disk(Box<[ChunkWriter<'c>; 4]>),
+    /// The same chunks, one at a time, weighed and not kept.
+    Nowhere(Box<[Estimator<'c>; 4]>),
 }
+
+const KINDS: [ChunkKind; 4] = [
+    ChunkKind::Entering,
+    ChunkKind::Changing,
+    ChunkKind::Repeating,
+    ChunkKind::Leaving,
+];
+const ENTERING: usize = 0;
+const CHANGING: usize = 1;
+const LEAVING: usize = 3;
 
 impl<'c> Journal<'c> {
     fn write(
@@ -313,86 +302,118 @@ impl<'c> Journal<'c> {
         run: i64,
         planning: &Planning,
     ) -> Result<Self, SnapshotError> {
-        // Even numbers for one, odd ones for the other: neither needs to know how many the other wrote.
-        let writer =
-            |first| Ok::<_, SnapshotError>(Box::new(ChunkWriter::new(connection, run, first, 2)?));
-        let to = Destined::Disk {
-            entering: writer(0)?,
-            leaving: writer(1)?,
+        // Every fourth number for each kind: none of them needs to know how many chunks another wrote.
+        let writer = |kind: usize| {
+            ChunkWriter::new(
+                connection,
+                run,
+                KINDS[kind],
+                kind as i64,
+                KINDS.len() as i64,
+            )
         };
-        Ok(Self::new(planning, to))
+        let writers = [writer(0)?, writer(1)?, writer(2)?, writer(3)?];
+        Ok(Self::new(planning, Destined::Disk(Box::new(writers))))
     }
 
     /// Weighs what it is given, and keeps nothing.
-    pub(super) fn rehearse(planning: &Planning, weigh: Weigh<'c>) -> Self {
-        let to = Destined::Nowhere {
-            entering: Box::new(Rehearsed::new(weigh)),
-            leaving: Box::new(Rehearsed::new(weigh)),
-        };
-        Self::new(planning, to)
+    pub(super) fn estimate(planning: &Planning, estimate: Estimate<'c>) -> Self {
+        let estimators = [0; 4].map(|_| Estimator::new(estimate));
+        Self::new(planning, Destined::Nowhere(Box::new(estimators)))
     }
 
     fn new(planning: &Planning, to: Destined<'c>) -> Self {
-        let is_asked_about = planning.guard.is_some() || planning.approve;
         Self {
             identify: Identify::new(&planning.computation),
-            leavers: is_asked_about.then(Leavers::default),
-            grounds: None,
+            leavers: Vec::new(),
+            kinds_are_apart: planning
+                .guard
+                .is_some_and(|guard| guard.holds_more_than_removals()),
             to,
         }
     }
 
-    /// Says what the plan rests on, once all of the source was read.
-    pub fn rest_on(&mut self, grounds: Grounds) {
-        self.grounds = Some(grounds);
-    }
-
     pub fn push(&mut self, change: &Change<'_>) -> Result<(), SnapshotError> {
-        let leaves = change.action == Action::Leave;
-        if leaves && let Some(leavers) = &mut self.leavers {
-            leavers.push(change.member.user);
+        let kind = match change.action {
+            Action::Leave => LEAVING,
+            Action::Change if self.kinds_are_apart => CHANGING,
+            Action::Repeat if self.kinds_are_apart => 2,
+            Action::Enter | Action::Change | Action::Repeat => ENTERING,
+        };
+        if kind == LEAVING {
+            sample(&mut self.leavers, change.member.user);
         }
+        let bytes = self.identify.longest_line(change);
         match &mut self.to {
-            Destined::Disk { entering, leaving } => {
-                let (writer, kind) = if leaves {
-                    (leaving, ChunkKind::Leaving)
-                } else {
-                    (entering, ChunkKind::Entering)
-                };
-                let bytes = self.identify.longest_line(change);
-                writer.push(kind, Some(change), bytes, |entries| {
-                    chunk::push_change(entries, change)
-                })
-            }
-            Destined::Nowhere { entering, leaving } => {
-                let rehearsed = if leaves { leaving } else { entering };
-                let bytes = self.identify.longest_line(change);
-                rehearsed.push(bytes, |line| self.identify.render(change, line));
+            Destined::Disk(writers) => writers[kind].push(Some(change), bytes, |entries| {
+                chunk::push_change(entries, change);
+            }),
+            Destined::Nowhere(estimators) => {
+                estimators[kind].push(bytes, |line| self.identify.render(change, line));
                 Ok(())
             }
         }
     }
 
-    /// Writes what is left, or drops all removals.
-    fn close(self, drop_leaving: bool) -> Result<Option<Foreseen>, SnapshotError> {
+    /// What the guard holds, unless an approval covers it.
+    pub(super) fn held(
+        &mut self,
+        planning: &Planning,
+        tally: &Tally,
+        shown: [u64; 3],
+    ) -> Option<Held> {
+        let holds = tally.held_by(planning.guard.as_ref()?);
+        let count = |is_held, count| if is_held { count } else { 0 };
+        let held = Held {
+            removals: count(holds.removals, tally.removed),
+            additions: count(holds.additions, tally.added),
+            changes: count(holds.changes, tally.changed),
+            of: tally.delivered,
+            sample: match holds.removals {
+                true => std::mem::take(&mut self.leavers),
+                false => Vec::new(),
+            },
+        };
+        let is_covered = match planning.approval {
+            None => false,
+            Some(Approval::UpTo(most)) => held.count() <= most,
+            Some(Approval::Shown) => {
+                let now = [held.removals, held.additions, held.changes];
+                now.iter().zip(shown).all(|(now, shown)| *now <= shown)
+            }
+        };
+        (held.count() > 0 && !is_covered).then_some(held)
+    }
+
+    /// Writes what is left, and takes back what is held. A dry run tells what the rest would count.
+    pub(super) fn close(self, held: Option<&Held>) -> Result<Option<Foreseen>, SnapshotError> {
+        let is_held = |kind: usize| {
+            held.is_some_and(|held| match kind {
+                ENTERING => held.additions > 0,
+                CHANGING => held.changes > 0,
+                LEAVING => held.removals > 0,
+                _ => false,
+            })
+        };
         match self.to {
-            Destined::Disk {
-                mut entering,
-                mut leaving,
-            } => {
-                entering.flush()?;
-                leaving.flush()?;
-                if drop_leaving {
-                    leaving.drop_all(ChunkKind::Leaving)?;
+            Destined::Disk(mut writers) => {
+                for (kind, writer) in writers.iter_mut().enumerate() {
+                    writer.flush()?;
+                    if is_held(kind) {
+                        writer.drop_all()?;
+                    }
                 }
                 Ok(None)
             }
-            Destined::Nowhere { entering, leaving } => {
-                let mut foreseen = entering.finish();
-                if !drop_leaving {
-                    foreseen += leaving.finish();
+            Destined::Nowhere(estimators) => {
+                let mut estimate = Foreseen::default();
+                for (kind, estimator) in estimators.into_iter().enumerate() {
+                    let weighed = estimator.finish();
+                    if !is_held(kind) {
+                        estimate += weighed;
+                    }
                 }
-                Ok(Some(foreseen))
+                Ok(Some(estimate))
             }
         }
     }

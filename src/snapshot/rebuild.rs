@@ -4,9 +4,9 @@
 //! does not grow with it. The new file is written beside its place and moved into it whole: a crash leaves none or all.
 
 mod gathered;
-mod story;
 #[cfg(test)]
 mod tests;
+mod user_history;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -15,16 +15,15 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::journal::json;
 use super::members::{SqlUser, SqlValue};
-use super::{SnapshotError, create, schema, set_up};
-use crate::audience::{Action, AudienceId, Class, DestinationName, Key, MemberBuf, User};
+use super::{SnapshotError, create, schema, set_up, streams};
+use crate::audience::{Action, AudienceId, Class, DestinationName, Key, MemberBuf};
 use crate::disk;
 use crate::event::Statement;
-use crate::mapping::StreamName;
 use crate::run::{Outcome, RunKind};
-use gathered::{Deeds, Gathered, Run, Tallies};
-use story::Story;
+use crate::stream::Stream;
+use gathered::{Counted, Gathered, Run, Tallies};
+use user_history::UserHistory;
 
 /// Why there is no snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -42,27 +41,25 @@ pub enum RebuildError {
 #[derive(Debug, Default)]
 pub struct Unsaid {
     pub names: HashMap<AudienceId, String>,
-    /// Where identifies go now.
-    pub streams: BTreeMap<DestinationName, Vec<StreamName>>,
+    /// What the destination is called now.
+    pub destination: Option<DestinationName>,
+    /// The last run that the lock file names: numbers go on from it.
+    pub last_run: i64,
 }
 
-/// One audience at one destination, as it was made anew.
+/// One audience at one stream, as it was made anew.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
     pub id: AudienceId,
-    pub destination: DestinationName,
+    pub stream: Stream,
     pub key: Key,
     pub class: Class,
     pub members: u64,
     pub runs: u64,
-    /// Without repeats, and once for all streams.
+    /// Without repeats.
     pub records: u64,
     /// Users who were members, and are none now.
     pub left: u64,
-    /// Users of whom some stream lacks the last record.
-    pub disagreeing: u64,
-    /// Streams of the mapping in which nothing of it has landed.
-    pub silent: Vec<StreamName>,
     /// Keys that it had before an earlier loss. What was delivered under them is not restored.
     pub former_keys: Vec<Key>,
 }
@@ -79,14 +76,9 @@ impl Rebuild {
         })
     }
 
-    /// Takes a record that was delivered to this destination, and landed in a stream if that is known. In any order.
-    pub fn push(
-        &mut self,
-        destination: &DestinationName,
-        stream: Option<&StreamName>,
-        statement: &Statement<'_>,
-    ) -> Result<(), RebuildError> {
-        self.gathered.push(destination, stream, statement)
+    /// Takes a record that was delivered to this stream. In any order.
+    pub fn push(&mut self, stream: &Stream, statement: &Statement<'_>) -> Result<(), RebuildError> {
+        self.gathered.push(stream, statement)
     }
 
     /// Whether there is nothing to make a snapshot of.
@@ -127,12 +119,18 @@ impl Rebuild {
         let mut restored = writer.audiences()?;
         writer.members(&mut restored)?;
         writer.runs(&mut restored)?;
+        transaction
+            .execute(
+                "UPDATE life SET last_run = max(last_run, ?1)",
+                [unsaid.last_run],
+            )
+            .map_err(SnapshotError::from)?;
         transaction.commit().map_err(SnapshotError::from)?;
         connection
             .close()
             .map_err(|(_, error)| SnapshotError::from(error))?;
         let mut restored: Vec<_> = restored.into_values().collect();
-        restored.sort_by(|a, b| (&a.key, &a.destination).cmp(&(&b.key, &b.destination)));
+        restored.sort_by(|a, b| (&a.key, &a.stream).cmp(&(&b.key, &b.stream)));
         Ok(restored)
     }
 }
@@ -172,6 +170,22 @@ fn remove(temporary: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes an empty snapshot where none is, whole or not at all: a file that a full disk cut short would be in the way of
+/// the next attempt.
+pub(super) fn make_empty(path: &Path) -> Result<(), SnapshotError> {
+    let temporary = beside(path);
+    remove(&temporary).map_err(SnapshotError::Create)?;
+    let made = open_new(&temporary).and_then(|connection| {
+        connection.close().map_err(|(_, error)| error)?;
+        put(&temporary, path).map_err(SnapshotError::Create)
+    });
+    if made.is_err() {
+        // What matters is the first error, and the next attempt replaces it.
+        drop(remove(&temporary));
+    }
+    made
+}
+
 /// A new file that nobody else knows of: it needs no journal, for it counts only once it is whole.
 fn open_new(temporary: &Path) -> Result<Connection, SnapshotError> {
     create(temporary).map_err(SnapshotError::Create)?;
@@ -180,7 +194,7 @@ fn open_new(temporary: &Path) -> Result<Connection, SnapshotError> {
     set_up(&connection)?;
     connection.pragma_update(None, "journal_mode", "off")?;
     connection.pragma_update(None, "synchronous", "off")?;
-    schema::migrate(&mut connection)?;
+    schema::create(&mut connection)?;
     Ok(connection)
 }
 
@@ -206,42 +220,42 @@ impl Writer<'_> {
                 continue;
             }
             let name = self.unsaid.names.get(&audience.id);
-            self.connection.execute(
-                "INSERT INTO audience (number, id, destination, key, class, name) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            let audience_number: i64 = self.connection.query_row(
+                "INSERT INTO audience (id, key, class, name) VALUES (?1, ?2, ?3, ?4)
+                 ON CONFLICT (id) DO UPDATE SET name = name RETURNING number",
                 params![
-                    number as i64 + 1,
                     audience.id.as_str(),
-                    audience.destination.as_str(),
                     audience.key.as_str(),
                     audience.class.as_str(),
                     name.map_or(audience.key.as_str(), String::as_str)
                 ],
+                |row| row.get(0),
             )?;
-            let silent = |stream: &&StreamName| {
-                let number = self.number_of(stream);
-                number.is_none_or(|number| !audience.streams.contains(&number))
-            };
-            let mapped = self.mapped(&audience.destination);
-            // Where no file tells its stream, neither can be said to lack anything.
-            let told = !audience.streams.is_empty();
+            let stream = streams::number_of(self.connection, &audience.stream)?;
+            self.connection.execute(
+                "UPDATE stream SET has_accepted = 1 WHERE number = ?1",
+                [stream],
+            )?;
+            self.connection.execute(
+                "INSERT INTO feed (number, audience, stream, destination) VALUES (?1, ?2, ?3, ?4)",
+                params![
+                    number as i64 + 1,
+                    audience_number,
+                    stream,
+                    self.destination()
+                ],
+            )?;
             restored.insert(
                 number,
                 Restored {
                     id: audience.id.clone(),
-                    destination: audience.destination.clone(),
+                    stream: audience.stream.clone(),
                     key: audience.key.clone(),
                     class: audience.class,
                     members: 0,
                     runs: 0,
                     records: 0,
                     left: 0,
-                    disagreeing: 0,
-                    silent: mapped
-                        .iter()
-                        .filter(|_| told)
-                        .filter(silent)
-                        .cloned()
-                        .collect(),
                     former_keys: self.gathered.former_keys(number),
                 },
             );
@@ -249,19 +263,23 @@ impl Writer<'_> {
         Ok(restored)
     }
 
+    fn destination(&self) -> &str {
+        let name = self.unsaid.destination.as_ref();
+        name.map_or("", DestinationName::as_str)
+    }
+
     fn members(&self, restored: &mut BTreeMap<usize, Restored>) -> Result<(), RebuildError> {
         let mut insert = self
             .connection
-            .prepare("INSERT INTO member (audience, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)")
+            .prepare("INSERT INTO member (feed, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)")
             .map_err(SnapshotError::from)?;
         let mut tallies = Tallies::new(self.gathered);
-        let mut current: Option<(usize, MemberBuf, Story)> = None;
-        let mut close = |(audience, user, story): &(usize, MemberBuf, Story)| {
+        let mut current: Option<(usize, MemberBuf, UserHistory)> = None;
+        let mut close = |(audience, user, history): &(usize, MemberBuf, UserHistory)| {
             let restored = restored
                 .get_mut(audience)
                 .expect("only current audiences have records");
-            restored.disagreeing += u64::from(story.disagrees());
-            let Some(member) = story.member() else {
+            let Some(member) = history.member() else {
                 restored.left += 1;
                 return Ok(());
             };
@@ -275,23 +293,28 @@ impl Writer<'_> {
             ]);
             inserted.map(|_| ()).map_err(SnapshotError::from)
         };
-        self.gathered.each_record(|audience, user, told| {
-            let story = match &mut current {
-                Some((same, known, story)) if *same == audience && known.user() == user => story,
-                _ => {
-                    let ended = current.take();
-                    if let Some(ended) = &ended {
-                        close(ended)?;
-                    }
-                    let next = self.next(ended, audience, user);
-                    &mut current.insert(next).2
-                }
+        self.gathered.each_record(|audience, user, record| {
+            let is_same = |(same, known, _): &(usize, MemberBuf, UserHistory)| {
+                *same == audience && known.user() == user
             };
-            let run = told.run;
-            match story.tell(told) {
+            if !current.as_ref().is_some_and(is_same) {
+                if let Some(ended) = &current {
+                    close(ended)?;
+                }
+                let mut buffer = current
+                    .take()
+                    .map_or_else(MemberBuf::default, |(_, buffer, _)| buffer);
+                buffer.kind = user.kind;
+                buffer.id.clear();
+                buffer.id.push_str(user.id);
+                current = Some((audience, buffer, UserHistory::default()));
+            }
+            let (_, _, history) = current.as_mut().expect("it was just set");
+            let run = record.run;
+            match history.take(record) {
                 Ok(Some(action)) => count(tallies.of(run)?, action),
                 Ok(None) => {}
-                Err(story::Contradiction) => {
+                Err(user_history::Contradiction) => {
                     return Err(RebuildError::Contradiction {
                         run: self.gathered.run_id(run)?,
                         what: "what they say about a user",
@@ -306,74 +329,33 @@ impl Writer<'_> {
         for (number, restored) in restored.iter() {
             let members = [*number as i64 + 1, restored.members as i64];
             self.connection
-                .execute(
-                    "UPDATE audience SET members = ?2 WHERE number = ?1",
-                    members,
-                )
+                .execute("UPDATE feed SET members = ?2 WHERE number = ?1", members)
                 .map_err(SnapshotError::from)?;
         }
         Ok(tallies.write()?)
     }
 
-    /// The story of the next user, in the place of one that has ended.
-    fn next(
-        &self,
-        ended: Option<(usize, MemberBuf, Story)>,
-        audience: usize,
-        user: User<'_>,
-    ) -> (usize, MemberBuf, Story) {
-        let (mut buffer, story) = match ended {
-            Some((same, buffer, story)) if same == audience => (buffer, Some(story)),
-            Some((_, buffer, _)) => (buffer, None),
-            None => (MemberBuf::default(), None),
-        };
-        buffer.kind = user.kind;
-        buffer.id.clear();
-        buffer.id.push_str(user.id);
-        let mut story = story.unwrap_or_else(|| Story::new(self.must_agree(audience)));
-        story.begin();
-        (audience, buffer, story)
-    }
-
-    /// The streams that must agree about an audience: those of the mapping in which something of it has landed.
-    fn must_agree(&self, audience: usize) -> Vec<usize> {
-        let audience = &self.gathered.audiences[audience];
-        let mapped = self.mapped(&audience.destination);
-        let mapped = mapped.iter().filter_map(|stream| self.number_of(stream));
-        mapped
-            .filter(|stream| audience.streams.contains(stream))
-            .collect()
-    }
-
-    fn mapped(&self, destination: &DestinationName) -> &[StreamName] {
-        let streams = self.unsaid.streams.get(destination);
-        streams.map_or(&[], Vec::as_slice)
-    }
-
-    fn number_of(&self, stream: &StreamName) -> Option<usize> {
-        self.gathered
-            .streams
-            .iter()
-            .position(|known| known == stream)
-    }
-
     fn runs(&self, restored: &mut BTreeMap<usize, Restored>) -> Result<(), SnapshotError> {
         let mut members: HashMap<usize, i64> = HashMap::new();
         let mut insert = self.connection.prepare(
-            "INSERT INTO run (number, id, audience, audience_id, destination, kind, started_at, finished_at, outcome, streams,
+            "INSERT INTO run (number, id, feed, audience_id, stream, destination, kind, started_at, at, finished_at, outcome,
                               members, added, removed, changed, planned, delivered)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?14)",
+             VALUES (?1, ?2, ?3, ?4, (SELECT stream FROM feed WHERE number = ?3), ?5, ?6, ?7, ?7, ?7, ?8, ?9, ?10, ?11, ?12,
+                     ?13, ?13)",
+        )?;
+        let mut note_last = self.connection.prepare(
+            "UPDATE life SET last_run = max(last_run, ?1), last_started_at = max(ifnull(last_started_at, ?2), ?2)",
         )?;
         self.gathered.each_run(|run| {
             let restored = restored
                 .get_mut(&run.audience)
                 .expect("only current audiences have runs with a place");
-            let Deeds {
+            let Counted {
                 entered,
                 changed,
                 repeated,
                 removed,
-            } = run.deeds;
+            } = run.counted;
             let records = entered + changed + repeated + removed;
             let members = members.entry(run.audience).or_default();
             *members = (*members + entered - removed).max(0);
@@ -384,46 +366,37 @@ impl Writer<'_> {
                 run.id,
                 run.audience as i64 + 1,
                 restored.id.as_str(),
-                restored.destination.as_str(),
+                self.destination(),
                 kind(&run, restored.runs == 1).as_str(),
                 run.started_at,
                 Outcome::Delivered.as_str(),
-                json(&self.streams_of(&run, &restored.destination)),
                 *members,
                 entered,
                 removed,
                 changed,
                 records
             ])?;
+            note_last.execute([run.number, run.started_at])?;
             Ok(())
         })
-    }
-
-    /// Where a run was delivered to: where it landed, as far as the files tell.
-    fn streams_of(&self, run: &Run, destination: &DestinationName) -> Vec<StreamName> {
-        if run.streams.is_empty() {
-            return self.mapped(destination).to_vec();
-        }
-        let name = |number: &usize| self.gathered.streams[*number].clone();
-        run.streams.iter().map(name).collect()
     }
 }
 
 /// Only a resync says what is known already.
 fn kind(run: &Run, is_first: bool) -> RunKind {
-    match run.deeds.repeated {
+    match run.counted.repeated {
         _ if is_first => RunKind::First,
         0 => RunKind::Delta,
         _ => RunKind::Resync,
     }
 }
 
-fn count(deeds: &mut Deeds, action: Action) {
+fn count(counted: &mut Counted, action: Action) {
     let counter = match action {
-        Action::Enter => &mut deeds.entered,
-        Action::Change => &mut deeds.changed,
-        Action::Repeat => &mut deeds.repeated,
-        Action::Leave => &mut deeds.removed,
+        Action::Enter => &mut counted.entered,
+        Action::Change => &mut counted.changed,
+        Action::Repeat => &mut counted.repeated,
+        Action::Leave => &mut counted.removed,
     };
     *counter += 1;
 }

@@ -11,46 +11,45 @@ mod expected;
 mod group;
 mod tables;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 
-use rusqlite::{Connection, OptionalExtension, Transaction};
+use rusqlite::Transaction;
 
+use super::streams::{STREAM, stream_from};
 use super::{Snapshot, SnapshotError};
-use crate::audience::{AudienceId, DestinationName, Key, UserKind};
+use crate::audience::{AudienceId, Key, UserKind};
 use crate::event::Statement;
-use crate::mapping::StreamName;
 use crate::run::RunId;
+use crate::stream::Stream;
 use tables::{Knowledge, Row, Run, Says, Side, Tables};
 
 /// What is compared.
 #[derive(Debug, Clone)]
 pub struct Scope {
-    pub destinations: Vec<DestinationName>,
-    /// Only this stream, if not all of them.
-    pub stream: Option<StreamName>,
+    pub streams: Vec<Stream>,
 }
 
 /// What came of it.
 #[derive(Debug, Clone, Default)]
 pub struct Comparison {
-    /// By key and destination; calls of `send` come last.
+    /// By key and stream; calls of `send` come last.
     pub verified: Vec<Verified>,
     /// Lines of somebody else's.
     pub foreign: u64,
-    /// Lines of audience-sync that are of no destination here.
+    /// Lines of audience-sync that are of no stream here.
     pub unknown: u64,
 }
 
-/// One audience at one destination, or the calls of `send` to it.
+/// One audience at one stream, or the calls of `send` to it.
 #[derive(Debug, Clone)]
 pub struct Verified {
     pub audience: Option<Key>,
     pub id: Option<AudienceId>,
-    pub destination: DestinationName,
-    /// Said to be delivered, in each stream.
+    pub stream: Stream,
+    /// Delivered, as the snapshot knows.
     pub records: u64,
-    /// Said to be delivered to a stream, and not there.
+    /// Delivered, and not there.
     pub missing: Difference,
     /// There, and nothing is known of them.
     pub extra: Difference,
@@ -58,7 +57,7 @@ pub struct Verified {
     pub wrong: Difference,
     /// There once more, with the same bytes.
     pub duplicated: Difference,
-    /// The number of the audience.
+    /// The number of the feed.
     number: Option<i64>,
 }
 
@@ -75,16 +74,14 @@ pub struct Sample {
     pub user: Option<(UserKind, String)>,
     pub message_id: String,
     pub run: Option<String>,
-    /// `None` where the file does not tell.
-    pub stream: Option<StreamName>,
 }
 
 impl Verified {
-    fn new(destination: DestinationName) -> Self {
+    fn new(stream: Stream) -> Self {
         Self {
             audience: None,
             id: None,
-            destination,
+            stream,
             records: 0,
             missing: Difference::default(),
             extra: Difference::default(),
@@ -106,9 +103,8 @@ pub struct Verify<'s> {
     scope: Scope,
     tables: Tables,
     subjects: Vec<Verified>,
-    streams: Vec<StreamName>,
-    /// By destination, where calls of `send` are known.
-    calls: HashMap<DestinationName, usize>,
+    /// By stream, where calls of `send` are known.
+    calls: HashMap<Stream, usize>,
     hasher: RandomState,
     run: Option<Run>,
     foreign: u64,
@@ -122,7 +118,6 @@ impl Snapshot {
             view: self.connection.unchecked_transaction()?,
             tables: Tables::new()?,
             subjects: Vec::new(),
-            streams: streams(&self.connection)?.into_iter().collect(),
             calls: HashMap::new(),
             hasher: RandomState::new(),
             run: None,
@@ -134,11 +129,6 @@ impl Snapshot {
         Ok(verify)
     }
 
-    /// Every stream that some run went to.
-    pub fn streams(&self) -> Result<BTreeSet<StreamName>, SnapshotError> {
-        streams(&self.connection)
-    }
-
     /// Whether a run is known.
     pub fn knows(&self, run: &str) -> Result<bool, SnapshotError> {
         let exists = "SELECT EXISTS (SELECT 1 FROM run WHERE id = ?1)";
@@ -148,61 +138,60 @@ impl Snapshot {
 
 impl Verify<'_> {
     fn name_subjects(&mut self) -> Result<(), SnapshotError> {
-        let mut audiences = self.view.prepare(
-            "SELECT number, id, destination, key FROM audience ORDER BY key, destination",
-        )?;
-        let mut rows = audiences.query([])?;
+        let mut feeds = self.view.prepare(&format!(
+            "SELECT feed.number, id, key, {STREAM} FROM feed JOIN audience ON audience.number = feed.audience
+             JOIN stream ON stream.number = feed.stream ORDER BY key, feed.number"
+        ))?;
+        let mut rows = feeds.query([])?;
         while let Some(row) = rows.next()? {
-            let destination = DestinationName::new(row.get::<_, String>(2)?);
-            if self.scope.destinations.contains(&destination) {
-                let mut subject = Verified::new(destination);
+            let stream = stream_from(row, 3)?;
+            if self.scope.streams.contains(&stream) {
+                let mut subject = Verified::new(stream);
                 subject.number = row.get(0)?;
                 subject.id = Some(AudienceId::new(row.get::<_, String>(1)?));
-                subject.audience = Some(Key::new(row.get::<_, String>(3)?));
+                subject.audience = Some(Key::new(row.get::<_, String>(2)?));
                 self.subjects.push(subject);
             }
         }
-        let mut calls = self.view.prepare(
-            "SELECT DISTINCT destination FROM run
-             WHERE audience_id IS NULL AND EXISTS (SELECT 1 FROM chunk WHERE chunk.run = run.number) ORDER BY destination",
-        )?;
+        let mut calls = self.view.prepare(&format!(
+            "SELECT {STREAM} FROM stream WHERE EXISTS (
+                 SELECT 1 FROM run WHERE run.stream = stream.number AND audience_id IS NULL
+                 AND EXISTS (SELECT 1 FROM chunk WHERE chunk.run = run.number)) ORDER BY number"
+        ))?;
         let mut rows = calls.query([])?;
         while let Some(row) = rows.next()? {
-            let destination = DestinationName::new(row.get::<_, String>(0)?);
-            if self.scope.destinations.contains(&destination) {
-                self.calls.insert(destination.clone(), self.subjects.len());
-                self.subjects.push(Verified::new(destination));
+            let stream = stream_from(row, 0)?;
+            if self.scope.streams.contains(&stream) {
+                self.calls.insert(stream.clone(), self.subjects.len());
+                self.subjects.push(Verified::new(stream));
             }
         }
         Ok(())
     }
 
-    /// Takes a record that was delivered to a destination that is asked for. In any order, like the others.
+    /// Takes a record that was delivered to a stream that is asked for. In any order, like the others.
     pub fn land(
         &mut self,
-        destination: &DestinationName,
-        stream: Option<&StreamName>,
+        stream: &Stream,
         statement: &Statement<'_>,
         line: &str,
     ) -> Result<(), SnapshotError> {
-        let subject = self.subject(destination, statement);
-        self.push_landed(stream, statement, line, Some(subject))
+        let subject = self.subject(stream, statement);
+        self.push_landed(statement, line, Some(subject))
     }
 
     /// Takes one that may never have been delivered, as its id tells.
     pub fn land_unknown(
         &mut self,
-        stream: Option<&StreamName>,
         statement: &Statement<'_>,
         line: &str,
     ) -> Result<(), SnapshotError> {
-        self.push_landed(stream, statement, line, None)
+        self.push_landed(statement, line, None)
     }
 
-    /// Takes a line of somebody else's, which may be one that was given to `send`.
+    /// Takes a line that is not of audience-sync: it may be one that was given to `send`.
     pub fn land_foreign(
         &mut self,
-        stream: Option<&StreamName>,
         message_id: Option<&str>,
         line: &str,
     ) -> Result<(), SnapshotError> {
@@ -210,11 +199,9 @@ impl Verify<'_> {
             self.foreign += 1;
             return Ok(());
         };
-        let stream = stream.map(|stream| self.stream(stream));
         self.tables.push(&Row {
             message_id,
             side: Side::Landed,
-            stream,
             bytes: Some(self.hash(line.as_bytes())),
             is_authentic: false,
             subject: None,
@@ -225,18 +212,15 @@ impl Verify<'_> {
 
     fn push_landed(
         &mut self,
-        stream: Option<&StreamName>,
         statement: &Statement<'_>,
         line: &str,
         subject: Option<usize>,
     ) -> Result<(), SnapshotError> {
         let run = self.run_of(statement.run)?;
-        let stream = stream.map(|stream| self.stream(stream));
         let change = statement.change();
         self.tables.push(&Row {
             message_id: &statement.message_id,
             side: Side::Landed,
-            stream,
             bytes: Some(self.hash(line.as_bytes())),
             is_authentic: subject.is_some(),
             subject,
@@ -253,25 +237,14 @@ impl Verify<'_> {
         self.hasher.hash_one(line).cast_signed()
     }
 
-    fn stream(&mut self, name: &StreamName) -> usize {
-        let known = self.streams.iter().position(|known| known == name);
-        known.unwrap_or_else(|| {
-            self.streams.push(name.clone());
-            self.streams.len() - 1
-        })
-    }
-
-    fn subject(&mut self, destination: &DestinationName, statement: &Statement<'_>) -> usize {
+    fn subject(&mut self, stream: &Stream, statement: &Statement<'_>) -> usize {
         let is_it = |subject: &Verified| {
-            subject
-                .id
-                .as_ref()
-                .is_some_and(|id| id.as_str() == statement.audience)
-                && subject.destination == *destination
+            let id = subject.id.as_ref();
+            id.is_some_and(|id| id.as_str() == statement.audience) && subject.stream == *stream
         };
         let known = self.subjects.iter().position(is_it);
         known.unwrap_or_else(|| {
-            let mut subject = Verified::new(destination.clone());
+            let mut subject = Verified::new(stream.clone());
             subject.id = Some(AudienceId::new(&*statement.audience));
             subject.audience = Some(Key::new(&*statement.key));
             self.subjects.push(subject);
@@ -301,46 +274,34 @@ impl Verify<'_> {
         }
     }
 
-    /// What the snapshot knows of a run, and whose it is.
+    /// What the snapshot knows of a run, and which subject it belongs to.
     fn look_up(&self, id: &str) -> Result<(Knowledge, Option<usize>), SnapshotError> {
-        let mut select = self.view.prepare_cached(
-            "SELECT destination, audience, audience_id IS NULL, EXISTS (SELECT 1 FROM chunk WHERE chunk.run = run.number)
-             FROM run WHERE id = ?1",
-        )?;
-        let found = select.query_row([id], |row| {
-            let destination = DestinationName::new(row.get::<_, String>(0)?);
-            let subject: Option<i64> = row.get(1)?;
-            Ok((destination, subject, row.get(2)?, row.get(3)?))
-        });
-        let Some((destination, audience, is_send, has_chunks)) = found.optional()? else {
+        // A run of which some chunks were pruned is known by its outcome only.
+        let mut select = self.view.prepare_cached(&format!(
+            "SELECT feed, audience_id IS NULL,
+                    (SELECT ifnull(sum(count), -1) FROM chunk WHERE chunk.run = run.number) >= planned, {STREAM}
+             FROM run JOIN stream ON stream.number = run.stream WHERE run.id = ?1"
+        ))?;
+        let mut rows = select.query([id])?;
+        let Some(row) = rows.next()? else {
             return Ok((Knowledge::Unknown, None));
         };
-        if !self.scope.destinations.contains(&destination) {
+        let stream = stream_from(row, 3)?;
+        if !self.scope.streams.contains(&stream) {
             return Ok((Knowledge::Elsewhere, None));
         }
-        let known = match has_chunks {
+        let known = match row.get(2)? {
             true => Knowledge::Whole,
             false => Knowledge::Outcome,
         };
-        let subject = match (is_send, audience) {
-            (true, _) => self.calls.get(&destination).copied(),
-            (false, number) => self
+        let (feed, is_send): (Option<i64>, bool) = (row.get(0)?, row.get(1)?);
+        let subject = match is_send {
+            true => self.calls.get(&stream).copied(),
+            false => self
                 .subjects
                 .iter()
-                .position(|subject| number.is_some() && subject.number == number),
+                .position(|subject| feed.is_some() && subject.number == feed),
         };
         Ok((known, subject))
     }
-}
-
-fn streams(connection: &Connection) -> Result<BTreeSet<StreamName>, SnapshotError> {
-    let mut select = connection.prepare("SELECT DISTINCT streams FROM run")?;
-    let mut rows = select.query([])?;
-    let mut streams = BTreeSet::new();
-    while let Some(row) = rows.next()? {
-        let names: Vec<StreamName> = serde_json::from_str(&row.get::<_, String>(0)?)
-            .map_err(|_| SnapshotError::Unknown("list of streams"))?;
-        streams.extend(names);
-    }
-    Ok(streams)
 }

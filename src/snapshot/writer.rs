@@ -18,8 +18,11 @@ pub(super) const fn is_full(count: u64, bytes: usize, more: usize) -> bool {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ChunkKind {
+    /// Users who enter. Where the guard holds nothing of the kind, those who change or are repeated are among them.
     Entering,
     /// Apart from the others, so that the guard can take them back.
+    Changing,
+    Repeating,
     Leaving,
     /// Lines given to `send`.
     Calls,
@@ -29,6 +32,8 @@ impl ChunkKind {
     pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Entering => "entering",
+            Self::Changing => "changing",
+            Self::Repeating => "repeating",
             Self::Leaving => "leaving",
             Self::Calls => "calls",
         }
@@ -39,10 +44,11 @@ impl ChunkKind {
 pub(super) struct ChunkWriter<'c> {
     connection: &'c Connection,
     insert: CachedStatement<'c>,
+    insert_bytes: CachedStatement<'c>,
     run: i64,
+    kind: ChunkKind,
     next_seq: i64,
     step: i64,
-    kind: ChunkKind,
     entries: Vec<u8>,
     count: u64,
     bytes: usize,
@@ -54,19 +60,21 @@ impl<'c> ChunkWriter<'c> {
     pub(super) fn new(
         connection: &'c Connection,
         run: i64,
+        kind: ChunkKind,
         first_seq: i64,
         step: i64,
     ) -> Result<Self, SnapshotError> {
         let insert = connection.prepare_cached(
-            "INSERT INTO chunk (run, seq, kind, count, first_user, last_user, entries) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+            "INSERT INTO chunk (run, seq, kind, count, first_user, last_user, bytes) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?;
         Ok(Self {
             connection,
             insert,
+            insert_bytes: connection.prepare_cached("INSERT INTO bytes (entries) VALUES (?1)")?,
             run,
+            kind,
             next_seq: first_seq,
             step,
-            kind: ChunkKind::Entering,
             entries: Vec::new(),
             count: 0,
             bytes: 0,
@@ -78,7 +86,6 @@ impl<'c> ChunkWriter<'c> {
     /// Adds an entry whose line takes at most `bytes`.
     pub(super) fn push(
         &mut self,
-        kind: ChunkKind,
         change: Option<&Change<'_>>,
         bytes: usize,
         append: impl FnOnce(&mut Vec<u8>),
@@ -86,7 +93,6 @@ impl<'c> ChunkWriter<'c> {
         if is_full(self.count, self.bytes, bytes) {
             self.flush()?;
         }
-        self.kind = kind;
         append(&mut self.entries);
         self.count += 1;
         self.bytes += bytes;
@@ -103,8 +109,7 @@ impl<'c> ChunkWriter<'c> {
         if self.count == 0 {
             return Ok(());
         }
-        let user = |member: &Option<MemberBuf>| member.as_ref().map(|member| member.kind);
-        debug_assert_eq!(user(&self.first).is_some(), user(&self.last).is_some());
+        self.insert_bytes.execute([&self.entries])?;
         self.insert.execute(params![
             self.run,
             self.next_seq,
@@ -112,7 +117,7 @@ impl<'c> ChunkWriter<'c> {
             self.count as i64,
             self.first.as_ref().map(|member| SqlUser(member.user())),
             self.last.as_ref().map(|member| SqlUser(member.user())),
-            self.entries
+            self.connection.last_insert_rowid()
         ])?;
         self.next_seq += self.step;
         self.entries.clear();
@@ -121,11 +126,15 @@ impl<'c> ChunkWriter<'c> {
         Ok(())
     }
 
-    pub(super) fn drop_all(&self, kind: ChunkKind) -> Result<(), SnapshotError> {
-        self.connection.execute(
+    /// Takes back everything that it has written.
+    pub(super) fn drop_all(&self) -> Result<(), SnapshotError> {
+        for delete in [
+            "DELETE FROM bytes WHERE id IN (SELECT bytes FROM chunk WHERE run = ?1 AND kind = ?2)",
             "DELETE FROM chunk WHERE run = ?1 AND kind = ?2",
-            params![self.run, kind.as_str()],
-        )?;
+        ] {
+            self.connection
+                .execute(delete, params![self.run, self.kind.as_str()])?;
+        }
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::{Fingerprint, Given, Interrupt, Question, Skipped, Source, SourceError};
 use crate::audience::{Audience, Member, User, UserKind, Value};
-use crate::diff::{Members, Presence};
+use crate::diff::{Members, Membership};
 
 /// Members that change threads together, at most,
 const BATCH_MEMBERS: usize = 8_192;
@@ -124,7 +124,7 @@ fn read_all(
     source.ask_here(audience, questions, known, interrupt, &mut |members| {
         let mut batch = Batch::default();
         while members.advance()? {
-            batch.push(&members.current(), members.presence());
+            batch.push(&members.current(), members.membership());
             if batch.is_full() {
                 let next = Batch::like(&batch);
                 if say
@@ -201,8 +201,8 @@ impl Members for MembersAhead {
         self.batch.value(self.next - 1)
     }
 
-    fn presence(&self) -> Presence {
-        self.batch.presence(self.next - 1)
+    fn membership(&self) -> Membership {
+        self.batch.membership(self.next - 1)
     }
 }
 
@@ -228,7 +228,7 @@ struct Packed {
 struct More {
     anonymous_id: Option<usize>,
     value: PackedValue,
-    presence: Presence,
+    membership: Membership,
     traits: usize,
 }
 
@@ -253,12 +253,12 @@ impl Batch {
         self.members.len() >= BATCH_MEMBERS || self.text.len() >= BATCH_BYTES
     }
 
-    fn push(&mut self, member: &Member<'_>, presence: Presence) {
+    fn push(&mut self, member: &Member<'_>, membership: Membership) {
         let start = position(self.text.len());
         let end = position(self.add(member.user.id));
         let is_plain = member.anonymous_id.is_none()
             && member.value == Value::True
-            && presence == Presence::Member
+            && membership == Membership::Member
             && member.traits.is_empty();
         let more = (!is_plain).then(|| {
             let more = More {
@@ -269,7 +269,7 @@ impl Batch {
                     Value::Integer(integer) => PackedValue::Integer(integer),
                     Value::Real(real) => PackedValue::Real(real),
                 },
-                presence,
+                membership,
                 traits: self.add(member.traits),
             };
             self.more.push(more);
@@ -340,9 +340,11 @@ impl Batch {
         }
     }
 
-    fn presence(&self, position: usize) -> Presence {
+    fn membership(&self, position: usize) -> Membership {
         let more = self.members[position].more;
-        more.map_or(Presence::Member, |more| self.more[more as usize].presence)
+        more.map_or(Membership::Member, |more| {
+            self.more[more as usize].membership
+        })
     }
 }
 
@@ -382,16 +384,16 @@ mod tests {
             member("e", None, Value::Integer(0), ""),
         ];
         let mut batch = Batch::default();
-        let both = [Presence::Member, Presence::Gone];
-        for presence in both {
+        let both = [Membership::Member, Membership::Gone];
+        for membership in both {
             members
                 .iter()
-                .for_each(|member| batch.push(member, presence));
+                .for_each(|member| batch.push(member, membership));
         }
-        let expected = both.map(|presence| members.map(|member| (member, presence)));
-        for (position, (member, presence)) in expected.iter().flatten().enumerate() {
+        let expected = both.map(|membership| members.map(|member| (member, membership)));
+        for (position, (member, membership)) in expected.iter().flatten().enumerate() {
             assert!(batch.member(position) == *member, "{position}");
-            assert_eq!(batch.presence(position), *presence, "{position}");
+            assert_eq!(batch.membership(position), *membership, "{position}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Rows as members: who is named, with what value and traits, and whether the row can be used at all.
 
 use crate::audience::{Audience, Class, MAX_ID_BYTES, MemberBuf, User, UserKind, ValueBuf};
-use crate::diff::Presence;
+use crate::diff::Membership;
 use crate::source::{Question, Skipped};
 
 /// A row of a result, wherever it comes from.
@@ -185,7 +185,7 @@ pub(super) fn place_of(wanted: &str, names: &[String]) -> Result<Option<usize>, 
 #[derive(Default)]
 pub(super) struct Read {
     pub(super) member: MemberBuf,
-    pub(super) presence: Presence,
+    pub(super) membership: Membership,
 }
 
 impl Read {
@@ -230,10 +230,10 @@ pub(super) struct RowReader<'r, R: ?Sized> {
 impl<R: Row + ?Sized> RowReader<'_, R> {
     /// Whether the row can be used. One that cannot is counted.
     pub(super) fn read(&mut self, next: &mut Read) -> Result<bool, WrongType> {
-        let Read { member, presence } = next;
+        let Read { member, membership } = next;
         let is_usable = self.read_ids(member)? && self.read_value(member)?;
         if is_usable {
-            *presence = self.read_presence()?;
+            *membership = self.read_presence()?;
             self.read_traits(member)?;
         }
         Ok(is_usable)
@@ -344,13 +344,13 @@ impl<R: Row + ?Sized> RowReader<'_, R> {
     }
 
     /// What a change query says of the user.
-    fn read_presence(&self) -> Result<Presence, WrongType> {
+    fn read_presence(&self) -> Result<Membership, WrongType> {
         let Some(column) = self.columns.is_member else {
-            return Ok(Presence::Member);
+            return Ok(Membership::Member);
         };
         match self.row.cell(column) {
-            Cell::Integer(1) => Ok(Presence::Member),
-            Cell::Integer(0) | Cell::Null => Ok(Presence::Gone),
+            Cell::Integer(1) => Ok(Membership::Member),
+            Cell::Integer(0) | Cell::Null => Ok(Membership::Gone),
             other => Err(wrong_type("is_member", other, "1 or 0")),
         }
     }

@@ -1,28 +1,31 @@
-//! The second phase of a run: deliver what is in the journal, and say what came of it.
+//! The second phase of a run: deliver what is in the journal, and tell what came of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::abreast::abreast;
+use futures_util::future::join_all;
+
 use super::{Pending, Report, Runner};
-use crate::audience::DestinationName;
-use crate::deliver::{Outgoing, deliver, foresee};
+use crate::deliver::{Outgoing, deliver, estimate};
 use crate::run::Outcome;
 use crate::snapshot::{JournaledRun, Snapshot, SnapshotError};
+use crate::stream::Stream;
 
 impl Runner<'_> {
-    /// Delivers what is pending, to all destinations at once, completes the reports and closes the runs.
+    /// Delivers what is pending, to all streams at once, completes the reports and closes the runs.
     pub(super) async fn deliver(&self, pending: &mut [Pending]) -> Result<(), SnapshotError> {
         self.show_delivery(pending);
-        let mut by_destination: BTreeMap<DestinationName, Vec<&mut Pending>> = BTreeMap::new();
-        for pending in pending.iter_mut().filter(|pending| pending.run.is_some()) {
-            let to = pending.report.destination.clone();
-            by_destination.entry(to).or_default().push(pending);
+        let mut by_stream: BTreeMap<Stream, Vec<&mut Pending>> = BTreeMap::new();
+        for pending in pending.iter_mut() {
+            if let Some(run) = &pending.run {
+                let stream = run.stream.clone();
+                by_stream.entry(stream).or_default().push(pending);
+            }
         }
-        let deliveries = by_destination
+        let deliveries = by_stream
             .into_iter()
-            .map(|(name, pending)| self.deliver_to(name, pending));
-        abreast(deliveries).await.into_iter().collect()
+            .map(|(stream, pending)| async move { self.deliver_stream(&stream, pending).await });
+        join_all(deliveries).await.into_iter().collect()
     }
 
     fn show_delivery(&self, pending: &[Pending]) {
@@ -32,48 +35,45 @@ impl Runner<'_> {
             _ if changes == 0 => {}
             [one] => self.progress.deliver(one.report.name(), changes),
             _ => {
-                let several = format!("{} audiences", runs.count());
+                let several = format!("{} runs", runs.count());
                 self.progress.deliver(&several, changes);
             }
         }
     }
 
-    async fn deliver_to(
+    /// Delivers what is pending at one stream.
+    pub(super) async fn deliver_stream(
         &self,
-        name: DestinationName,
+        stream: &Stream,
         mut pending: Vec<&mut Pending>,
     ) -> Result<(), SnapshotError> {
-        let Some(outlet) = self.project.destinations.get(&name) else {
-            for Pending { report, .. } in pending {
-                report.outcome = Outcome::Undelivered;
-                report.error = Some(format!(
-                    "the configuration has no destination `{name}` any more\n\nhint: put it back until its journal is delivered"
-                ));
-            }
-            return Ok(());
-        };
-        let runs = pending.iter().filter_map(|pending| pending.run.clone());
+        let destination = self
+            .streams
+            .find(stream)
+            .expect("only runs of configured streams are delivered");
+        let runs: Vec<JournaledRun> = pending
+            .iter()
+            .filter_map(|pending| pending.run.clone())
+            .collect();
         let outgoing: Vec<Outgoing> = runs
+            .iter()
             .map(|run| Outgoing {
-                run,
+                run: run.clone(),
                 meter: Arc::default(),
             })
             .collect();
-        let (runs, stop) = (outgoing.clone(), self.stop.clone());
+        let stop = self.stop.clone();
         self.snapshot
             .with(move |snapshot| {
                 let goes_on = || !stop.is_requested();
-                let mut runs = runs.iter().map(|outgoing| &outgoing.run);
-                runs.try_for_each(|run| snapshot.make_ready_for(run, goes_on))
+                snapshot.reopen(&runs)?;
+                snapshot.note_delivery(&runs)?;
+                runs.iter()
+                    .try_for_each(|run| snapshot.make_ready_for(run, goes_on))
             })
             .await?;
-        let sent = deliver(
-            self.snapshot,
-            outgoing.clone(),
-            &outlet.route(&self.stop),
-            &self.progress,
-        )
-        .await;
+        let route = self.route(destination);
+        let sent = deliver(self.snapshot, outgoing.clone(), &route, &self.progress).await;
         let sent = match sent {
             Ok(sent) => sent,
             Err(error) => {
@@ -101,7 +101,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Says what the snapshot still can tell of runs when their delivery has failed.
+    /// Reports what the snapshot still can tell of runs when their delivery has failed.
     async fn recount(&self, pending: &mut [&mut Pending], outgoing: Vec<Outgoing>) {
         for (pending, Outgoing { run, meter }) in pending.iter_mut().zip(outgoing) {
             let number = run.number;
@@ -130,16 +130,17 @@ impl Runner<'_> {
             .await
     }
 
-    /// Says what a delivery would count. Asked to stop, it leaves that open.
-    pub(super) async fn foresee(&self, pending: &mut [Pending]) -> Result<(), SnapshotError> {
+    /// Tells what a delivery would count. Asked to stop, it leaves that open.
+    pub(super) async fn estimate(&self, pending: &mut [Pending]) -> Result<(), SnapshotError> {
         for Pending { run, report } in pending {
-            let outlet = self.project.destinations.get(&report.destination);
-            let Some((run, outlet)) = run.as_ref().zip(outlet) else {
+            let Some(run) = run else { continue };
+            let Some(destination) = self.streams.find(&run.stream) else {
                 continue;
             };
+            let destination = &self.project.destinations[destination].destination;
             tokio::select! {
-                streams = foresee(self.snapshot, run, &outlet.destination) => {
-                    report.foresee(&outlet.destination, &streams?);
+                sum = estimate(self.snapshot, run, destination) => {
+                    report.estimate(destination, sum?);
                 }
                 () = self.stop.requested() => break,
             }
@@ -153,7 +154,7 @@ pub(super) fn outcome(report: &Report) -> Outcome {
     if report.undelivered > 0 {
         Outcome::Undelivered
     // What an earlier run held is decided anew by the one that follows.
-    } else if report.held > 0 {
+    } else if report.held + report.held_added + report.held_changed > 0 {
         Outcome::Held
     } else if report.delivered > 0 {
         Outcome::Delivered

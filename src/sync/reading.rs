@@ -1,14 +1,14 @@
-//! Reads a source into a plan, or sees that there is no need to.
+//! Reads a source into the plans of an audience's feeds, or finds that there is no need to.
 
 use super::planning::PlanError;
 use crate::audience::{Audience, Changes, Member, User, Value};
 use crate::causes::in_one_line;
-use crate::diff::{self, Members, Presence, Scope, Tally};
-use crate::event::Computation;
+use crate::diff::{self, Follower, Members, Membership, Scope, Tally};
 use crate::progress::Progress;
 use crate::run::{RunKind, Timestamp};
 use crate::snapshot::{
-    Delivered, Grounds, Journal, LastPlan, Left, Planning, Snapshot, SnapshotError, Told,
+    Decided, Delivered, Journal, LastPlan, Left, Planning, Reported, Snapshot, SnapshotError,
+    Watermark,
 };
 use crate::source::{Fingerprint, Interrupt, MembersAhead, Question, Skipped, Source, SourceError};
 use crate::stop::Stop;
@@ -16,17 +16,16 @@ use crate::stop::Stop;
 /// How many members are read between two looks at the clock and the signals.
 const LOOK_EVERY: u64 = 4_096;
 
-/// Reads a source into a plan, on the snapshot's thread.
+/// Reads a source into plans, on the snapshot's thread.
 pub(super) struct Reading {
-    /// When its run began.
+    /// When its first run began.
     pub(super) started_at: Timestamp,
     pub(super) source: Source,
     pub(super) audience: Audience,
-    pub(super) scope: Scope,
     pub(super) progress: Progress,
     pub(super) stop: Stop,
     pub(super) interrupt: Interrupt,
-    pub(super) way: Way,
+    pub(super) strategy: Strategy,
     /// What is read already, before it is its turn.
     pub(super) begun: Option<Begun>,
 }
@@ -38,123 +37,142 @@ pub(super) struct Begun {
     at: Timestamp,
 }
 
-/// How a plan comes to know who is in an audience.
-pub(super) enum Way {
-    /// The source is what it was: so are its members.
-    AsBefore(LastPlan),
-    /// The source is asked whether it is what it was. If it is not, all of it is read.
-    Ask(LastPlan),
-    /// The change query tells who may have entered or left since.
+/// How the plans come to know who is in an audience.
+pub(super) enum Strategy {
+    /// The source was not modified: its members are those of the last plans, one of each feed.
+    NotModified(Vec<LastPlan>),
+    /// The source is asked whether it was modified. If it was, all of it is read.
+    AskFirst(Vec<LastPlan>),
+    /// The change query reports who may have entered or left since.
     Changes(Timestamp),
     /// All of it is read.
     Everyone,
-    /// The same, and it is seen whether the change query tells what has changed since.
+    /// The same, and it is compared with what the change query reports since.
     Reconcile(Timestamp),
 }
 
-/// For how long a server's word is taken for it that nothing has changed.
+/// For how long a server's word is taken for it that nothing was modified.
 const TRUST_MILLIS: i64 = 24 * 60 * 60 * 1_000;
 
 /// What was stamped before the last plan may have been committed after it.
 const OVERLAP_MILLIS: i64 = 60_000;
 
 /// Of an audience with a change query, and why.
-fn way_by_changes(last: &LastPlan, changes: &Changes) -> (Way, String) {
+fn by_changes(last: &[LastPlan], left: Left, changes: &Changes) -> (Strategy, String) {
     let now = Timestamp::now();
-    // Where a clock was set back, nobody knows when that was.
-    let at = last.at.filter(|at| *at <= now);
-    let Some((at, reconciled_at)) = at.zip(last.reconciled_at) else {
+    // Where a clock was set back, nothing is known of when that was.
+    let at = last.iter().map(|last| last.at.filter(|at| *at <= now));
+    let reconciled_at = last.iter().map(|last| last.reconciled_at);
+    // Nothing is known where one feed knows nothing: `None` is the least.
+    let Some((at, reconciled_at)) = at.min().flatten().zip(reconciled_at.min().flatten()) else {
         let why = "everyone is read, since it is not known when the change query was asked last";
-        return (Way::Everyone, why.to_owned());
+        return (Strategy::Everyone, why.to_owned());
     };
     let since = Timestamp::from_millis(at.millis() - OVERLAP_MILLIS);
     let age = u128::try_from(now.millis() - reconciled_at.millis());
     let is_trusted = age.is_ok_and(|age| age < changes.reconcile.as_millis());
-    let (way, why) = match last.left {
-        Left::Nothing if is_trusted => (Way::Changes(since), "the change query is asked"),
+    let (strategy, why) = match left {
+        Left::Nothing if is_trusted => (Strategy::Changes(since), "the change query is asked"),
         Left::Nothing => (
-            Way::Reconcile(since),
-            "everyone is read, to see whether the change query tells everything",
+            Strategy::Reconcile(since),
+            "everyone is read, to see whether the change query reports everything",
         ),
         Left::Held | Left::More => (
-            Way::Reconcile(since),
-            "everyone is read, since the last run held removals",
+            Strategy::Reconcile(since),
+            "everyone is read, since the guard held something in the last run",
         ),
     };
-    (way, why.to_owned())
+    (strategy, why.to_owned())
 }
 
 impl Reading {
-    /// The shortest way that leads to the same plan. Whatever is in doubt is read.
-    pub(super) fn shortest_way(
+    /// The cheapest strategy that leads to the same plans. Whatever is in doubt is read.
+    pub(super) fn choose(
         &self,
         snapshot: &Snapshot,
-        planning: &Planning,
-    ) -> Result<Way, SnapshotError> {
-        let (way, why) = self.way_and_why(snapshot, planning)?;
-        let Computation {
-            audience,
-            destination,
-            ..
-        } = &planning.computation;
-        tracing::debug!(%audience, %destination, "{why}");
-        Ok(way)
+        plannings: &[Planning],
+    ) -> Result<Strategy, SnapshotError> {
+        let (strategy, why) = self.choose_and_tell(snapshot, plannings)?;
+        tracing::debug!(audience = %self.audience.id, "{why}");
+        Ok(strategy)
     }
 
-    fn way_and_why(
+    fn choose_and_tell(
         &self,
         snapshot: &Snapshot,
-        planning: &Planning,
-    ) -> Result<(Way, String), SnapshotError> {
-        let everyone = |why: &str| Ok((Way::Everyone, format!("everyone is read, {why}")));
-        if planning.kind != RunKind::Delta || planning.approve {
+        plannings: &[Planning],
+    ) -> Result<(Strategy, String), SnapshotError> {
+        let everyone = |why: &str| Ok((Strategy::Everyone, format!("everyone is read, {why}")));
+        let needs_everyone =
+            |planning: &Planning| planning.kind != RunKind::Delta || planning.approval.is_some();
+        if plannings.iter().any(needs_everyone) {
             return everyone("as this kind of run needs it");
         }
-        let Some(last) = snapshot.last_plan(&planning.computation)? else {
-            return everyone("since nothing is known of when that was done last");
-        };
-        if last.by != self.source.definition(&self.audience) {
+        let mut last = Vec::with_capacity(plannings.len());
+        for planning in plannings {
+            match snapshot.last_plan(&self.audience.id, &planning.stream)? {
+                Some(plan) => last.push(plan),
+                None => return everyone("since nothing is known of when that was done last"),
+            }
+        }
+        let definition = self.source.definition(&self.audience);
+        if last.iter().any(|last| last.by != definition) {
             return everyone("since the audience is another one");
         }
-        let what_differs = match last.left {
+        let left = last.iter().map(|last| last.left).max();
+        let left = left.unwrap_or(Left::More);
+        let what_differs = match left {
             Left::More => return everyone("since the last run failed, or left something open"),
-            Left::Held => "since the last run held removals".to_owned(),
+            Left::Held => "since the guard held something in the last run".to_owned(),
             Left::Nothing if self.can_ask(&last) => {
                 return Ok((
-                    Way::Ask(last),
-                    "the source is asked whether it has changed".to_owned(),
+                    Strategy::AskFirst(last),
+                    "the source is asked whether it was modified".to_owned(),
                 ));
             }
             Left::Nothing => match self.what_differs(&last) {
-                None => return Ok((Way::AsBefore(last), "the source has not changed".to_owned())),
+                None => {
+                    return Ok((
+                        Strategy::NotModified(last),
+                        "the source was not modified".to_owned(),
+                    ));
+                }
                 Some(what) => what,
             },
         };
         match &self.audience.changes {
             None => everyone(&what_differs),
-            Some(changes) => Ok(way_by_changes(&last, changes)),
+            Some(changes) => Ok(by_changes(&last, left, changes)),
         }
     }
 
     /// Whether the source can be asked, and was read not too long ago.
-    fn can_ask(&self, last: &LastPlan) -> bool {
+    fn can_ask(&self, last: &[LastPlan]) -> bool {
         let now = Timestamp::now().millis();
         let is_recent = |at: Timestamp| (0..TRUST_MILLIS).contains(&(now - at.millis()));
         self.source.tells_whether_it_changed()
-            && last.from.is_some()
-            && last.at.is_some_and(is_recent)
+            && last[0].from.is_some()
+            && last
+                .iter()
+                .all(|plan| plan.from == last[0].from && plan.at.is_some_and(is_recent))
     }
 
     /// Why the source need not be what it was; `None` where it is.
-    fn what_differs(&self, last: &LastPlan) -> Option<String> {
-        let Some(from) = &last.from else {
+    fn what_differs(&self, last: &[LastPlan]) -> Option<String> {
+        if last.iter().any(|last| last.from.is_none()) {
             return Some(
                 "since what the source was when that was done last is not known".to_owned(),
             );
-        };
+        }
         match self.source.fingerprint(&self.audience) {
-            Ok(now) if now.as_str() == from => None,
-            Ok(_) => Some("since the source has changed".to_owned()),
+            Ok(now)
+                if last
+                    .iter()
+                    .all(|last| last.from.as_deref() == Some(now.as_str())) =>
+            {
+                None
+            }
+            Ok(_) => Some("since the source was modified".to_owned()),
             Err(doubt) => Some(format!("since {doubt}")),
         }
     }
@@ -162,23 +180,25 @@ impl Reading {
     /// Begins to read before it is its turn, if there is something to read. One reading after another would leave writers
     /// no moment in between.
     pub(super) fn begin(&mut self) {
-        if !matches!(self.way, Way::AsBefore(_)) && !self.source.keeps_writers_waiting() {
+        if !matches!(self.strategy, Strategy::NotModified(_))
+            && !self.source.keeps_writers_waiting()
+        {
             self.begun = Some(self.start());
         }
     }
 
     fn start(&self) -> Begun {
         let changes = |since| Question::Changes { since };
-        let questions = match self.way {
-            Way::AsBefore(_) => vec![],
-            Way::Changes(since) => vec![changes(since)],
-            Way::Everyone | Way::Ask(_) => vec![Question::Members],
-            Way::Reconcile(since) => vec![changes(since), Question::Members],
+        let questions = match self.strategy {
+            Strategy::NotModified(_) => vec![],
+            Strategy::Changes(since) => vec![changes(since)],
+            Strategy::Everyone | Strategy::AskFirst(_) => vec![Question::Members],
+            Strategy::Reconcile(since) => vec![changes(since), Question::Members],
         };
         // Before anything is read.
         let at = self.started_at.min(Timestamp::now());
-        let known = match &self.way {
-            Way::Ask(last) => last.from.as_deref(),
+        let known = match &self.strategy {
+            Strategy::AskFirst(last) => last[0].from.as_deref(),
             _ => None,
         };
         let members = self
@@ -189,128 +209,143 @@ impl Reading {
 
     pub(super) fn go(
         mut self,
-        delivered: &mut Delivered<'_>,
-        journal: &mut Journal<'_>,
-    ) -> Result<(Tally, u64), PlanError> {
+        delivered: Vec<Delivered<'_>>,
+        scopes: &[Scope],
+        journals: &mut [Journal<'_>],
+    ) -> Result<Decided, PlanError> {
         self.source
             .must_be_fresh(&self.audience, Timestamp::now(), &self.interrupt)?;
-        if let Way::AsBefore(last) = &self.way {
-            return self.find_as_before(last, journal);
+        if let Strategy::NotModified(last) = &self.strategy {
+            return self.find_not_modified(last);
         }
         let mut begun = self.begun.take().unwrap_or_else(|| self.start());
-        let (tally, grounds) = match &self.way {
-            Way::Ask(last) if begun.members.is_as_before() => {
-                tracing::debug!(audience = %self.audience.key, "the source has not changed");
-                return self.find_as_before(last, journal);
+        let (tallies, watermark) = match &self.strategy {
+            Strategy::AskFirst(last) if begun.members.is_as_before() => {
+                tracing::debug!(audience = %self.audience.key, "the source was not modified");
+                return self.find_not_modified(last);
             }
-            Way::Changes(_) => self.follow(&mut begun, delivered, journal)?,
-            Way::Reconcile(_) => self.reconcile(&mut begun, delivered, journal)?,
-            Way::AsBefore(_) | Way::Ask(_) | Way::Everyone => {
-                self.merge(&mut begun, delivered, journal)?
+            Strategy::Changes(_) => self.follow(&mut begun, &delivered, journals)?,
+            Strategy::Reconcile(_) => self.reconcile(&mut begun, delivered, scopes, journals)?,
+            Strategy::NotModified(_) | Strategy::AskFirst(_) | Strategy::Everyone => {
+                self.merge(&mut begun, delivered, scopes, journals)?
             }
         };
-        Source::must_have(&self.audience, tally.members)?;
-        journal.rest_on(grounds);
+        for tally in &tallies {
+            Source::must_have(&self.audience, tally.members)?;
+        }
         let skipped = &begun.members.skipped;
         self.warn_of(skipped);
-        Ok((tally, skipped.total()))
+        Ok(Decided {
+            tallies,
+            skipped_rows: skipped.total(),
+            watermark,
+        })
     }
 
-    fn find_as_before(
-        &self,
-        last: &LastPlan,
-        journal: &mut Journal<'_>,
-    ) -> Result<(Tally, u64), PlanError> {
-        Source::must_have(&self.audience, last.members)?;
-        if last.skipped_rows > 0 {
-            let (name, skipped) = (&self.audience.name, last.skipped_rows);
-            tracing::warn!("{name:?}: skipped {skipped} rows, as when they were last read");
+    fn find_not_modified(&self, last: &[LastPlan]) -> Result<Decided, PlanError> {
+        let skipped_rows = last[0].skipped_rows;
+        if skipped_rows > 0 {
+            let name = &self.audience.name;
+            tracing::warn!("{name:?}: skipped {skipped_rows} rows, as when they were last read");
         }
-        journal.rest_on(Grounds::AsBefore);
-        let tally = Tally {
-            members: last.members,
-            delivered: last.members,
-            ..Tally::default()
-        };
-        Ok((tally, last.skipped_rows))
+        let mut tallies = Vec::with_capacity(last.len());
+        for last in last {
+            Source::must_have(&self.audience, last.members)?;
+            tallies.push(Tally {
+                members: last.members,
+                delivered: last.members,
+                ..Tally::default()
+            });
+        }
+        Ok(Decided {
+            tallies,
+            skipped_rows,
+            watermark: Watermark::NotModified,
+        })
     }
 
-    /// Looks those up whom the change query tells of.
+    /// Looks up the users that the change query reports.
     fn follow(
         &self,
         begun: &mut Begun,
-        delivered: &Delivered<'_>,
-        journal: &mut Journal<'_>,
-    ) -> Result<(Tally, Grounds), PlanError> {
-        let count = delivered.count()?;
-        let find = |user: User<'_>| delivered.find(user).map_err(PlanError::from);
-        let tally = diff::follow(
+        delivered: &[Delivered<'_>],
+        journals: &mut [Journal<'_>],
+    ) -> Result<(Vec<Tally>, Watermark), PlanError> {
+        let counts = delivered.iter().map(Delivered::count);
+        let counts = counts.collect::<Result<Vec<_>, _>>()?;
+        let find =
+            |feed: usize, user: User<'_>| delivered[feed].find(user).map_err(PlanError::from);
+        let tallies = diff::follow(
             &mut Watched::new(self, &mut begun.members),
-            count,
+            &counts,
             find,
-            |change| journal.push(&change).map_err(PlanError::from),
+            |feed, change| journals[feed].push(&change).map_err(PlanError::from),
         )?;
         let by = self.source.definition(&self.audience);
-        Ok((tally, Grounds::Changes { by, at: begun.at }))
+        Ok((tallies, Watermark::Changes { by, at: begun.at }))
     }
 
-    /// Merges, and sees of which changes the change query does not tell, both asked of one moment.
+    /// Merges, and counts the changes that the change query does not report, both asked of one moment.
     fn reconcile(
         &self,
         begun: &mut Begun,
-        delivered: &mut Delivered<'_>,
-        journal: &mut Journal<'_>,
-    ) -> Result<(Tally, Grounds), PlanError> {
-        let mut told = Told::new(&self.audience.name)?;
+        delivered: Vec<Delivered<'_>>,
+        scopes: &[Scope],
+        journals: &mut [Journal<'_>],
+    ) -> Result<(Vec<Tally>, Watermark), PlanError> {
+        let mut reported = Reported::new(&self.audience.name)?;
         let mut watched = Watched::new(self, &mut begun.members);
-        let mut tells_of_anybody = false;
+        let mut reports_anyone = false;
         while watched.advance()? {
-            tells_of_anybody = true;
-            told.push(watched.user(), watched.presence())?;
+            reports_anyone = true;
+            reported.push(watched.user(), watched.membership())?;
         }
-        let mut missed = 0;
-        let tally = diff::merge(
+        let mut missed = vec![0; journals.len()];
+        let tallies = diff::merge(
             &mut Watched::new(self, &mut begun.members),
-            delivered,
-            self.scope,
-            |change| {
-                missed += u64::from(!told.has(&change)?);
-                journal.push(&change).map_err(PlanError::from)
+            &mut followers(delivered, scopes)?,
+            |feed, change| {
+                missed[feed] += u64::from(!reported.has(&change)?);
+                journals[feed].push(&change).map_err(PlanError::from)
             },
         )?;
+        let missed = missed.into_iter().max().unwrap_or_default();
         if missed > 0 {
             tracing::warn!(
-                "{:?}: the change query did not tell of {missed} changes; reading everyone found them. \
-                 hint: it must also tell of rows that are deleted, or that only the time changes, and compare a column of \
+                "{:?}: the change query did not report {missed} changes; reading everyone found them. \
+                 hint: it must also report rows that are deleted, or that only the time changes, and compare a column of \
                  seconds with unixepoch(:since)",
                 self.audience.name
             );
-            if !tells_of_anybody {
+            if !reports_anyone {
                 self.warn_of_silence();
             }
         }
-        Ok((tally, self.everyone(begun, Some(missed))))
+        Ok((tallies, self.everyone(begun, Some(missed))))
     }
 
     fn merge(
         &self,
         begun: &mut Begun,
-        delivered: &mut Delivered<'_>,
-        journal: &mut Journal<'_>,
-    ) -> Result<(Tally, Grounds), PlanError> {
+        delivered: Vec<Delivered<'_>>,
+        scopes: &[Scope],
+        journals: &mut [Journal<'_>],
+    ) -> Result<(Vec<Tally>, Watermark), PlanError> {
         let mut watched = Watched::new(self, &mut begun.members);
-        let tally = diff::merge(&mut watched, delivered, self.scope, |change| {
-            journal.push(&change).map_err(PlanError::from)
-        })?;
-        if self.audience.changes.is_some() && tally.members > 0 {
+        let tallies = diff::merge(
+            &mut watched,
+            &mut followers(delivered, scopes)?,
+            |feed, change| journals[feed].push(&change).map_err(PlanError::from),
+        )?;
+        if self.audience.changes.is_some() && tallies.iter().any(|tally| tally.members > 0) {
             self.warn_of_silence();
         }
-        Ok((tally, self.everyone(begun, None)))
+        Ok((tallies, self.everyone(begun, None)))
     }
 
-    /// What a plan rests on for which everyone was read.
-    fn everyone(&self, begun: &mut Begun, missed: Option<u64>) -> Grounds {
-        Grounds::Everyone {
+    /// The watermark of a plan for which everyone was read.
+    fn everyone(&self, begun: &mut Begun, missed: Option<u64>) -> Watermark {
+        Watermark::Everyone {
             by: self.source.definition(&self.audience),
             at: begun.at,
             from: begun.members.read_from.take().map(Fingerprint::into_text),
@@ -318,7 +353,7 @@ impl Reading {
         }
     }
 
-    /// A change query that never tells of anybody looks like one of an audience that does not change.
+    /// A change query that never reports anyone looks like one of an audience that does not change.
     fn warn_of_silence(&self) {
         let name = &self.audience.name;
         match self
@@ -329,7 +364,7 @@ impl Reading {
             // Interrupted, most likely.
             _ if self.stop.is_requested() => {}
             Ok(false) => tracing::warn!(
-                "{name:?}: the change query tells of nobody, not even since 1970. hint: compare a column of seconds with \
+                "{name:?}: the change query reports no user, not even since 1970. hint: compare a column of seconds with \
                  unixepoch(:since); a log of changes may still be empty"
             ),
             // Everyone was read, and nothing rests on it yet.
@@ -350,6 +385,16 @@ impl Reading {
             );
         }
     }
+}
+
+fn followers<'d>(
+    delivered: Vec<Delivered<'d>>,
+    scopes: &[Scope],
+) -> Result<Vec<Follower<Delivered<'d>>>, SnapshotError> {
+    let followers = delivered.into_iter().zip(scopes);
+    followers
+        .map(|(delivered, scope)| Follower::new(delivered, *scope))
+        .collect()
 }
 
 /// Members that are counted as they pass, and that stop when asked to.
@@ -395,7 +440,7 @@ impl<M: Members<Error = SourceError>> Members for Watched<'_, M> {
         self.members.value()
     }
 
-    fn presence(&self) -> Presence {
-        self.members.presence()
+    fn membership(&self) -> Membership {
+        self.members.membership()
     }
 }

@@ -1,35 +1,39 @@
-//! What a run says of itself.
+//! What a run reports.
 
 use serde::{Serialize, Serializer};
 
 use crate::audience::{DestinationName, Key};
 use crate::bill::{Bill, Foreseen};
 use crate::firehose::Destination;
+use crate::mapping::StreamName;
 use crate::run::{Counts, Outcome, RunId, RunKind};
-use crate::snapshot::{Approval, Held};
+use crate::snapshot::Held;
 
-/// What came of one run of one audience at one destination. The fields of `sync --json`.
+/// What came of one run of one feed. The fields of `sync --json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// The key; `null` for calls that `send` left in the journal.
     pub audience: Option<Key>,
     pub destination: DestinationName,
+    pub stream: StreamName,
     pub run: Option<RunId>,
     pub kind: RunKind,
     pub outcome: Outcome,
-    /// In the source now.
-    pub members: u64,
+    /// In the source now; `None` where the run failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub members: Option<u64>,
     pub added: u64,
     pub removed: u64,
     pub changed: u64,
     /// Removals that the guard keeps back,
     pub held: u64,
+    /// additions,
+    pub held_added: u64,
+    /// changes,
+    pub held_changed: u64,
     /// and more about them.
     #[serde(flatten)]
     pub hold: Option<Held>,
-    /// How the removals that were approved compare with those that an earlier run held.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub approved: Option<Approval>,
     /// Changes that Firehose accepted.
     pub delivered: u64,
     /// Changes that are still in the journal, or dead.
@@ -38,7 +42,7 @@ pub struct Report {
     #[serde(skip)]
     pub dead: u64,
     pub skipped_rows: u64,
-    /// Changes that the change query had not told of, where everyone was read to see that.
+    /// Changes that the change query had not reported, where everyone was read to see that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missed: Option<u64>,
     #[serde(flatten)]
@@ -65,22 +69,25 @@ impl Report {
     pub fn new(
         audience: Option<Key>,
         destination: DestinationName,
+        stream: StreamName,
         kind: RunKind,
         outcome: Outcome,
     ) -> Self {
         Self {
             audience,
             destination,
+            stream,
             run: None,
             kind,
             outcome,
-            members: 0,
+            members: None,
             added: 0,
             removed: 0,
             changed: 0,
             held: 0,
+            held_added: 0,
+            held_changed: 0,
             hold: None,
-            approved: None,
             delivered: 0,
             undelivered: 0,
             dead: 0,
@@ -94,12 +101,20 @@ impl Report {
         }
     }
 
-    /// Says what would be counted, by what each stream would be sent.
-    pub(super) fn foresee(&mut self, destination: &Destination, streams: &[Foreseen]) {
-        for foreseen in streams {
-            self.counts += foreseen.counts(destination.pack);
+    /// Tells what would be counted.
+    pub(super) fn estimate(&mut self, destination: &Destination, estimate: Foreseen) {
+        self.counts += estimate.counts(destination.pack);
+        self.bill = Some(destination.bill(&[estimate]));
+    }
+
+    /// Notes what the guard holds.
+    pub(super) fn hold(&mut self, held: Option<Held>) {
+        if let Some(held) = &held {
+            self.held = held.removals;
+            self.held_added = held.additions;
+            self.held_changed = held.changes;
         }
-        self.bill = Some(destination.bill(streams));
+        self.hold = held;
     }
 
     /// What it is called in messages.

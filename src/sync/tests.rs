@@ -15,6 +15,7 @@ use crate::firehose::Directory;
 use crate::mapping::{Pattern, StreamName};
 use crate::snapshot::Snapshot;
 use crate::source::{Interrupt, Sqlite};
+use crate::stream::Place;
 
 struct Shop {
     folder: TempDir,
@@ -47,9 +48,10 @@ impl Shop {
         };
         let directory = Directory::new(folder.path().join("delivered"));
         let destination = Destination::directory(main.clone(), false, directory);
+        let place = Place::Directory("delivered".into());
         let project = Project {
             sources: [(shop.clone(), source)].into(),
-            destinations: [(main.clone(), Outlet::new(destination, mapping))].into(),
+            destinations: [(main.clone(), Outlet::new(destination, place, mapping))].into(),
             space_id: None,
             history: Duration::MAX,
         };
@@ -69,9 +71,12 @@ impl Shop {
             traits: Vec::new(),
             changes: None,
             expect: Default::default(),
+            refresh: false,
         };
         Self {
-            snapshot: Handle::new(Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap()),
+            snapshot: Handle::new(
+                Snapshot::create(&folder.path().join("snapshot.sqlite")).unwrap(),
+            ),
             keyed: Keyed {
                 key: audience.key.clone(),
                 audience,
@@ -94,13 +99,10 @@ impl Shop {
     }
 
     async fn run(&self, request: Request) -> Report {
-        let runner = Runner {
-            project: &self.project,
-            snapshot: &self.snapshot,
-            stop: Stop::new(),
-            progress: Progress::default(),
-        };
-        let mut reports = runner.run(&self.keyed, request).await.unwrap();
+        let streams = Streams::resolve(&self.project, &[]).unwrap();
+        let (stop, progress) = (Stop::new(), Progress::default());
+        let runner = Runner::new(&self.project, &self.snapshot, &streams, stop, progress);
+        let mut reports = runner.run(&self.keyed, &request).await.unwrap();
         reports.pop().unwrap()
     }
 
@@ -135,9 +137,7 @@ impl Shop {
     /// What the snapshot knows of the audience.
     fn known<T: rusqlite::types::FromSql>(&self, column: &str) -> Option<T> {
         let snapshot = Connection::open(self.path("snapshot.sqlite")).unwrap();
-        let known = snapshot.query_row(&format!("SELECT {column} FROM audience"), [], |row| {
-            row.get(0)
-        });
+        let known = snapshot.query_row(&format!("SELECT {column} FROM feed"), [], |row| row.get(0));
         known.optional().unwrap().flatten()
     }
 
@@ -209,7 +209,7 @@ async fn an_unchanged_source_is_not_read_again_and_reported_as_if_it_were() {
         .await;
     assert!(!shop.reads(Request::default()).await);
 
-    shop.remember("UPDATE audience SET planned_from = NULL");
+    shop.remember("UPDATE feed SET planned_from = NULL");
     assert!(shop.reads(Request::default()).await);
     let seen = shop
         .run(Request {
@@ -222,7 +222,7 @@ async fn an_unchanged_source_is_not_read_again_and_reported_as_if_it_were() {
     assert_eq!(said(&foreseen), said(&seen));
     assert_eq!(
         (short.outcome, short.members, short.skipped_rows),
-        (Outcome::Unchanged, 2, 1)
+        (Outcome::Unchanged, Some(2), 1)
     );
     let runs = "SELECT group_concat(kind || outcome || members || skipped_rows || (finished_at IS NULL), ' ') FROM run";
     let snapshot = Connection::open(shop.path("snapshot.sqlite")).unwrap();
@@ -254,11 +254,11 @@ async fn what_was_asked_for_or_left_open_is_read() {
             ..Request::default()
         },
         Request {
-            approve: true,
+            approval: Some(Approval::Shown),
             ..Request::default()
         },
     ] {
-        assert!(shop.reads(request).await, "{request:?}");
+        assert!(shop.reads(request.clone()).await, "{request:?}");
     }
     for open in [
         "UPDATE run SET outcome = 'failed'",
@@ -266,8 +266,8 @@ async fn what_was_asked_for_or_left_open_is_read() {
         "UPDATE run SET held = 1",
         "UPDATE run SET dead = 1",
         "UPDATE run SET planned = planned + 1",
-        "INSERT INTO unsettled VALUES (1, 'a', 'members', NULL)",
-        "UPDATE audience SET planned_by = NULL",
+        "INSERT INTO doubt VALUES (1, 'a', NULL)",
+        "UPDATE feed SET planned_by = NULL",
     ] {
         let copy = shop.path("copy.sqlite");
         shop.remember(&format!("VACUUM INTO '{}'", copy.display()));
@@ -276,7 +276,7 @@ async fn what_was_asked_for_or_left_open_is_read() {
         drop(snapshot);
         let original = std::mem::replace(
             &mut shop.snapshot,
-            Handle::new(Snapshot::open(&copy).unwrap()),
+            Handle::new(Snapshot::open(&copy).unwrap().unwrap()),
         );
         assert!(shop.reads(Request::default()).await, "{open}");
         shop.snapshot = original;
@@ -464,7 +464,7 @@ async fn a_change_query_is_followed_until_it_is_time_to_read_everyone() {
             followed.removed,
             followed.missed
         ),
-        (3, 1, 0, None)
+        (Some(3), 1, 0, None)
     );
     assert_eq!(followed.kind, RunKind::Delta);
     // A file that is as it was is no reason to believe that everything was told.
@@ -472,7 +472,7 @@ async fn a_change_query_is_followed_until_it_is_time_to_read_everyone() {
     assert_eq!(shop.sync().await.missed, None);
     assert_ne!(shop.downstream(), shop.truth());
 
-    shop.remember("UPDATE audience SET reconciled_at = reconciled_at - 3600001");
+    shop.remember("UPDATE feed SET reconciled_at = reconciled_at - 3600001");
     let foreseen = shop
         .run(Request {
             dry_run: true,
@@ -483,7 +483,7 @@ async fn a_change_query_is_followed_until_it_is_time_to_read_everyone() {
     for report in [&foreseen, &reconciled] {
         assert_eq!(
             (report.members, report.removed, report.missed),
-            (2, 1, Some(1))
+            (Some(2), 1, Some(1))
         );
     }
     assert_eq!(shop.downstream(), shop.truth());
@@ -492,7 +492,7 @@ async fn a_change_query_is_followed_until_it_is_time_to_read_everyone() {
         (shop.sync().await.removed, shop.downstream()),
         (1, shop.truth())
     );
-    shop.remember("UPDATE audience SET reconciled_at = reconciled_at - 3600001");
+    shop.remember("UPDATE feed SET reconciled_at = reconciled_at - 3600001");
     shop.write("UPDATE users SET is_member = 1, changed_at = current_timestamp WHERE id = 'b'");
     let reconciled = shop.sync().await;
     assert_eq!((reconciled.added, reconciled.missed), (1, Some(0)));
@@ -504,7 +504,7 @@ async fn a_change_query_that_tells_the_contrary_has_not_told() {
     shop.sync().await;
     shop.write("UPDATE users SET is_member = 0, changed_at = current_timestamp WHERE id = 'a'");
     assert_eq!(shop.sync().await.removed, 0);
-    shop.remember("UPDATE audience SET reconciled_at = 0");
+    shop.remember("UPDATE feed SET reconciled_at = 0");
     let reconciled = shop.sync().await;
     assert_eq!(
         (reconciled.added, reconciled.removed, reconciled.missed),
@@ -532,7 +532,7 @@ async fn a_change_query_is_asked_about_the_time_since_the_last_plan() {
     // Plans that lie far apart, and one that cannot be delivered in between.
     for hours in 1..4 {
         let planned_at = shop.known::<i64>("planned_at").unwrap() - hours * 3_600_000;
-        shop.remember(&format!("UPDATE audience SET planned_at = {planned_at}"));
+        shop.remember(&format!("UPDATE feed SET planned_at = {planned_at}"));
         expected.insert(in_sql(planned_at - 60_000));
         // Or else it may be found unchanged, where a machine is slow.
         let touch = |what: &str| {
@@ -598,15 +598,15 @@ async fn everyone_is_read_where_a_change_query_cannot_be_enough() {
         ("UPDATE run SET outcome = 'failed'", None, false),
         ("UPDATE run SET held = 1", Some(1), true),
         ("UPDATE run SET dead = 1", None, false),
-        ("UPDATE audience SET planned_by = 'other'", None, true),
+        ("UPDATE feed SET planned_by = 'other'", None, true),
         // A clock was set back.
         (
-            "UPDATE audience SET planned_at = planned_at + 1000000",
+            "UPDATE feed SET planned_at = planned_at + 1000000",
             None,
             false,
         ),
-        ("UPDATE audience SET planned_at = NULL", None, false),
-        ("UPDATE audience SET reconciled_at = NULL", None, true),
+        ("UPDATE feed SET planned_at = NULL", None, false),
+        ("UPDATE feed SET reconciled_at = NULL", None, true),
     ];
     for (is_member, (reason, missed, is_seen)) in (1..).zip(reasons) {
         let before = shop.known::<i64>("reconciled_at");
@@ -621,7 +621,7 @@ async fn everyone_is_read_where_a_change_query_cannot_be_enough() {
     let reconciled_at = shop.known::<i64>("reconciled_at");
     for request in [
         Request {
-            approve: true,
+            approval: Some(Approval::Shown),
             ..Request::default()
         },
         Request {
@@ -630,7 +630,7 @@ async fn everyone_is_read_where_a_change_query_cannot_be_enough() {
         },
     ] {
         unsaid(0);
-        shop.run(request).await;
+        shop.run(request.clone()).await;
         assert_eq!(shop.downstream(), shop.truth());
         unsaid(1);
         shop.run(request).await;
@@ -652,7 +652,7 @@ async fn what_is_held_was_told_and_what_was_not_told_is_missed_all_the_same() {
     shop.sync().await;
     let long_ago = |hours: i64| {
         shop.remember(&format!(
-            "UPDATE audience SET planned_at = planned_at - {hours} * 3600000"
+            "UPDATE feed SET planned_at = planned_at - {hours} * 3600000"
         ));
     };
     long_ago(2);
@@ -667,7 +667,7 @@ async fn what_is_held_was_told_and_what_was_not_told_is_missed_all_the_same() {
     assert_eq!(held(&shop.sync().await), (Outcome::Held, 151, Some(1)));
     let reconciled_at = shop.known::<i64>("reconciled_at");
     let request = Request {
-        approve: true,
+        approval: Some(Approval::Shown),
         ..Request::default()
     };
     assert_eq!(shop.run(request).await.removed, 151);
@@ -695,29 +695,26 @@ async fn a_plan_is_of_no_time_that_was_to_come_when_its_source_was_read() {
     let shop = Shop::new(USERS);
     // So that it may be read before its turn.
     shop.write("PRAGMA journal_mode = wal");
-    let runner = Runner {
-        project: &shop.project,
-        snapshot: &shop.snapshot,
-        stop: Stop::new(),
-        progress: Progress::default(),
-    };
-    let destination = DestinationName::new("main");
+    let streams = Streams::resolve(&shop.project, &[]).unwrap();
+    let (stop, progress) = (Stop::new(), Progress::default());
+    let runner = Runner::new(&shop.project, &shop.snapshot, &streams, stop, progress);
     let request = Request::default();
+    let feeds = streams.feeds(&shop.project, std::slice::from_ref(&shop.keyed), &request);
     // The clock was set back.
     for ahead in [0, 200] {
-        let mut starts = runner.starts().await.unwrap();
-        let mut intended = runner.intend(&shop.keyed, &destination, request, &mut starts);
+        let starts = Mutex::new(runner.starts().await.unwrap());
+        let mut intended = runner.intend(&feeds, &request, &starts);
         let before = Timestamp::now();
         let started_at = Timestamp::from_millis(before.millis() + ahead);
-        intended.planning.computation.started_at = started_at;
+        intended.plannings[0].computation.started_at = started_at;
         intended.reading.started_at = started_at;
         intended.reading.begin();
         let begun = Timestamp::now();
         while Timestamp::now() <= started_at {
             std::thread::park_timeout(Duration::from_millis(5));
         }
-        let planned = runner.plan_one(intended, request).await.unwrap();
-        assert_eq!(planned.unwrap().report.members, 2);
+        let planned = runner.plan_one(intended, &request).await.unwrap();
+        assert_eq!(planned[0].report.members, Some(2));
         let planned_at = shop.known("planned_at").map(Timestamp::from_millis);
         let known = started_at.min(begun);
         assert!(planned_at >= Some(before) && planned_at <= Some(known));
@@ -759,7 +756,10 @@ async fn the_guard_holds_what_a_change_query_removes() {
     shop.sync().await;
     shop.write("UPDATE users SET is_member = 0, changed_at = current_timestamp WHERE rowid <= 300");
     let report = shop.sync().await;
-    assert_eq!((report.removed, report.held, report.members), (300, 0, 700));
+    assert_eq!(
+        (report.removed, report.held, report.members),
+        (300, 0, Some(700))
+    );
     shop.write("UPDATE users SET is_member = 0, changed_at = current_timestamp WHERE rowid <= 511");
     shop.write("INSERT INTO users (id, is_member) VALUES ('new', 1)");
     let report = shop.sync().await;
@@ -769,11 +769,11 @@ async fn the_guard_holds_what_a_change_query_removes() {
     );
     assert_eq!(report.hold.as_ref().map(|held| held.of), Some(700));
     // It is held again from everyone, as those who were held need not be told of any more.
-    shop.remember("UPDATE audience SET planned_at = planned_at + 100");
+    shop.remember("UPDATE feed SET planned_at = planned_at + 100");
     assert_eq!(shop.sync().await.held, 211);
     assert_eq!(
         shop.run(Request {
-            approve: true,
+            approval: Some(Approval::Shown),
             ..Request::default()
         })
         .await
@@ -783,7 +783,7 @@ async fn the_guard_holds_what_a_change_query_removes() {
     assert_eq!(shop.downstream(), shop.truth());
     shop.write("UPDATE users SET is_member = 0, changed_at = current_timestamp");
     let report = shop.sync().await;
-    assert_eq!((report.members, report.held), (0, 490));
+    assert_eq!((report.members, report.held), (Some(0), 490));
 }
 
 #[tokio::test]
@@ -841,11 +841,11 @@ async fn a_change_query_that_tells_the_truth_leads_to_it() {
             ));
         }
         if random.u8(0..8) == 0 {
-            shop.remember("UPDATE audience SET reconciled_at = 0");
+            shop.remember("UPDATE feed SET reconciled_at = 0");
         }
         let report = shop.sync().await;
         assert_eq!(shop.downstream(), shop.truth(), "round {round}");
-        assert_eq!(report.members, shop.truth().len() as u64);
+        assert_eq!(report.members, Some(shop.truth().len() as u64));
         assert!(report.missed.is_none_or(|missed| missed == 0), "{report:?}");
         reconciled += usize::from(report.missed.is_some());
         followed += usize::from(shop.known::<i64>("reconciled_at") < shop.known("planned_at"));

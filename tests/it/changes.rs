@@ -82,13 +82,13 @@ fn what_changes_is_followed_and_what_was_not_told_is_found_when_everyone_is_read
     );
     let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
     snapshot
-        .execute_batch("UPDATE audience SET reconciled_at = reconciled_at - 6 * 3600000")
+        .execute_batch("UPDATE feed SET reconciled_at = reconciled_at - 6 * 3600000")
         .unwrap();
     let ran = project.succeed(&json);
     assert_eq!(counts(&ran), json!(["delta", 399, 0, 1, 1]));
     assert!(
         ran.stderr.contains(
-            "\"Members\": the change query did not tell of 1 changes; reading everyone found them. hint: "
+            "\"Members\": the change query did not report 1 changes; reading everyone found them. hint: "
         ),
         "{ran:?}"
     );
@@ -117,7 +117,7 @@ fn the_guard_holds_what_a_change_query_removes() {
 #[test]
 fn a_change_query_that_cannot_run_is_a_mistake_in_the_configuration() {
     let check = |from: &str, to: &str, expected: &str| {
-        let project = project(&CHANGES.replace(from, to));
+        let project = project(&CHANGES.replace(from, to)).without_snapshot();
         for command in [&["check"][..], &["sync"]] {
             let ran = project.run(command);
             assert_eq!(ran.code, 2, "{ran:?}");
@@ -204,7 +204,7 @@ fn several_audiences_follow_their_changes_together() {
     project.shop("DELETE FROM members WHERE user_id = 'user 300'");
     let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
     snapshot
-        .execute_batch("UPDATE audience SET reconciled_at = 0")
+        .execute_batch("UPDATE feed SET reconciled_at = 0")
         .unwrap();
     missed(Some(1));
 }
@@ -212,7 +212,7 @@ fn several_audiences_follow_their_changes_together() {
 /// An integer is less than any text: such a query never tells of anybody, and would be taken for a quiet one.
 #[test]
 fn a_change_query_that_tells_of_nobody_is_said_to_when_everyone_is_read() {
-    let silent = "\"Members\": the change query tells of nobody, not even since 1970. hint: compare a column of seconds with unixepoch(:since)";
+    let silent = "\"Members\": the change query reports no user, not even since 1970. hint: compare a column of seconds with unixepoch(:since)";
     let in_seconds = MEMBERS.replace(
         "TEXT DEFAULT current_timestamp",
         "INTEGER DEFAULT (unixepoch())",
@@ -228,12 +228,12 @@ fn a_change_query_that_tells_of_nobody_is_said_to_when_everyone_is_read() {
         assert!(!project.succeed(&["sync"]).stderr.contains("1970"));
         let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
         snapshot
-            .execute_batch("UPDATE audience SET reconciled_at = 0")
+            .execute_batch("UPDATE feed SET reconciled_at = 0")
             .unwrap();
         let ran = project.succeed(&["sync"]);
         assert_eq!(ran.stderr.contains(silent), expected, "{ran:?}");
         assert_eq!(
-            ran.stderr.contains("did not tell of 1 changes"),
+            ran.stderr.contains("did not report 1 changes"),
             expected,
             "{ran:?}"
         );
@@ -290,7 +290,7 @@ fn a_crash_after_a_change_query_was_followed_loses_nothing_of_what_it_told() {
     arrived.extend(endpoint.take_ledger().accepted);
 
     turn("user 200", "new");
-    // Of nobody else is told: only whoever reads everyone would find it.
+    // The change query does not report this one: only reading everyone would find it.
     project.shop(
         "UPDATE members SET is_member = 0, changed_at = '1997-01-01' WHERE user_id = 'user 300'",
     );

@@ -39,7 +39,7 @@ fn help_and_version_are_data_and_mistakes_are_not() {
 
 #[test]
 fn the_configuration_is_found_by_flag_or_variable() {
-    let mut project = Project::empty();
+    let mut project = Project::empty().without_snapshot();
     let missing = project.run(&["sync"]);
     assert_eq!(missing.code, 2, "{missing:?}");
     assert!(missing.stderr.contains("audience-sync.toml"), "{missing:?}");
@@ -49,20 +49,23 @@ fn the_configuration_is_found_by_flag_or_variable() {
     for folder in ["by-flag/schedules", "by-variable/schedules"] {
         std::fs::create_dir(project.path(folder)).unwrap();
     }
+    project.succeed(&["snapshot", "create", "--config", "by-flag/my.toml"]);
+    assert!(project.path("by-flag/snapshot.sqlite").exists());
     for arguments in [
         &["send", "--config", "by-flag/my.toml"] as &[&str],
         &["--config", "by-flag/my.toml", "send"],
     ] {
         assert_eq!(project.pipe(arguments, "").code, 0);
     }
-    assert!(project.path("by-flag/snapshot.sqlite").exists());
     project.variables.insert(
         "AUDIENCE_SYNC_CONFIG".to_owned(),
         "by-variable/my.toml".to_owned(),
     );
     // What was typed goes before what was set.
     project.succeed(&["sync", "--config", "by-flag/my.toml"]);
+    assert_eq!(project.pipe(&["send"], "").code, 2);
     assert!(!project.path("by-variable/snapshot.sqlite").exists());
+    project.succeed(&["snapshot", "create"]);
     assert_eq!(project.pipe(&["send"], "").code, 0);
     assert!(project.path("by-variable/snapshot.sqlite").exists());
 }

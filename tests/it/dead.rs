@@ -30,8 +30,12 @@ fn letters(project: &Project) -> Vec<Value> {
 #[track_caller]
 fn check(ran: &Ran, delivered: u64, dead: u64) -> Value {
     assert_eq!(ran.code, 3, "{ran:?}");
-    let report = ran.lines().pop().unwrap();
-    assert_eq!(report["outcome"], "undelivered", "{ran:?}");
+    let lines = ran.lines();
+    let mut failed = lines
+        .into_iter()
+        .filter(|line| line["outcome"] == "undelivered");
+    let report = failed.next().unwrap();
+    assert_eq!(failed.next(), None, "{ran:?}");
     let counted = numbers(&report, ["delivered", "undelivered"]);
     assert_eq!(counted, [delivered, dead], "{ran:?}");
     assert!(
@@ -64,12 +68,13 @@ fn one_bad_record_is_found_by_halves_and_the_others_are_delivered_once() {
             .collect();
         let distinct: BTreeSet<&String> = users.iter().collect();
         assert_eq!((users.len(), distinct.len()), (700, 700), "{settings}");
-        // A search by halves, and no search one by one.
+        // A search by halves, and no search one by one;
         let refused = ledger
             .calls
             .iter()
             .filter(|call| call.records.iter().any(|record| holds(record, "poison")));
-        assert!(refused.count() <= 12, "{settings}");
+        // and four more tries of the one.
+        assert!(refused.count() <= 16, "{settings}");
         assert_eq!(letters(&project).len(), 1);
     }
 }
@@ -191,7 +196,9 @@ fn a_dead_letter_is_sent_again_byte_by_byte_when_asked_to() {
     let accepted = ledger.accepted_by("members");
     assert!(first.calls.iter().any(|call| call.records == accepted));
     assert_eq!(letters(&project).len(), 0);
-    assert_eq!(project.sync()["outcome"], "unchanged");
+    for report in project.succeed(&["sync", "--json"]).lines() {
+        assert_eq!(report["outcome"], "unchanged");
+    }
     assert_eq!(project.succeed(&["snapshot", "dead", "--retry"]).stdout, "");
 }
 
@@ -232,22 +239,22 @@ fn a_call_of_send_stays_a_dead_letter_until_it_is_sent_again() {
 fn a_stream_that_refuses_everything_is_to_blame_itself() {
     let endpoint = Endpoint::start();
     let project = project(&endpoint, "");
-    enter(&project, 0..10_000);
+    enter(&project, 0..2_000);
     endpoint.script(will_not_have("userId", "InvalidArgumentException"));
     let ran = project.run(&["sync", "--json"]);
     assert_eq!(ran.code, 3, "{ran:?}");
     let words = "stream `members` refuses every record that it is given (InvalidArgumentException)";
     assert!(ran.stderr.contains(words), "{}", ran.stderr);
     let (ledger, letters) = (endpoint.take_ledger(), letters(&project).len());
-    assert!((1..=40).contains(&letters), "{letters}");
-    assert!(ledger.calls.len() < 500, "{}", ledger.calls.len());
+    assert_eq!(letters, 0);
+    // Halves down to each line that was under way, and few tries of lines alone.
+    assert!(ledger.calls.len() < 4_500, "{}", ledger.calls.len());
     endpoint.accept_everything();
     project.succeed(&["sync"]);
     let accepted = endpoint.ledger().accepted_by("members").len();
-    assert_eq!(accepted, 10_000);
+    assert_eq!(accepted, 2_000);
 }
 
-/// The one that is too long is dead for every stream, and never sent again.
 #[test]
 fn what_is_too_long_is_listed_and_not_sent_again() {
     let endpoint = Endpoint::start();
@@ -261,7 +268,7 @@ fn what_is_too_long_is_listed_and_not_sent_again() {
     let letter = letters(&project).remove(0);
     assert_eq!(
         (&letter["stream"], &letter["retryable"]),
-        (&Value::Null, &false.into())
+        (&"members".into(), &false.into())
     );
     let ran = project.succeed(&["snapshot", "dead", "--retry"]);
     assert!(
@@ -297,21 +304,23 @@ fn a_resync_that_was_refused_is_made_up_for_by_the_next_run() {
 const BOTH: &str = "\"*\" = [\"calls\", \"copies\"]\nidentify = [\"members\", \"copies\"]";
 
 #[test]
-fn a_line_that_one_stream_refuses_waits_for_the_others() {
+fn a_line_that_one_stream_refuses_is_dead_there_whatever_another_one_does() {
     let endpoint = Endpoint::start();
     let project = mapped(&endpoint, "", BOTH);
     endpoint.script(|call| match call.stream == "copies" {
         true => Answer::error(400, "ResourceNotFoundException"),
         false => will_not_have("poison", "ValidationException")(call),
     });
-    let line = r#"{"type":"track","event":"E","userId":"poison"}"#;
-    assert_eq!(project.pipe(&["send"], line).code, 3);
-    assert_eq!(letters(&project).len(), 0);
+    // A stream that has accepted nothing at all may be to blame itself.
+    let line =
+        |user: &str| format!("{{\"type\":\"track\",\"event\":\"E\",\"userId\":\"{user}\"}}\n");
+    let lines = line("poison") + &line("u");
+    assert_eq!(project.pipe(&["send"], lines).code, 3);
+    let found = letters(&project);
+    assert_eq!((found.len(), &found[0]["stream"]), (1, &"calls".into()));
     endpoint.script(will_not_have_at("calls"));
-    let ran = project.run(&["sync", "--json"]);
-    assert_eq!(ran.code, 3, "{ran:?}");
-    assert_eq!(endpoint.take_ledger().accepted_by("copies").len(), 1);
-    assert_eq!(letters(&project)[0]["stream"], "calls");
+    project.succeed(&["sync"]);
+    assert_eq!(endpoint.take_ledger().accepted_by("copies").len(), 2);
     endpoint.accept_everything();
     project.succeed(&["snapshot", "dead", "--retry"]);
     let ledger = endpoint.ledger();
@@ -374,5 +383,5 @@ fn a_record_that_is_refused_for_no_known_reason_is_in_nobodys_way() {
     check(&project.run(&["sync", "--json"]), 600, 1);
     assert!(started.elapsed().as_secs() < 60);
     let letter = letters(&project).remove(0);
-    assert_eq!(letter["reason"], "InvalidRecord: refused 10 times");
+    assert_eq!(letter["reason"], "InvalidRecord: Slow down.");
 }

@@ -212,7 +212,7 @@ fn a_schedule_whose_identifies_fit_no_row_is_refused() {
     assert!(!project.path("snapshot.sqlite").exists());
 }
 
-/// Whoever reads the lines may have seen enough; the runs go on.
+/// The reader of the lines may stop early; the runs go on.
 #[test]
 fn a_reader_that_goes_away_ends_no_run() {
     let audience = |name: &str| {

@@ -1,6 +1,6 @@
 //! Every fault of Firehose and of STS by itself: what is delivered then, how often, and what is said about it.
 //!
-//! What somebody must act on is in `firehose/parked.rs` too; all of it together, and crashes, in `ledger.rs`.
+//! What somebody must act on is in `firehose/blocked.rs` too; all of it together, and crashes, in `ledger.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -68,7 +68,7 @@ impl Row {
         self
     }
 
-    fn parked(mut self, words: &'static [&'static str]) -> Self {
+    fn blocked(mut self, words: &'static [&'static str]) -> Self {
         self.words = words;
         self
     }
@@ -291,7 +291,7 @@ fn credentials_that_are_not_accepted_any_more_are_renewed() {
 fn credentials_that_are_missing_end_the_run_and_no_record_is_to_blame() {
     for code in ["MissingAuthenticationTokenException", "IncompleteSignature"] {
         let row = Row::times(usize::MAX, Kind::Error(400, code)).sent(1..=2);
-        row.parked(&["the credentials are not accepted"]).check();
+        row.blocked(&["the credentials are not accepted"]).check();
     }
 }
 
@@ -343,11 +343,11 @@ fn a_stream_that_takes_nothing_is_named_and_everything_is_kept() {
     let fault = Kind::Error(400, "InvalidSourceException");
     let faults = Faults::seeded(1).rule(Rule::always(fault));
     let row = Row::new(fault, faults);
-    row.parked(&["InvalidSource", "`members`", "hint: "])
+    row.blocked(&["InvalidSource", "`members`", "hint: "])
         .check();
     let faults = Faults::seeded(1).streams(&["others"]);
     let row = Row::new(Kind::NoSuchStream, faults);
-    row.parked(&["no stream `members`", "us-west-2", "hint: "])
+    row.blocked(&["no stream `members`", "us-west-2", "hint: "])
         .check();
 }
 
@@ -360,10 +360,10 @@ const EXTERNAL_ID: &str = r#""sts:ExternalId":"YOUR_SECRET_ID""#;
 fn what_is_missing_in_iam_is_printed_as_it_is_to_be_pasted() {
     let denied = Kind::Error(400, "AccessDeniedException");
     let row = Row::times(usize::MAX, denied).sent(1..=2);
-    row.parked(&[MAY_PUT, MEMBERS, ROLE]).check();
+    row.blocked(&[MAY_PUT, MEMBERS, ROLE]).check();
     let denied = Kind::Error(403, "AccessDenied");
     let row = Row::times_of(usize::MAX, Api::AssumeRole, denied);
-    row.parked(&[ROLE, MAY_ASSUME, EXTERNAL_ID]).check();
+    row.blocked(&[ROLE, MAY_ASSUME, EXTERNAL_ID]).check();
 }
 
 /// Whoever knows nothing of a stream's quota finds it out, and does not hammer.

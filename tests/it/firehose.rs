@@ -1,6 +1,7 @@
 //! Delivery to Firehose: what arrives there, as whom it is sent, and what becomes of what Firehose refuses.
 
-mod parked;
+mod blocked;
+mod mended;
 mod records;
 mod retries;
 mod role;

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::support::{Project, Ran, eventually, truth};
+use crate::support::{Project, eventually, truth};
 
 const MEMBERS: &str = r#"
 [[audience]]
@@ -13,7 +13,7 @@ source = "shop"
 query = "SELECT user_id FROM members"
 "#;
 
-/// A project with so many delivered members, `user_000` and on.
+/// A project with this number of delivered members, `user_000` and so on.
 fn project(options: &str, members: u32) -> Project {
     let project = Project::new(&format!("{MEMBERS}{options}"));
     project.shop("CREATE TABLE members (user_id TEXT PRIMARY KEY)");
@@ -51,7 +51,7 @@ fn members(project: &Project) -> usize {
 }
 
 #[test]
-fn additions_go_and_removals_wait_for_a_yes() {
+fn additions_go_and_removals_wait_for_an_approval() {
     let project = project("", 300);
     project.shop(
         "DELETE FROM members WHERE user_id >= 'user_200'; INSERT INTO members VALUES ('new')",
@@ -60,7 +60,8 @@ fn additions_go_and_removals_wait_for_a_yes() {
         "delivered": 1, "undelivered": 0, "records": 1});
     let stderr = check(&project, &[], 4, held);
     assert!(
-        stderr.contains("the guard holds 100 removals, 33.3 % of the 300 delivered members"),
+        stderr
+            .contains("the guard holds 100 removals (33.3 %) of 300 delivered members at members"),
         "{stderr}"
     );
     assert!(
@@ -208,7 +209,7 @@ fn sample(users: std::ops::Range<u32>) -> Value {
 }
 
 #[test]
-fn whoever_is_asked_sees_how_many_what_part_and_a_few() {
+fn a_hold_is_shown_with_its_number_its_share_and_a_sample() {
     let project = project("", 300);
     project.shop("DELETE FROM members WHERE user_id >= 'user_180'");
     let held = json!({"held": 120, "held_percent": 40.0, "held_sample": sample(180..185)});
@@ -225,7 +226,7 @@ fn whoever_is_asked_sees_how_many_what_part_and_a_few() {
         assert_eq!(listed(&project)[field], *value);
     }
 
-    let block = "\n\nheld of members at main: 120 (40.0 %) of 300 members, among them:\n  user_id user_180\n  \
+    let block = "\n\nheld of members at members: 120 removals (40.0 %) of 300 members, among them:\n  user_id user_180\n  \
          user_id user_181\n  user_id user_182\n  user_id user_183\n  user_id user_184\n";
     for arguments in [
         &["sync"] as &[&str],
@@ -238,7 +239,10 @@ fn whoever_is_asked_sees_how_many_what_part_and_a_few() {
     }
     let list = project.succeed(&["snapshot", "list"]).stdout;
     assert!(
-        list.lines().nth(1).unwrap().ends_with("  120 (40.0 %)"),
+        list.lines()
+            .nth(1)
+            .unwrap()
+            .ends_with("  120 removals (40.0 %)"),
         "{list}"
     );
 
@@ -268,84 +272,47 @@ fn a_sample_tells_anonymous_ids_and_steers_no_terminal() {
     let ran = project.run(&["sync"]);
     assert!(
         ran.stdout
-            .ends_with("1 (100.0 %) of 1 members:\n  anonymous_id \\u{1b}[31m\n"),
+            .ends_with("1 removals (100.0 %) of 1 members:\n  anonymous_id \\u{1b}[31m\n"),
         "{ran:?}"
     );
     let sample = json!([{"anonymous_id": "\u{1b}[31m"}]);
     check(&project, &[], 4, json!({"held_sample": sample}));
 }
 
-#[test]
-fn an_approval_delivers_what_was_held_or_says_that_it_is_another_plan() {
-    let approve = ["--approve"];
-    let said = |project: &Project, arguments: &[&str]| -> Ran {
-        project.run(&[&["sync"], arguments].concat())
-    };
-    let held = || {
-        let project = project("", 300);
-        project.shop("DELETE FROM members WHERE user_id >= 'user_180'");
-        check(&project, &[], 4, json!({"held": 120, "approved": null}));
-        project
-    };
+/// 300 members were delivered, and the removal of 120 of them is held.
+fn held() -> Project {
+    let project = project("", 300);
+    project.shop("DELETE FROM members WHERE user_id >= 'user_180'");
+    check(&project, &[], 4, json!({"held": 120}));
+    project
+}
 
+const APPROVE: [&str; 1] = ["--approve"];
+
+#[test]
+fn an_approval_delivers_what_was_shown_and_less() {
     let same = held();
-    let stderr = check(
+    check(
         &same,
         &["--approve", "--dry-run"],
         0,
-        json!({"removed": 120, "approved": "as_held"}),
+        json!({"removed": 120, "held": 0, "outcome": "planned"}),
     );
-    let words = "members: would approve: exactly the 120 removals that were held";
-    assert!(stderr.contains(words), "{stderr}");
-    let stderr = check(
-        &same,
-        &approve,
-        0,
-        json!({"delivered": 120, "approved": "as_held"}),
-    );
-    let words = "members: approved: exactly the 120 removals that were held";
-    assert!(stderr.contains(words), "{stderr}");
-    // Nothing waits for a yes any more.
-    let ran = said(&same, &approve);
-    assert!(ran.code == 0 && !ran.stderr.contains("approved"), "{ran:?}");
-    check(&same, &approve, 0, json!({"approved": null}));
+    check(&same, &APPROVE, 0, json!({"delivered": 120, "held": 0}));
+    check(&same, &APPROVE, 0, json!({"outcome": "unchanged"}));
 
-    let more = held();
-    more.shop("DELETE FROM members WHERE user_id >= 'user_169'");
-    let stderr = check(
-        &more,
-        &approve,
-        0,
-        json!({"delivered": 131, "approved": "replanned"}),
-    );
-    let words = "members: approved a new plan: 131 removals; 120 were held, and the source has changed since";
-    assert!(stderr.contains(words), "{stderr}");
+    let less = held();
+    fill(&less, 190);
+    check(&less, &APPROVE, 0, json!({"delivered": 110, "held": 0}));
 
     // As many, and others.
     let others = held();
     others.shop(
         "DELETE FROM members WHERE user_id = 'user_000'; INSERT INTO members VALUES ('user_180')",
     );
-    check(
-        &others,
-        &approve,
-        0,
-        json!({"removed": 120, "approved": "replanned"}),
-    );
+    check(&others, &APPROVE, 0, json!({"delivered": 120, "held": 0}));
 
-    // What was held does not outlive its reason.
-    let recovered = held();
-    fill(&recovered, 300);
-    project_unchanged(&recovered);
-    recovered.shop("DELETE FROM members WHERE user_id >= 'user_180'");
-    check(
-        &recovered,
-        &approve,
-        0,
-        json!({"removed": 120, "approved": null}),
-    );
-
-    // A run that decided nothing stands in no one's way.
+    // A run that decided nothing shows nothing either.
     let failed = held();
     let shop = fs::read(failed.path("shop.sqlite")).unwrap();
     fs::write(failed.path("shop.sqlite"), "").unwrap();
@@ -353,7 +320,107 @@ fn an_approval_delivers_what_was_held_or_says_that_it_is_another_plan() {
     fs::write(failed.path("shop.sqlite"), shop).unwrap();
     assert_eq!(listed(&failed)["held"], 120);
     let ran = failed.run(&["resync", "members", "--approve", "--json"]);
-    assert_eq!(ran.lines()[0]["approved"], "as_held", "{ran:?}");
+    let line = &ran.lines()[0];
+    assert_eq!((ran.code, &line["held"]), (0, &json!(0)), "{ran:?}");
+    assert_eq!(line["delivered"], 300, "180 again, and 120 removals");
+}
+
+/// What was never shown is held, also where it is approved.
+#[test]
+fn an_approval_covers_nothing_that_was_not_shown() {
+    let more = held();
+    more.shop("DELETE FROM members WHERE user_id >= 'user_169'");
+    let again = json!({"outcome": "held", "removed": 131, "held": 131, "delivered": 0});
+    let stderr = check(&more, &APPROVE, 4, again);
+    assert!(stderr.contains("holds 131 removals (43.7 %)"), "{stderr}");
+    assert_eq!(members(&more), 300);
+    assert_eq!(listed(&more)["held"], 131);
+    // The new number was shown.
+    check(&more, &APPROVE, 0, json!({"delivered": 131, "held": 0}));
+
+    // A hold does not outlive its reason, and neither does what it showed.
+    let recovered = held();
+    fill(&recovered, 300);
+    project_unchanged(&recovered);
+    recovered.shop("DELETE FROM members WHERE user_id >= 'user_180'");
+    check(&recovered, &APPROVE, 4, json!({"held": 120}));
+    check(&recovered, &APPROVE, 0, json!({"delivered": 120}));
+
+    // A dry run remembers nothing: its numbers are for `--approve=N`.
+    let dry = project("", 300);
+    dry.shop("DELETE FROM members WHERE user_id >= 'user_180'");
+    check(&dry, &["--dry-run"], 4, json!({"held": 120}));
+    check(&dry, &APPROVE, 4, json!({"held": 120}));
+
+    let numbered = project("", 300);
+    numbered.shop("DELETE FROM members WHERE user_id >= 'user_180'");
+    check(&numbered, &["--approve=119"], 4, json!({"held": 120}));
+    check(
+        &numbered,
+        &["--approve=120"],
+        0,
+        json!({"delivered": 120, "held": 0}),
+    );
+}
+
+#[test]
+fn an_approval_after_the_source_was_emptied_removes_nobody() {
+    let project = project("", 1_000);
+    project.shop("DELETE FROM members WHERE user_id >= 'user_600'");
+    check(&project, &[], 4, json!({"held": 400}));
+    project.shop("DELETE FROM members");
+    let emptied = json!({"outcome": "held", "members": 0, "held": 1_000, "delivered": 0});
+    check(&project, &APPROVE, 4, emptied);
+    assert_eq!(members(&project), 1_000);
+    fill(&project, 600);
+    check(&project, &["--approve=400"], 0, json!({"delivered": 400}));
+    assert_eq!(members(&project), 600);
+}
+
+#[test]
+fn additions_and_changes_wait_for_an_approval_where_the_guard_bounds_them() {
+    let added = project("guard = { max_added_percent = 50 }", 100);
+    fill(&added, 150);
+    check(&added, &[], 0, json!({"added": 50, "held_added": 0}));
+    fill(&added, 250);
+    added.shop("DELETE FROM members WHERE user_id = 'user_000'");
+    let held = json!({"outcome": "held", "added": 100, "removed": 1, "held": 0, "held_added": 100, "delivered": 1});
+    let stderr = check(&added, &[], 4, held);
+    assert!(stderr.contains("the guard holds 100 additions"), "{stderr}");
+    assert_eq!(members(&added), 149);
+    check(
+        &added,
+        &APPROVE,
+        0,
+        json!({"delivered": 100, "held_added": 0}),
+    );
+    assert_eq!(members(&added), 249);
+
+    let schedule = MEMBERS
+        .replace("[[audience]]", "[[computed_trait]]")
+        .replace("user_id FROM", "user_id, total AS value FROM");
+    let changed = Project::new(&format!("{schedule}guard = {{ max_changed_percent = 10 }}"));
+    changed.shop(
+        "CREATE TABLE members (user_id TEXT, total);
+         WITH RECURSIVE n (n) AS (VALUES (1) UNION ALL SELECT n + 1 FROM n WHERE n < 200)
+         INSERT INTO members SELECT 'user ' || n, n FROM n",
+    );
+    changed.sync();
+    changed.shop("UPDATE members SET total = 0; INSERT INTO members VALUES ('new', 1)");
+    let held = json!({"outcome": "held", "added": 1, "changed": 200, "held": 0, "held_changed": 200, "delivered": 1});
+    check(&changed, &[], 4, held);
+    check(
+        &changed,
+        &["--approve=199"],
+        4,
+        json!({"held_changed": 200}),
+    );
+    check(
+        &changed,
+        &APPROVE,
+        0,
+        json!({"delivered": 200, "held_changed": 0}),
+    );
 }
 
 #[track_caller]
@@ -362,7 +429,7 @@ fn project_unchanged(project: &Project) {
     assert_eq!(listed(project)["held"], 0);
 }
 
-/// An export that broke off, a table that was emptied, all but one gone: each waits for a yes or fails, and a source
+/// An export that broke off, a table that was emptied, all but one gone: each waits for an approval or fails, and a source
 /// that recovers needs none.
 #[test]
 fn a_source_that_lost_almost_everyone_removes_nobody() {
@@ -420,20 +487,19 @@ fn a_source_that_lost_almost_everyone_removes_nobody() {
         json!({"members": 1, "held": 99_999, "delivered": 0}),
     );
     let list = project.succeed(&["snapshot", "list"]).stdout;
-    assert!(list.contains("99,999 (100.0 %)"), "{list}");
+    assert!(list.contains("99,999 removals (100.0 %)"), "{list}");
     recover();
 }
 
-/// Logs are collected and kept: they tell the number and the part, and nobody's name.
+/// Logs are collected and kept: they have the number and the share, and no user.
 #[test]
-fn the_log_of_a_run_counts_what_is_held_and_names_nobody() {
+fn the_log_of_a_run_counts_what_is_held_and_names_no_user() {
     let project = project("", 300);
     let schedule = format!("cron = \"* * * * * *\"\n{MEMBERS}");
     project.write("schedules/main.toml", &schedule);
     project.shop("DELETE FROM members WHERE user_id >= 'user_180'");
     let running = project.start(&["run"]);
-    let words =
-        "members: delivered 0; the guard holds 120 removals, 40.0 % of the delivered members.";
+    let words = "members: delivered 0; the guard holds 120 removals (40.0 %). hint: ";
     eventually("it is held", || running.stderr().contains(words));
     running.signal("TERM");
     let ran = running.end();

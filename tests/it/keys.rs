@@ -164,3 +164,20 @@ fn an_audience_is_selected_by_key_id_or_name() {
         "{ran:?}"
     );
 }
+
+#[test]
+fn a_key_that_lacks_marks_of_its_name_is_warned_of() {
+    let project = Project::new(&audience("name = \"हिन्दी\""));
+    project.shop("CREATE TABLE members (user_id TEXT)");
+    let warning = "the key `हिन_दी` lacks accents or vowel signs of the name `हिन्दी`, which stands at \
+                   schedules/main.toml:4:1. hint: add a `key`";
+    let ran = project.run(&["check"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(ran.stderr.contains(warning), "{ran:?}");
+    project.write(
+        "schedules/main.toml",
+        &audience("name = \"हिन्दी\"\nkey = \"hindi\""),
+    );
+    let ran = project.run(&["check"]);
+    assert!(!ran.stderr.contains("lacks"), "{ran:?}");
+}

@@ -260,7 +260,7 @@ impl World {
         self.book.close(&arrived, &left, killed, &self.source);
         self.tally.rounds += 1;
         self.tally.kills += usize::from(killed);
-        let delivers = left.iter().any(|entry| entry.waits_for.contains(&true));
+        let delivers = left.iter().any(|entry| entry.waits);
         let is_delivering = killed && delivers && arrived.sent() > 0;
         self.tally.kills_in_delivery += usize::from(is_delivering);
         self.tally.mixed += arrived.calls.iter().filter(|call| is_mixed(call)).count();
@@ -280,7 +280,7 @@ impl World {
 
         let again = self.lines(&["sync", "--json"]);
         let outcomes: Vec<_> = again.iter().map(|line| &line["outcome"]).collect();
-        assert_eq!(outcomes, ["unchanged"; AUDIENCES.len()]);
+        assert_eq!(outcomes, ["unchanged"; AUDIENCES.len() * STREAMS.len()]);
         assert!(self.endpoint.ledger().calls.is_empty());
     }
 
@@ -291,12 +291,15 @@ impl World {
         assert_eq!(list.iter().find(is_left), None);
         assert_eq!(self.lines(&["snapshot", "dead", "--json"]).len(), 0);
         for Audience { key, .. } in &AUDIENCES {
-            let shown = self.lines(&["snapshot", "show", key, "--json"]);
-            let shown = shown.iter().map(|line| (&line["user_id"], &line["value"]));
-            let shown: HashMap<_, _> = shown.map(|(id, value)| (id.as_str(), value)).collect();
-            let members = self.source.members(key);
-            let members = members.map(|(user, value)| (Some(user), value));
-            assert_eq!(shown, members.collect(), "{key}");
+            let lines = self.lines(&["snapshot", "show", key, "--json"]);
+            for stream in STREAMS {
+                let shown = lines.iter().filter(|line| line["stream"] == stream);
+                let shown = shown.map(|line| (line["user_id"].as_str(), &line["value"]));
+                let shown: HashMap<_, _> = shown.collect();
+                let members = self.source.members(key);
+                let members = members.map(|(user, value)| (Some(user), value));
+                assert_eq!(shown, members.collect(), "{key} at {stream}");
+            }
         }
     }
 

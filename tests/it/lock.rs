@@ -21,19 +21,23 @@ fn project() -> Project {
     project
 }
 
-/// Holds the lock as another process would.
-fn hold(project: &Project) -> File {
+/// With an empty snapshot, and its lock held as another process would.
+fn held() -> (Project, File) {
+    let project = project().without_snapshot();
+    project.succeed(&["snapshot", "create"]);
     let mut file = File::create(project.path("snapshot.sqlite.lock")).unwrap();
     file.lock().unwrap();
-    file.write_all(b"`audience-sync run`, process 7, since yesterday\n")
-        .unwrap();
-    file
+    file.write_all(
+        b"last run 0000000000000000000\n`audience-sync run`, process 7, since yesterday\n",
+    )
+    .unwrap();
+    (project, file)
 }
 
 #[test]
 fn the_second_run_is_told_who_the_first_is() {
-    let project = project();
-    let held = hold(&project);
+    let (project, held) = held();
+    let before = project.contents();
     for arguments in [
         &["sync", "--json"] as &[&str],
         &["resync", "members", "--json"],
@@ -49,16 +53,11 @@ fn the_second_run_is_told_who_the_first_is() {
             "{ran:?}"
         );
         let lines = ran.lines();
-        assert_eq!(
-            (
-                &lines[0]["audience"],
-                &lines[0]["kind"],
-                &lines[0]["outcome"]
-            ),
-            (&"members".into(), &"first".into(), &"busy".into())
-        );
+        assert_eq!(lines.len(), 1, "{ran:?}");
+        let told = ["audience", "stream", "kind", "outcome"].map(|field| &lines[0][field]);
+        assert_eq!(told, ["members", "members", "first", "busy"]);
     }
-    assert!(!project.path("snapshot.sqlite").exists());
+    assert_eq!(project.contents(), before);
     // A dry run writes nothing, and so waits for nobody.
     project.succeed(&["sync", "--dry-run"]);
     drop(held);
@@ -67,8 +66,7 @@ fn the_second_run_is_told_who_the_first_is() {
 
 #[test]
 fn a_run_that_may_wait_waits() {
-    let project = project();
-    let held = hold(&project);
+    let (project, held) = held();
     let mut waiting = project
         .command(&["sync", "--wait", "--json"])
         .spawn()

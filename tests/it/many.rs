@@ -231,13 +231,14 @@ fn a_stream_that_is_missing_is_asked_once_and_told_to_everyone() {
     let ran = project.run(&["sync", "--json"]);
     assert_eq!(ran.code, 3, "{ran:?}");
     let reports = ran.lines();
-    assert_eq!(reports.len(), 60);
-    for report in &reports {
-        assert_eq!(
-            numbers(report, ["delivered", "undelivered", "records"]),
-            [0, 400, 400]
-        );
-        let error = report["error"].as_str().unwrap();
+    assert_eq!(reports.len(), 120);
+    for report in reports.chunks(2) {
+        let counted = |report| numbers(report, ["delivered", "undelivered", "records"]);
+        assert_eq!(report[0]["stream"], "members");
+        assert_eq!(counted(&report[0]), [400, 0, 400]);
+        assert_eq!(report[1]["stream"], "missing");
+        assert_eq!(counted(&report[1]), [0, 400, 0]);
+        let error = report[1]["error"].as_str().unwrap();
         assert!(error.contains("`missing`"), "{error}");
     }
     let ledger = endpoint.take_ledger();
@@ -248,7 +249,7 @@ fn a_stream_that_is_missing_is_asked_once_and_told_to_everyone() {
     endpoint.accept_everything();
     let lines = project.succeed(&["sync", "--json"]).lines();
     let kinds: Vec<_> = lines.iter().map(|line| &line["kind"]).collect();
-    assert_eq!(kinds, ["resume", "delta"].repeat(60));
+    assert_eq!(kinds, ["delta", "resume", "delta"].repeat(60));
     let calls = endpoint.ledger().calls;
     assert!(calls.iter().all(|call| call.stream == "missing"));
     assert_eq!(
@@ -369,6 +370,17 @@ fn destinations_do_not_wait_for_each_other() {
     slow.wait_until(|ledger| ledger.calls.len() == 1);
     assert_eq!(running.stdout(), "");
     assert_eq!(project.delivered().len(), 3);
+    running.signal("KILL");
+    drop(running.end());
+
+    // Nor later, when something waits for the slow one and nothing for the other.
+    slow.take_ledger();
+    slow.answer([Answer::AcceptAndHang]);
+    enter(&project, 1, &["d"]);
+    let running = project.start(&["sync", "--json"]);
+    crate::support::eventually("the delta is there", || project.delivered().len() == 4);
+    slow.wait_until(|ledger| ledger.calls.len() == 1);
+    assert_eq!(running.stdout(), "");
     running.signal("KILL");
     drop(running.end());
 }

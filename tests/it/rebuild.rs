@@ -97,9 +97,11 @@ fn known(project: &Project) -> Vec<Value> {
     AUDIENCES.iter().flat_map(show).collect()
 }
 
+/// Removes the snapshot and what SQLite keeps beside it. The lock file stays, which knows the last run.
 pub(crate) fn lose(project: &Project) {
     for file in files(&project.path("")) {
-        if file.to_string_lossy().contains("snapshot.sqlite") {
+        let name = file.to_string_lossy();
+        if name.contains("snapshot.sqlite") && !name.ends_with(".lock") {
             fs::remove_file(file).unwrap();
         }
     }
@@ -152,7 +154,7 @@ fn a_lost_snapshot_is_what_it_was_before() {
             "runs",
             "records",
             "left",
-            "disagreeing",
+            "stream",
         ],
     );
     let found: Vec<_> = lines
@@ -212,7 +214,7 @@ fn a_lost_snapshot_is_what_it_was_before() {
     };
     assert_eq!(told(&again), told(&runs));
 
-    // And those who leave are told so, by the ids that they entered with, later than everything before.
+    // And those who leave are told so, by the ids that they were last told with, later than everything before.
     let latest = project.delivered().last().unwrap()["timestamp"].clone();
     let count = project.delivered().len();
     project.shop("DELETE FROM members; DELETE FROM both_ids; DELETE FROM visitors");
@@ -302,6 +304,7 @@ fn a_past_before_an_earlier_loss_counts_too() {
     lose(&project);
     project.shop("DELETE FROM members WHERE user_id = 'a'");
     // Nobody is told that `a` has left, and everybody else is sent again.
+    project.succeed(&["snapshot", "create", "--anew"]);
     project.succeed(&["sync"]);
     lose(&project);
     rebuild(&project, "delivered");
@@ -325,6 +328,7 @@ fn an_audience_goes_by_its_latest_key() {
             "name = \"Members\"\nid = \"members\"\nkey = \"people\"",
         ),
     );
+    project.succeed(&["snapshot", "create", "--anew"]);
     project.succeed(&["sync"]);
     let show = ["snapshot", "show", "people", "--json"];
     let before = project.succeed(&show).lines();
@@ -350,70 +354,147 @@ match = "all"
 mapping = { identify = ["one", "two"], "*" = "three" }
 "#;
 
-/// The files of the last run in a stream.
-fn last_files(project: &Project, stream: &str, run: &str) -> Vec<PathBuf> {
-    let mut found = files(&project.path(&format!("delivered/{stream}")));
-    found.retain(|file| fs::read_to_string(file).unwrap().contains(run));
-    found
+/// The lines of an audience by their streams.
+fn at_streams<'l>(lines: &'l [Value], audience: &str) -> Vec<(&'l str, &'l Value)> {
+    let of_audience = lines.iter().filter(|line| line["audience"] == audience);
+    of_audience
+        .map(|line| (line["stream"].as_str().unwrap(), line))
+        .collect()
 }
 
 #[test]
-fn every_stream_of_a_run_is_read_once() {
+fn every_stream_is_what_it_was_before() {
     let project = with_a_past(STREAMS);
     let before = known(&project);
     lose(&project);
-    for line in rebuild(&project, "delivered") {
-        assert_eq!(line["disagreeing"], 0, "{line}");
+    let lines = rebuild(&project, "delivered");
+    assert_eq!(lines.len(), 3 * AUDIENCES.len());
+    for (stream, line) in at_streams(&lines, "members") {
+        let counts = ["members", "runs", "left"].map(|field| line[field].as_u64());
+        assert_eq!(counts, [Some(13), Some(3), Some(1)], "{stream}");
     }
-    check_goes_on(&project, &before);
-    // One of them alone says as much, but not that the others have it.
-    lose(&project);
-    let ran = project.succeed(&["snapshot", "rebuild", "--from", "delivered/two"]);
-    assert!(
-        ran.stderr
-            .contains("members: nothing of it has landed in one, to which main delivers it now"),
-        "{ran:?}"
-    );
     check_goes_on(&project, &before);
 }
 
+/// Nothing is known of the others then, so they begin with a first sync.
 #[test]
-fn streams_that_disagree_are_made_to_agree_by_a_resync() {
+fn one_stream_alone_is_made_anew() {
+    let project = with_a_past(STREAMS);
+    let before = known(&project);
+    let of_two = |members: &[Value]| -> Vec<Value> {
+        let mut members = members.to_vec();
+        members.retain(|member| member["stream"] == "two");
+        members
+    };
+    for more in [
+        &["--from", "delivered/two"] as &[&str],
+        &["--from", "delivered", "--stream", "two"],
+    ] {
+        lose(&project);
+        let ran = project.succeed(&[&["snapshot", "rebuild", "--json"], more].concat());
+        assert_eq!(ran.lines().len(), AUDIENCES.len(), "{ran:?}");
+        for stream in ["one", "three"] {
+            let words = format!(
+                "nothing of `members` has landed in {stream}: its next sync there is its first\n\nhint: "
+            );
+            assert!(ran.stderr.contains(&words), "{ran:?}");
+        }
+        assert_eq!(known(&project), of_two(&before));
+    }
+    let lines = project.succeed(&["sync", "--json"]).lines();
+    for (stream, line) in at_streams(&lines, "members") {
+        let (kind, outcome, added) = match stream {
+            "two" => ("delta", "unchanged", 0),
+            _ => ("first", "delivered", 13),
+        };
+        assert_eq!(
+            (&line["kind"], &line["outcome"], &line["added"]),
+            (&json!(kind), &json!(outcome), &json!(added)),
+            "{stream}"
+        );
+    }
+}
+
+/// Part of what one stream got is lost. It is told that again, and nobody else is told anything.
+#[test]
+fn a_stream_that_lacks_its_last_records_is_told_them_again() {
     let project = with_a_past(STREAMS);
     project
         .shop("DELETE FROM members WHERE user_id = 'b'; INSERT INTO members VALUES ('f', NULL, 1)");
-    let run = project
-        .succeed(&["sync", "members", "--json"])
-        .lines()
-        .remove(0);
-    for file in last_files(&project, "two", run["run"].as_str().unwrap()) {
-        fs::remove_file(file).unwrap();
-    }
-    lose(&project);
-    let ran = project.succeed(&["snapshot", "rebuild", "--from", "delivered", "--json"]);
-    let line = ran
-        .lines()
+    let lines = project.succeed(&["sync", "members", "--json"]).lines();
+    let (_, line) = at_streams(&lines, "members")
         .into_iter()
-        .find(|line| line["audience"] == "members")
+        .find(|(stream, _)| *stream == "two")
         .unwrap();
-    assert_eq!(line["disagreeing"], 2, "{line}");
-    assert!(
-        ran.stderr.contains(
-            "members: some stream of main lacks the last record of 2 users\n\n\
-             hint: `audience-sync resync members` tells every stream of everyone"
-        ),
-        "{ran:?}"
-    );
-    // Even the one who has left meanwhile, of whom only one stream knows that they ever came.
+    let run = line["run"].as_str().unwrap();
+    let mut of_run = files(&project.path("delivered/two"));
+    of_run.retain(|file| fs::read_to_string(file).unwrap().contains(run));
+    assert!(!of_run.is_empty());
+    of_run
+        .iter()
+        .for_each(|file| fs::remove_file(file).unwrap());
+    lose(&project);
+    rebuild(&project, "delivered");
+    // The one who came in that run leaves meanwhile, so that `two` has never heard of them.
     project.shop("DELETE FROM members WHERE user_id = 'f'");
-    project.succeed(&["resync", "members"]);
+    let lines = project.succeed(&["sync", "members", "--json"]).lines();
+    let changes: Vec<_> = at_streams(&lines, "members")
+        .into_iter()
+        .map(|(stream, line)| {
+            (
+                stream,
+                ["added", "removed"].map(|field| line[field].as_u64().unwrap()),
+            )
+        })
+        .collect();
+    assert_eq!(
+        changes,
+        [("one", [0, 1]), ("two", [0, 1]), ("three", [0, 1])]
+    );
     for stream in ["one", "two", "three"] {
         let truth = truth(&records(&project.path(&format!("delivered/{stream}"))));
         let of = |user: &str| truth.get(&(user.to_owned(), "members".to_owned()));
         assert_eq!(of("b"), Some(&json!(false)), "{stream}");
-        assert_eq!(of("f"), Some(&json!(false)), "{stream}");
+        let f = (stream != "two").then_some(json!(false));
+        assert_eq!(of("f"), f.as_ref(), "{stream}");
         assert_eq!(of("a"), Some(&json!(true)), "{stream}");
     }
+}
+
+/// What a stream was told while the mapping named it is known by the folder that it lies in.
+#[test]
+fn a_stream_that_is_not_mapped_any_more_is_made_anew_too() {
+    let project = with_a_past(CONFIG);
+    let before = known(&project);
+    let moved = CONFIG.replace("identify = \"members\"", "identify = \"moved\"");
+    project.write("audience-sync.toml", &moved);
+    lose(&project);
+    let ran = project.succeed(&["snapshot", "rebuild", "--from", "delivered", "--json"]);
+    assert_eq!(ran.lines().len(), AUDIENCES.len());
+    assert!(
+        ran.stderr
+            .contains("nothing of `members` has landed in moved: its next sync there is its first"),
+        "{ran:?}"
+    );
+    for line in project.succeed(&["sync", "--json"]).lines() {
+        assert_eq!(
+            (&line["kind"], &line["stream"]),
+            (&json!("first"), &json!("moved"))
+        );
+    }
+    // It comes back, and goes on where it was.
+    project.write("audience-sync.toml", CONFIG);
+    for line in project.succeed(&["sync", "--json"]).lines() {
+        assert_eq!(
+            (&line["kind"], &line["outcome"]),
+            (&json!("delta"), &json!("unchanged"))
+        );
+    }
+    let at_members: Vec<_> = known(&project)
+        .into_iter()
+        .filter(|member| member["stream"] == "members")
+        .collect();
+    assert_eq!(at_members, before);
 }
 
 const TWO: &str = r#"
@@ -428,7 +509,7 @@ mapping = { identify = "members" }
 "#;
 
 #[test]
-fn records_know_their_destination() {
+fn one_destination_is_made_anew_from_what_landed_in_its_place() {
     let project = with_a_past(CONFIG);
     project.write("audience-sync.toml", TWO);
     let everywhere = SCHEDULE.replace("source =", "destinations = [\"main\", \"other\"]\nsource =");
@@ -436,63 +517,18 @@ fn records_know_their_destination() {
     project.succeed(&["sync"]);
     let before = known(&project);
     lose(&project);
-    let both = [
-        "snapshot",
-        "rebuild",
-        "--from",
-        "elsewhere",
-        "--from",
-        "delivered",
-        "--json",
-    ];
-    assert_eq!(project.succeed(&both).lines().len(), 2 * AUDIENCES.len());
-    check_goes_on(&project, &before);
-
-    // One of them, out of the records of both.
-    lose(&project);
-    let ran = project.succeed(&[&both[..], &["--destination", "other"]].concat());
-    assert!(
-        ran.lines()
-            .iter()
-            .all(|line| line["destination"] == "other")
+    // A record tells its stream, and not where that is.
+    let run = |arguments: &[&str]| project.run(&[&["snapshot", "rebuild"], arguments].concat());
+    let ran = run(&["--from", "elsewhere", "--from", "delivered"]);
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (
+            2,
+            "error: there are several destinations, and the records do not tell which one they were delivered to\n\n\
+             hint: add --destination with one of main, other\n"
+        )
     );
-    let passed = project.delivered().len();
-    assert!(
-        ran.stderr.contains(&format!(
-            "passed over {passed} records that were delivered to another destination than other"
-        )),
-        "{ran:?}"
-    );
-    assert!(
-        ran.stderr.contains(
-            "nothing was found that was delivered of `members` to main: its next sync is its first"
-        ),
-        "{ran:?}"
-    );
-
-    lose(&project);
-    let ran = project.run(&[
-        "snapshot",
-        "rebuild",
-        "--from",
-        "delivered",
-        "--destination",
-        "other",
-    ]);
-    assert_eq!(ran.code, 1, "{ran:?}");
-    assert!(
-        ran.stderr
-            .contains("were delivered to another destination than other\n\nhint: "),
-        "{ran:?}"
-    );
-    let ran = project.run(&[
-        "snapshot",
-        "rebuild",
-        "--from",
-        "delivered",
-        "--destination",
-        "third",
-    ]);
+    let ran = run(&["--from", "delivered", "--destination", "third"]);
     assert_eq!(
         (ran.code, ran.stderr.as_str()),
         (
@@ -500,17 +536,66 @@ fn records_know_their_destination() {
             "error: no destination is called \"third\"\n\nhint: there are main, other\n"
         )
     );
-    // One that was called otherwise when it got them.
+    assert!(!project.path("snapshot.sqlite").exists());
+
+    let ran = run(&["--from", "elsewhere", "--destination", "other", "--json"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let lines = ran.lines();
+    assert_eq!(lines.len(), AUDIENCES.len());
+    assert!(lines.iter().all(|line| line["destination"] == "other"));
+    assert!(
+        ran.stderr.contains(
+            "what main was told is not in the new snapshot: each next sync there is a first one"
+        ),
+        "{ran:?}"
+    );
+    let at_other: Vec<_> = before
+        .into_iter()
+        .filter(|member| member["destination"] == "other")
+        .collect();
+    assert_eq!(known(&project), at_other);
+    for line in project.succeed(&["sync", "--json"]).lines() {
+        let expected = match line["destination"].as_str() {
+            Some("other") => ("delta", "unchanged"),
+            _ => ("first", "delivered"),
+        };
+        assert_eq!(
+            (
+                line["kind"].as_str().unwrap(),
+                line["outcome"].as_str().unwrap()
+            ),
+            expected,
+            "{line}"
+        );
+    }
+}
+
+/// The name of a destination is a label.
+#[test]
+fn records_are_known_whatever_their_destination_was_called() {
+    let project = with_a_past(CONFIG);
+    let mut before = known(&project);
+    before
+        .iter_mut()
+        .for_each(|member| member["destination"] = json!("renamed"));
     project.write(
         "audience-sync.toml",
         &CONFIG.replace("destination.main", "destination.renamed"),
     );
-    project.write("schedules/main.toml", SCHEDULE);
-    let ran = project.run(&["snapshot", "rebuild", "--from", "delivered"]);
+    lose(&project);
+    rebuild(&project, "delivered");
+    check_goes_on(&project, &before);
+    // Of another project's stream nothing is known.
+    project.write(
+        "audience-sync.toml",
+        &CONFIG.replace("\"members\"", "\"others\""),
+    );
+    copy(&project, false, |number, _| format!("{number}").into());
+    lose(&project);
+    let ran = project.run(&["snapshot", "rebuild", "--from", "copy"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
-        ran.stderr
-            .contains("to another destination than renamed\n\nhint: "),
+        ran.stderr.contains("were delivered to no stream of main\n\nhint: a record is known by the name that its stream had"),
         "{ran:?}"
     );
     assert!(!project.path("snapshot.sqlite").exists());
@@ -699,14 +784,14 @@ fn records_that_were_changed_are_not_believed() {
     lose(&project);
     let ran = project.succeed(&["snapshot", "rebuild", "--from", "delivered"]);
     assert!(
-        ran.stderr.contains("passed over 1 records of audience-sync that were delivered to no destination of this project, or changed since"),
+        ran.stderr.contains("passed over 1 records of audience-sync that were delivered to no stream of main, or changed since"),
         "{ran:?}"
     );
     check_goes_on(&project, &before);
-    // Its message id holds seconds; the run holds the rest.
+    // Its message id holds the second; the run holds the rest.
     let timestamp = record["timestamp"].as_str().unwrap();
     let (seconds, millis) = timestamp.split_once('.').unwrap();
-    let other = if millis == "000Z" { "001Z" } else { "000Z" };
+    let other = if millis == "500Z" { "501Z" } else { "500Z" };
     project.write(
         "delivered/changed",
         &format!(
@@ -769,12 +854,12 @@ fn large(members: u64) -> Project {
 
 #[test]
 fn a_rebuild_that_is_killed_leaves_nothing_or_the_whole() {
-    let project = large(30_000);
+    let project = large(10_000);
     lose(&project);
     let temporary = project.path(".snapshot.sqlite.rebuild");
     let is_there = |bytes: u64| fs::metadata(&temporary).is_ok_and(|file| file.len() >= bytes);
     let mut interrupted = 0;
-    for bytes in [0, 4_096, 500_000, 1_000_000] {
+    for bytes in [0, 4_096, 150_000, 300_000] {
         let running = project.start(&["snapshot", "rebuild", "--from", "delivered"]);
         eventually("it writes", || {
             is_there(bytes) || project.path("snapshot.sqlite").exists()
@@ -823,7 +908,7 @@ fn check_whole(project: &Project) {
     assert_eq!(intact, "ok");
     drop(snapshot);
     let list = project.succeed(&["snapshot", "list", "--json"]).lines();
-    assert_eq!(list[0]["members"], 30_000);
+    assert_eq!(list[0]["members"], 10_000);
 }
 
 /// Real orders, by the binary alone.

@@ -17,7 +17,8 @@ use audience_sync::run::Outcome;
 use audience_sync::snapshot::{Handle, Snapshot};
 use audience_sync::source::{Source, Sqlite};
 use audience_sync::stop::Stop;
-use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner};
+use audience_sync::stream::Place;
+use audience_sync::sync::{Keyed, Outlet, Project, Request, Runner, Streams};
 use chrono::{Days, NaiveDate};
 use serde_json::{Value, json};
 
@@ -95,6 +96,7 @@ pub(crate) fn audience(key: &str, class: Class, query: &str) -> Keyed {
         traits: Vec::new(),
         changes: None,
         expect: Default::default(),
+        refresh: false,
     };
     Keyed {
         key: audience.key.clone(),
@@ -122,6 +124,7 @@ pub(crate) fn project(folder: &Path, source: Source) -> Project {
     let directory = Directory::new(folder.join("delivered"));
     let outlet = Outlet::new(
         Destination::directory(main.clone(), false, directory),
+        Place::Directory("delivered".into()),
         mapping,
     );
     Project {
@@ -193,17 +196,19 @@ async fn real_orders_leave_the_truth_downstream_after_every_day() {
             audience("revenue", Class::Trait, REVENUE),
         ],
     );
-    let snapshot = Handle::new(Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap());
-    let runner = Runner {
-        project: &project,
-        snapshot: &snapshot,
-        stop: Stop::new(),
-        progress: Progress::default(),
-    };
+    let snapshot = Handle::new(Snapshot::create(&folder.path().join("snapshot.sqlite")).unwrap());
+    let streams = Streams::resolve(&project, &[]).unwrap();
+    let runner = Runner::new(
+        &project,
+        &snapshot,
+        &streams,
+        Stop::new(),
+        Progress::default(),
+    );
     let sync = async || {
         let mut records = 0;
         for keyed in &keyed {
-            for report in runner.run(keyed, Request::default()).await.unwrap() {
+            for report in runner.run(keyed, &Request::default()).await.unwrap() {
                 assert!(
                     matches!(report.outcome, Outcome::Delivered | Outcome::Unchanged),
                     "{report:?}"
@@ -247,13 +252,15 @@ async fn real_orders_told_by_their_changes_leave_the_truth_downstream_after_ever
         query: CHANGES.to_owned(),
         reconcile: std::time::Duration::MAX,
     });
-    let snapshot = Handle::new(Snapshot::open(&folder.path().join("snapshot.sqlite")).unwrap());
-    let runner = Runner {
-        project: &project,
-        snapshot: &snapshot,
-        stop: Stop::new(),
-        progress: Progress::default(),
-    };
+    let snapshot = Handle::new(Snapshot::create(&folder.path().join("snapshot.sqlite")).unwrap());
+    let streams = Streams::resolve(&project, &[]).unwrap();
+    let runner = Runner::new(
+        &project,
+        &snapshot,
+        &streams,
+        Stop::new(),
+        Progress::default(),
+    );
     let (mut truth, mut downstream) = (Truth::new(), Downstream::default());
     let (first, last) = ("1997-01-01".parse().unwrap(), "1997-12-31".parse().unwrap());
     for day in NaiveDate::iter_days(&first).take_while(|day| *day <= last) {
@@ -261,15 +268,15 @@ async fn real_orders_told_by_their_changes_leave_the_truth_downstream_after_ever
             .unwrap();
         move_on(&mut truth, &orders, day);
         truth.retain(|(_, key), _| *key == "members");
-        let reports = runner.run(&keyed, Request::default()).await.unwrap();
+        let reports = runner.run(&keyed, &Request::default()).await.unwrap();
         let members = truth.values().filter(|value| **value == json!(true));
-        assert_eq!(reports[0].members, members.count() as u64, "{day}");
+        assert_eq!(reports[0].members, Some(members.count() as u64), "{day}");
         downstream.take(&delivered);
         downstream.is(&truth, day);
     }
     let last = rusqlite::Connection::open(folder.path().join("snapshot.sqlite")).unwrap();
     let everyone_was_read_once =
-        "SELECT reconciled_at = (SELECT min(started_at) FROM run) FROM audience";
+        "SELECT reconciled_at = (SELECT min(started_at) FROM run) FROM feed";
     assert_eq!(
         last.query_row(everyone_was_read_once, [], |row| row.get(0)),
         Ok(true)

@@ -185,21 +185,70 @@ fn an_audience_that_fails_ends_neither_the_others_nor_the_program() {
     assert_stops(running, "TERM", &project);
 }
 
+/// The outcomes and errors of an audience's runs.
+fn runs(project: &Project, audience: &str) -> Vec<(Value, String)> {
+    let lines = project.succeed(&["snapshot", "runs", "--json"]).lines();
+    let of_it = lines.into_iter().filter(|run| run["audience"] == audience);
+    of_it
+        .map(|run| {
+            let error = run["error"].as_str().unwrap_or_default().to_owned();
+            (run["outcome"].clone(), error)
+        })
+        .collect()
+}
+
 #[test]
-fn a_query_that_cannot_run_is_said_at_the_start() {
-    let project = project(&EVERY_SECOND.replace("FROM members", "FROM nowhere"));
+fn queries_that_cannot_run_are_reported_at_the_start_and_fail_by_themselves() {
+    let audience = |name: &str, query: &str| {
+        format!("\n[[audience]]\nname = \"{name}\"\nsource = \"shop\"\nquery = \"{query}\"\n")
+    };
+    let project = project(
+        &(EVERY_SECOND.to_owned()
+            + &audience("Missing", "SELECT user_id FROM nowhere")
+            + &audience("Wrong", "SELEC user_id FROM members")),
+    );
+    let running = project.start(&["run"]);
+    eventually("the healthy one", || members(&project) == ["a", "b"]);
+    for reported in [
+        "cannot run on source `shop`: no such table: nowhere\n  --> schedules/main.toml:",
+        "wrong: ",
+        "hint: correct the query; `audience-sync check` compiles it without running it",
+        "missing: failed: ",
+        "wrong: failed: ",
+    ] {
+        eventually(reported, || running.stderr().contains(reported));
+    }
+    project.shop("INSERT INTO members VALUES ('c')");
+    eventually("the delta", || members(&project) == ["a", "b", "c"]);
+    project.shop("CREATE TABLE nowhere (user_id TEXT); INSERT INTO nowhere VALUES ('z')");
+    eventually("the missing one", || {
+        members(&project) == ["a", "b", "c", "z"]
+    });
+    let log = assert_stops(running, "TERM", &project);
+    assert!(log.contains("missing: tried again in 60 s"), "{log}");
+    for (audience, error) in [("missing", "no such table: nowhere"), ("wrong", "syntax")] {
+        let runs = runs(&project, audience);
+        let has_failed =
+            |(outcome, why): &&(Value, String)| outcome == "failed" && why.contains(error);
+        assert!(runs.iter().any(|run| has_failed(&run)), "{runs:?}");
+    }
+}
+
+#[test]
+fn two_audiences_of_one_key_end_the_start() {
+    let project = project(&format!(
+        "{EVERY_SECOND}\n[[audience]]\nid = \"other\"\nname = \"Members\"\nsource = \"shop\"\nquery = \"SELECT user_id FROM members\"\n"
+    ));
+    let before = project.contents();
     let ran = project.run(&["run"]);
     assert_eq!(ran.code, 2, "{ran:?}");
-    assert!(
-        ran.stderr
-            .contains("no such table: nowhere\n  --> schedules/main.toml:"),
-        "{ran:?}"
-    );
+    assert_eq!(project.contents(), before);
 }
 
 #[test]
 fn without_a_cron_there_is_nothing_to_run() {
     let project = project(&EVERY_SECOND.replace("cron = \"*/1 * * * * *\"", ""));
+    project.sync();
     let before = project.contents();
     let ran = project.run(&["run"]);
     assert_eq!(ran.code, 2, "{ran:?}");

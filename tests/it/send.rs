@@ -46,13 +46,20 @@ fn complete(call: &str, id: &str, more: &str) -> String {
     )
 }
 
+/// Of a send whose lines go to one stream.
 #[track_caller]
 fn report(ran: &Ran, code: i32, expected: Value) {
-    assert_eq!(ran.code, code, "{ran:?}");
+    assert_eq!((ran.code, ran.lines().len()), (code, 1), "{ran:?}");
     let line = &ran.lines()[0];
     for (field, value) in expected.as_object().unwrap() {
         assert_eq!(line[field], *value, "{field}: {line}");
     }
+}
+
+/// These fields of each line.
+fn fields<const N: usize>(ran: &Ran, fields: [&str; N]) -> Vec<Value> {
+    let of_line = |line: &Value| Value::Array(fields.map(|field| line[field].clone()).to_vec());
+    ran.lines().iter().map(of_line).collect()
 }
 
 #[test]
@@ -76,10 +83,23 @@ fn each_call_goes_to_the_stream_of_its_row() {
         .map(|(stream, call, more)| complete(call, stream, more))
         .collect();
     let ran = project.pipe(&["send", "--json"], lines.join("\n"));
-    report(
-        &ran,
-        0,
-        json!({"outcome": "delivered", "lines": 10, "delivered": 10, "records": 10, "unmapped": 0}),
+    assert_eq!(ran.code, 0, "{ran:?}");
+    // A line of each stream, with what was read in each of them.
+    let told = |stream: &str, delivered: u64| json!([stream, "delivered", 10, 0, delivered]);
+    assert_eq!(
+        fields(
+            &ran,
+            ["stream", "outcome", "lines", "unmapped", "delivered"]
+        ),
+        [
+            told("groups", 1),
+            told("identifies", 1),
+            told("named_page", 1),
+            told("orders", 1),
+            told("pages", 1),
+            told("rest", 2),
+            told("tracks", 3),
+        ]
     );
     for stream in [
         "orders",
@@ -243,15 +263,15 @@ destination.two = { directory = "two", mapping = { page = "pages" } }
     );
     let calls = [complete("page", "a", ""), complete("screen", "b", "")].join("\n");
     let ran = project.pipe(&["send", "--json"], calls.as_str());
-    report(
-        &ran,
-        0,
-        json!({"destination": "one", "delivered": 2, "records": 4, "unmapped": 0}),
-    );
-    let two = &ran.lines()[1];
+    assert_eq!(ran.code, 0, "{ran:?}");
+    let of = ["destination", "stream", "delivered", "records", "unmapped"];
     assert_eq!(
-        (&two["destination"], &two["delivered"], &two["unmapped"]),
-        (&json!("two"), &json!(1), &json!(1))
+        fields(&ran, of),
+        [
+            json!(["one", "first", 2, 2, 0]),
+            json!(["one", "second", 2, 2, 0]),
+            json!(["two", "pages", 1, 1, 1]),
+        ]
     );
     let arrived =
         || ["one/first", "one/second", "two"].map(|folder| raw_lines(&project.path(folder)).len());
@@ -263,11 +283,36 @@ destination.two = { directory = "two", mapping = { page = "pages" } }
     );
     assert_eq!((ran.code, ran.lines().len()), (0, 1), "{ran:?}");
     assert_eq!(arrived(), [2, 2, 2]);
+
+    // Where no line fits a row of a destination, its line has no stream.
+    let ran = project.pipe(&["send", "--json"], complete("screen", "d", ""));
+    assert_eq!(
+        fields(&ran, of),
+        [
+            json!(["one", "first", 1, 1, 0]),
+            json!(["one", "second", 1, 1, 0]),
+            json!(["two", null, 0, 0, 1]),
+        ]
+    );
+    assert_eq!(arrived(), [3, 3, 2]);
+}
+
+/// Several streams of a destination have several lines, and the destination has one mapping.
+#[test]
+fn unmapped_calls_are_told_of_once_for_each_destination() {
+    let project = project();
+    let config = CONFIG.replace("\"*\"               = \"rest\"\n", "");
+    project.write("audience-sync.toml", &config);
+    let calls = ["identify", "page", "screen", "screen"].map(|call| complete(call, call, ""));
+    let ran = project.pipe(&["send"], calls.join("\n"));
+    let said = "main: 2 lines fit no row of the mapping and were not sent";
+    assert_eq!(ran.stderr.matches(said).count(), 1, "{ran:?}");
+    assert_eq!(ran.stderr.matches("fit no row").count(), 1, "{ran:?}");
 }
 
 #[test]
 fn what_cannot_be_meant_is_refused_before_anything_is_written() {
-    let project = project();
+    let project = project().without_snapshot();
     project.write("calls.jsonl", &complete("page", "a", ""));
     for (arguments, message) in [
         (
@@ -311,7 +356,7 @@ fn the_fields_of_a_report_are_frozen() {
     assert_eq!(
         ran.stdout,
         format!(
-            r#"{{"destination":"main","outcome":"delivered","lines":1,"refused":0,"unmapped":0,"delivered":1,"undelivered":0,"records":1,"requests":1,"retries":0,"bytes":{},"billed_bytes":5120,"seconds":{seconds}}}"#,
+            r#"{{"destination":"main","stream":"pages","outcome":"delivered","lines":1,"refused":0,"unmapped":0,"delivered":1,"undelivered":0,"records":1,"requests":1,"retries":0,"bytes":{},"billed_bytes":5120,"seconds":{seconds}}}"#,
             call.len() + 1
         ) + "\n"
     );
@@ -325,23 +370,21 @@ fn blocked() -> (Project, Vec<String>) {
     project.write("delivered", "in the way");
     let calls = vec![complete("page", "a", ""), complete("screen", "b", "")];
     let ran = project.pipe(&["send", "--json"], calls.join("\n"));
-    report(
-        &ran,
-        3,
-        json!({"outcome": "undelivered", "delivered": 0, "undelivered": 2, "records": 0}),
+    assert_eq!(ran.code, 3, "{ran:?}");
+    let of = ["stream", "outcome", "delivered", "undelivered", "records"];
+    assert_eq!(
+        fields(&ran, of),
+        [
+            json!(["pages", "undelivered", 0, 1, 0]),
+            json!(["rest", "undelivered", 0, 1, 0]),
+        ]
     );
-    assert!(
-        ran.lines()[0]["error"]
-            .as_str()
-            .unwrap()
-            .contains("cannot write below"),
-        "{ran:?}"
-    );
-    assert!(
-        ran.stderr
-            .contains("2 lines are not delivered; they stay in the journal"),
-        "{ran:?}"
-    );
+    for (line, stream) in ran.lines().iter().zip(["pages", "rest"]) {
+        let error = line["error"].as_str().unwrap();
+        assert!(error.contains("cannot write below"), "{error}");
+        let said = format!("{stream}: 1 lines are not delivered; they stay in the journal");
+        assert!(ran.stderr.contains(&said), "{ran:?}");
+    }
     (project, calls)
 }
 
@@ -353,11 +396,11 @@ fn what_is_left_in_the_journal_is_delivered_by_the_next_send() {
     fs::remove_file(project.path("delivered")).unwrap();
     let ran = project.pipe(&["send", "--json"], "");
     report(&ran, 0, json!({"outcome": "unchanged", "lines": 0}));
-    assert!(
-        ran.stderr
-            .contains("lines that an earlier send left in the journal of main"),
-        "{ran:?}"
-    );
+    for stream in ["pages", "rest"] {
+        let said =
+            format!("delivered 1 of 1 lines that an earlier send left in the journal of {stream}");
+        assert!(ran.stderr.contains(&said), "{ran:?}");
+    }
     assert_eq!(raw_lines(&project.path("delivered")), calls);
     let again = project.pipe(&["send"], "");
     assert!(!again.stderr.contains("earlier send"), "{again:?}");
@@ -399,20 +442,21 @@ fn a_stream_that_takes_nothing_is_in_the_way_of_no_other() {
         complete(call, call, event)
     });
     let ran = project.pipe(&["send", "--json"], calls.join("\n"));
-    report(
-        &ran,
-        3,
-        json!({"outcome": "undelivered", "delivered": 3, "undelivered": 1, "records": 3}),
-    );
-    let outcomes: Vec<_> = project
-        .succeed(&["snapshot", "runs", "--json"])
-        .lines()
-        .iter()
-        .map(|run| run["outcome"].as_str().unwrap().to_owned())
-        .collect();
+    assert_eq!(ran.code, 3, "{ran:?}");
+    let mut told = [
+        json!(["identifies", "delivered", 1, 0]),
+        json!(["pages", "undelivered", 0, 1]),
+        json!(["rest", "delivered", 1, 0]),
+        json!(["tracks", "delivered", 1, 0]),
+    ];
+    let of = ["stream", "outcome", "delivered", "undelivered"];
+    assert_eq!(fields(&ran, of), told);
+    let runs = project.succeed(&["snapshot", "runs", "--json"]);
+    told.reverse();
+    let told = told.map(|line| json!([line[0], line[1]]));
     assert_eq!(
-        outcomes,
-        ["delivered", "delivered", "undelivered", "delivered"],
+        fields(&runs, ["stream", "outcome"]),
+        told,
         "the newest first"
     );
     fs::remove_file(project.path("delivered/pages")).unwrap();
@@ -423,7 +467,9 @@ fn a_stream_that_takes_nothing_is_in_the_way_of_no_other() {
 #[test]
 fn a_send_beside_a_run_is_refused_or_waits() {
     let project = project();
-    let held = File::create(project.path("snapshot.sqlite.lock")).unwrap();
+    project.pipe(&["send"], "");
+    let lock = project.path("snapshot.sqlite.lock");
+    let held = File::options().write(true).open(lock).unwrap();
     held.lock().unwrap();
     let call = complete("page", "a", "");
     project.write("calls.jsonl", &call);

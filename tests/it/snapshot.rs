@@ -1,8 +1,9 @@
 //! `snapshot`: what was accepted, and why. Nothing here writes, needs a secret, or shows one.
 
+use audience_sync::run::Timestamp;
 use serde_json::{Value, json};
 
-use crate::support::{CONFIG, Project, Ran, assert_fields, eventually};
+use crate::support::{CONFIG, Project, Ran, assert_fields};
 
 const SCHEDULE: &str = r#"
 [[audience]]
@@ -58,7 +59,7 @@ fn lines(project: &Project, arguments: &[&str]) -> Vec<Value> {
 }
 
 #[test]
-fn before_the_first_sync_there_is_nothing_and_nothing_is_made() {
+fn where_there_is_no_snapshot_there_is_nothing_to_see_and_nothing_is_made() {
     let project = project();
     let commands: [&[&str]; 5] = [
         &["snapshot", "list"],
@@ -74,14 +75,15 @@ fn before_the_first_sync_there_is_nothing_and_nothing_is_made() {
             assert_eq!(ran.stdout, "", "{command:?}");
             assert_eq!(
                 ran.stderr,
-                "there is no snapshot at snapshot.sqlite yet\n\nhint: `audience-sync sync` makes it\n"
+                "there is no snapshot at snapshot.sqlite\n\nhint: if nothing was ever delivered, type `audience-sync \
+                 snapshot create`; else `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered\n"
             );
         }
     }
 }
 
 #[test]
-fn list_has_a_line_for_each_audience_and_destination() {
+fn list_has_a_line_for_each_audience_and_stream() {
     let project = synced();
     let lines = lines(&project, &["snapshot", "list"]);
     let found: Vec<_> = lines
@@ -103,13 +105,27 @@ fn list_has_a_line_for_each_audience_and_destination() {
             "id",
             "name",
             "destination",
+            "stream",
             "kind",
             "members",
             "last_run",
+            "last_outcome",
             "last_synced_at",
             "pending",
             "held",
+            "dead",
         ],
+    );
+    let last = ["stream", "last_outcome", "pending", "held", "dead"].map(|field| &lines[0][field]);
+    assert_eq!(
+        last,
+        [
+            &json!("members"),
+            &json!("delivered"),
+            &json!(0),
+            &json!(0),
+            &json!(0)
+        ]
     );
     let table = look(&project, &["snapshot", "list"]);
     let header = table.stdout.lines().next().unwrap();
@@ -119,10 +135,12 @@ fn list_has_a_line_for_each_audience_and_destination() {
             "AUDIENCE",
             "KIND",
             "DESTINATION",
+            "STREAM",
             "MEMBERS",
             "LAST",
             "SYNC",
             "PENDING",
+            "DEAD",
             "HELD"
         ]
     );
@@ -164,7 +182,7 @@ fn show_prints_each_member_since_when_and_by_which_run() {
     assert_eq!(members.len(), 2);
     assert_fields(
         &members[0],
-        &["user_id", "value", "destination", "since", "run"],
+        &["user_id", "value", "destination", "stream", "since", "run"],
     );
     assert_eq!(
         (&members[0]["user_id"], &members[0]["value"]),
@@ -172,12 +190,23 @@ fn show_prints_each_member_since_when_and_by_which_run() {
     );
     let runs = lines(&project, &["snapshot", "runs", "members"]);
     assert_eq!(runs[1]["run"], members[0]["run"]);
-    assert_eq!(runs[1]["started_at"], members[0]["since"]);
+    // Since the time of the record.
+    let delivered = project.delivered();
+    let is_entry = |record: &&Value| record["userId"] == "b" && record["traits"]["members"] == true;
+    let entry = delivered.iter().find(is_entry).unwrap();
+    assert_eq!(entry["timestamp"], members[0]["since"]);
 
     let visitors = lines(&project, &["snapshot", "show", "visitors"]);
     assert_fields(
         &visitors[0],
-        &["anonymous_id", "value", "destination", "since", "run"],
+        &[
+            "anonymous_id",
+            "value",
+            "destination",
+            "stream",
+            "since",
+            "run",
+        ],
     );
 
     let table = look(&project, &["snapshot", "show", "members"]).stdout;
@@ -252,7 +281,7 @@ fn an_unknown_audience_is_a_usage_error_that_lists_the_known_ones() {
 }
 
 #[test]
-fn an_audience_that_goes_to_several_destinations_is_shown_at_each() {
+fn an_audience_that_goes_to_several_streams_is_shown_at_each() {
     let project = project();
     let two = CONFIG
         .replace("[destination.main]", "[destination.other]")
@@ -273,12 +302,54 @@ fn an_audience_that_goes_to_several_destinations_is_shown_at_each() {
         .collect();
     assert_eq!(found, ["main", "main", "main", "other", "other", "other"]);
     let table = look(&project, &["snapshot", "show", "members"]).stdout;
+    let header = table.lines().next().unwrap();
     assert!(
-        table.lines().next().unwrap().contains("DESTINATION"),
+        header.contains("DESTINATION  STREAM") && table.contains("  other        members  "),
         "{table}"
     );
     assert_eq!(lines(&project, &["snapshot", "list"]).len(), 6);
     assert_eq!(lines(&project, &["snapshot", "user", "b"]).len(), 4);
+
+    // Streams of one destination, each with members of its own.
+    let project = self::project();
+    let one = CONFIG.replace("\"members\"", "[\"one\", \"two\"]");
+    project.write("audience-sync.toml", &one);
+    std::fs::create_dir(project.path("delivered")).unwrap();
+    project.write("delivered/two", "in the way");
+    assert_eq!(project.run(&["sync", "members"]).code, 3);
+    let members = lines(&project, &["snapshot", "show", "members"]);
+    let found: Vec<_> = members.iter().map(|line| &line["stream"]).collect();
+    assert_eq!(found, ["one", "one", "one"]);
+    let table = look(&project, &["snapshot", "show", "members"]).stdout;
+    let header = table.lines().next().unwrap();
+    assert!(
+        header.contains("STREAM") && !header.contains("DESTINATION"),
+        "{table}"
+    );
+    let list = lines(&project, &["snapshot", "list"]);
+    let found: Vec<_> = list
+        .iter()
+        .map(|line| ["stream", "members", "pending"].map(|field| line[field].clone()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            [json!("one"), json!(3), json!(0)],
+            [json!("two"), json!(0), json!(3)]
+        ]
+    );
+    let story = lines(&project, &["snapshot", "user", "b"]);
+    let found: Vec<_> = story
+        .iter()
+        .map(|line| ["stream", "state", "current"].map(|field| line[field].clone()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            [json!("one"), json!("delivered"), json!(true)],
+            [json!("two"), json!("waiting"), json!(false)]
+        ]
+    );
 }
 
 #[test]
@@ -317,7 +388,7 @@ fn user_tells_every_change_with_its_run_stream_and_message_id() {
             "run",
             "run_kind",
             "decided_at",
-            "streams",
+            "stream",
             "messageId",
             "state",
             "delivered_at",
@@ -354,12 +425,18 @@ fn user_tells_every_change_with_its_run_stream_and_message_id() {
             .unwrap();
         let key = line["audience"].as_str().unwrap();
         assert_eq!(record["traits"][key], line["value"]);
-        assert_eq!(record["timestamp"], line["decided_at"]);
+        // Whoever stays or enters is told a millisecond after the run's time.
+        let decided_at = Timestamp::parse(line["decided_at"].as_str().unwrap()).unwrap();
+        let time = match line["value"] {
+            Value::Null | Value::Bool(false) => decided_at,
+            _ => decided_at.of_entering(),
+        };
+        assert_eq!(record["timestamp"], time.to_string());
         assert_eq!(
             record["context"]["personas"]["computation_run_id"],
             line["run"]
         );
-        assert_eq!(line["streams"], json!(["members"]));
+        assert_eq!(line["stream"], "members");
         assert_eq!(line["state"], "delivered");
         assert!(line["delivered_at"].is_string());
     }
@@ -491,6 +568,7 @@ fn runs_are_listed_newest_first_with_what_came_of_them() {
             "audience",
             "id",
             "destination",
+            "stream",
             "kind",
             "outcome",
             "started_at",
@@ -591,95 +669,9 @@ fn an_interrupted_run_is_unfinished_while_its_changes_wait() {
     assert_eq!(found[2], json!(["delivered", null]));
 }
 
-const VERSION: &str = "SELECT user_version FROM pragma_user_version";
-
-fn number(project: &Project, sql: &str) -> i64 {
-    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
-    snapshot.query_row(sql, [], |row| row.get(0)).unwrap()
-}
-
-/// Makes the snapshot what the first version would have written.
-fn age(project: &Project) {
-    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
-    snapshot
-        .execute_batch(
-            "CREATE TEMP TABLE everyone AS SELECT * FROM membership;
-             DROP VIEW membership; DROP TABLE moved; DROP TABLE apart; DELETE FROM member;
-             INSERT INTO member SELECT * FROM everyone",
-        )
-        .unwrap();
-    for (table, column) in [
-        ("audience", "members"),
-        ("audience", "planned_from"),
-        ("audience", "planned_by"),
-        ("audience", "planned_at"),
-        ("audience", "reconciled_at"),
-        ("run", "together"),
-        ("run", "held_of"),
-        ("run", "held_sample"),
-        ("run", "held_digest"),
-        ("dead", "at"),
-        ("dead", "stream"),
-        ("dead", "is_whole"),
-        ("dead", "superseded_by"),
-    ] {
-        let drop = format!("ALTER TABLE {table} DROP COLUMN {column}");
-        snapshot.execute_batch(&drop).unwrap();
-    }
-    snapshot
-        .execute_batch("DROP TABLE unsettled; PRAGMA user_version = 1")
-        .unwrap();
-}
-
 #[test]
-fn a_snapshot_of_an_older_version_can_be_looked_at_and_the_next_run_brings_it_up_to_date() {
+fn what_a_crash_left_in_the_log_is_seen_and_stays_there() {
     let project = synced();
-    let commands: [&[&str]; 10] = [
-        &["check"],
-        &["snapshot", "list"],
-        &["snapshot", "show", "members"],
-        &["snapshot", "user", "b"],
-        &["snapshot", "runs"],
-        &["snapshot", "runs", "members"],
-        &["snapshot", "dead"],
-        &["snapshot", "verify", "--from", "delivered"],
-        &["sync", "--dry-run"],
-        &["sync", "members", "--dry-run", "--approve"],
-    ];
-    let seen = || commands.map(|command| timeless(&look(&project, command)));
-    let before = seen();
-    age(&project);
-    assert_eq!(seen(), before);
-    assert_eq!(number(&project, VERSION), 1);
-
-    project.write(
-        "schedules/main.toml",
-        &format!("cron = \"0 0 0 1 1 *\"\n{SCHEDULE}"),
-    );
-    let staying = project.start(&["run"]);
-    eventually("it stays", || staying.stderr().contains("next at"));
-    staying.signal("TERM");
-    assert_eq!(staying.end().code, 0);
-
-    project.succeed(&["sync"]);
-    assert_eq!(number(&project, VERSION), 5);
-    assert_eq!(lines(&project, &["snapshot", "list"]).len(), 3);
-}
-
-/// What a command has printed, without how long it took.
-fn timeless(ran: &Ran) -> String {
-    let is_time = |word: &&str| !word.contains(|letter: char| letter.is_ascii_digit());
-    let words = ran
-        .stdout
-        .split_whitespace()
-        .chain(ran.stderr.split_whitespace());
-    words.filter(is_time).collect::<Vec<_>>().join(" ")
-}
-
-#[test]
-fn what_a_crash_left_in_the_log_of_an_older_snapshot_is_seen_and_stays_there() {
-    let project = synced();
-    age(&project);
     let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
     snapshot
         .execute_batch("UPDATE audience SET name = 'Renamed' WHERE key = 'members'")
@@ -715,6 +707,10 @@ identify = "members"
     );
     assert_eq!(lines(&project, &["snapshot", "list"]).len(), 3);
     assert_eq!(lines(&project, &["snapshot", "show", "members"]).len(), 2);
+    let landed = ["--from", "delivered", "--destination", "main", "--json"];
+    look(&project, &[&["snapshot", "verify"], &landed[..]].concat());
+    std::fs::remove_file(project.path("snapshot.sqlite")).unwrap();
+    project.succeed(&[&["snapshot", "rebuild"], &landed[..]].concat());
 }
 
 #[test]
@@ -738,8 +734,8 @@ fn a_file_that_is_no_snapshot_is_left_alone() {
             ran.stderr,
             format!(
                 "error: the snapshot snapshot.sqlite cannot be used: {reason}\n\n\
-                 hint: put a backup of the snapshot in its place; without one, move it away and make it anew from what was \
-                 delivered: `audience-sync snapshot rebuild --from DIR`\n"
+                 hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`; \
+                 a backup does not know what was told since\n"
             )
         );
         assert!(project.contents() == before);

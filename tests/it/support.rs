@@ -8,6 +8,7 @@ pub(crate) mod venv;
 mod wait;
 pub(crate) mod web;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -28,7 +29,12 @@ pub(crate) struct Project {
     folder: TempDir,
     /// Set in the environment of every command, which is otherwise empty.
     pub variables: BTreeMap<String, String>,
+    /// Whether the first command that needs a snapshot has yet to make an empty one.
+    needs_snapshot: Cell<bool>,
 }
+
+/// Commands that do not make a snapshot and need one.
+const NEED_A_SNAPSHOT: [&str; 4] = ["sync", "resync", "run", "send"];
 
 /// How a command ended and what it printed.
 #[derive(Debug)]
@@ -55,7 +61,14 @@ impl Project {
         Self {
             folder: tempfile::tempdir().unwrap(),
             variables: BTreeMap::new(),
+            needs_snapshot: Cell::new(true),
         }
+    }
+
+    /// As it is after `init`, but nobody has made a snapshot.
+    pub(crate) fn without_snapshot(self) -> Self {
+        self.needs_snapshot.set(false);
+        self
     }
 
     /// With [`CONFIG`] and one schedule.
@@ -86,6 +99,18 @@ impl Project {
     }
 
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        let writes = arguments.iter().any(|name| NEED_A_SNAPSHOT.contains(name))
+            && !arguments.contains(&"--dry-run");
+        if writes && self.needs_snapshot.replace(false) {
+            // It fails where the configuration does, which the command itself reports.
+            drop(ended(
+                self.plain_command(&["snapshot", "create"]).spawn().unwrap(),
+            ));
+        }
+        self.plain_command(arguments)
+    }
+
+    fn plain_command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_audience-sync"));
         self.like(command.args(arguments));
         command

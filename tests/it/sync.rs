@@ -75,7 +75,7 @@ fn the_fields_of_a_report_are_frozen() {
     assert_eq!(
         line,
         format!(
-            r#"{{"audience":"members","destination":"main","run":"{run}","kind":"first","outcome":"delivered","members":1,"added":1,"removed":0,"changed":0,"held":0,"delivered":1,"undelivered":0,"skipped_rows":0,"records":1,"requests":1,"retries":0,"bytes":{bytes},"billed_bytes":5120,"seconds":{seconds}}}"#
+            r#"{{"audience":"members","destination":"main","stream":"members","run":"{run}","kind":"first","outcome":"delivered","members":1,"added":1,"removed":0,"changed":0,"held":0,"held_added":0,"held_changed":0,"delivered":1,"undelivered":0,"skipped_rows":0,"records":1,"requests":1,"retries":0,"bytes":{bytes},"billed_bytes":5120,"seconds":{seconds}}}"#
         ) + "\n"
     );
     assert!(seconds.is_f64());
@@ -162,7 +162,7 @@ guard = false
 }
 
 #[test]
-fn who_leaves_is_known_by_the_ids_they_entered_with() {
+fn a_user_who_leaves_is_named_by_the_ids_that_the_stream_was_last_told() {
     let project = Project::new(
         r#"
 [[audience]]
@@ -183,8 +183,10 @@ guard = false
          INSERT INTO members VALUES ('a', 'x', 1), ('b', NULL, 1), (NULL, 'y', 1)",
     );
     project.succeed(&["sync"]);
+    // The trait is sent again, with the new id. The audience has nothing to send.
     project.shop("UPDATE members SET anonymous_id = 'later', total = 2 WHERE user_id = 'a'");
     project.succeed(&["sync"]);
+    project.shop("UPDATE members SET anonymous_id = 'never sent'");
     project.shop("DELETE FROM members");
     project.succeed(&["sync"]);
     let records = project.delivered();
@@ -207,15 +209,58 @@ guard = false
             r#"[{"members":false},"a","x"]"#,
             r#"[{"members":false},"b",null]"#,
             r#"[{"members":false},null,"y"]"#,
-            r#"[{"total":null},"a","x"]"#,
+            r#"[{"total":null},"a","later"]"#,
             r#"[{"total":null},"b",null]"#,
             r#"[{"total":null},null,"y"]"#,
         ]
     );
 }
 
+/// A person who was known by an anonymous id only, and then signs in, is a member in whatever order records arrive.
 #[test]
-fn an_audience_goes_to_each_of_its_destinations() {
+fn a_user_who_gets_another_id_enters_later_than_they_leave() {
+    let project = Project::new(
+        r#"
+[[audience]]
+name = "Members"
+source = "shop"
+query = "SELECT user_id, anonymous_id FROM members"
+guard = false
+"#,
+    );
+    project.shop(
+        "CREATE TABLE members (user_id TEXT, anonymous_id TEXT); INSERT INTO members VALUES (NULL, 'x')",
+    );
+    project.sync();
+    project.shop("UPDATE members SET user_id = 'a'");
+    let line = project.sync();
+    assert_eq!((&line["added"], &line["removed"]), (&json!(1), &json!(1)));
+    let records = project.delivered();
+    let time = |record: &serde_json::Value| -> chrono::DateTime<chrono::Utc> {
+        record["timestamp"].as_str().unwrap().parse().unwrap()
+    };
+    let (left, entered) = (&records[1], &records[2]);
+    assert_eq!(left["traits"], json!({"members": false}));
+    assert_eq!(
+        [
+            &entered["userId"],
+            &entered["anonymousId"],
+            &entered["traits"]["members"]
+        ],
+        [&json!("a"), &json!("x"), &json!(true)]
+    );
+    assert_eq!(
+        time(entered) - time(left),
+        chrono::TimeDelta::milliseconds(1)
+    );
+    for field in ["originalTimestamp", "receivedAt"] {
+        assert_eq!(entered[field], entered["timestamp"]);
+    }
+}
+
+/// What a consumer knows of each stream is what that stream was told.
+#[test]
+fn each_stream_of_an_audience_is_reported_by_itself() {
     let project = Project::new(&format!("{MEMBERS}destinations = [\"one\", \"two\"]\n"));
     project.write(
         "audience-sync.toml",
@@ -227,39 +272,50 @@ destination.two = { directory = "two", mapping = { "*" = "all" } }
     );
     project.shop("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a'), ('b')");
     project.write("two", "in the way");
-    let ran = project.run(&["sync", "--json"]);
-    assert_eq!(ran.code, 3, "{ran:?}");
-    let seen = |ran: &crate::support::Ran| -> Vec<String> {
+    let reported = |code: i32| -> Vec<serde_json::Value> {
+        let ran = project.run(&["sync", "--json"]);
+        assert_eq!(ran.code, code, "{ran:?}");
         let fields = |line: &serde_json::Value| {
-            ["destination", "kind", "outcome"]
-                .map(|field| line[field].as_str().unwrap().to_owned())
-                .join(" ")
+            json!([
+                line["destination"],
+                line["stream"],
+                line["kind"],
+                line["outcome"],
+                line["members"],
+                line["delivered"],
+                line["records"]
+            ])
         };
         ran.lines().iter().map(fields).collect()
     };
-    assert_eq!(seen(&ran), ["one first delivered", "two first undelivered"]);
-    // Two changes, each a record in two streams.
     assert_eq!(
-        (&ran.lines()[0]["delivered"], &ran.lines()[0]["records"]),
-        (&json!(2), &json!(4))
-    );
-    std::fs::remove_file(project.path("two")).unwrap();
-    let ran = project.succeed(&["sync", "--json"]);
-    assert_eq!(
-        seen(&ran),
+        reported(3),
         [
-            "one delta unchanged",
-            "two resume delivered",
-            "two delta unchanged"
+            json!(["one", "first", "first", "delivered", 2, 2, 2]),
+            json!(["one", "second", "first", "delivered", 2, 2, 2]),
+            json!(["two", "all", "first", "undelivered", 2, 0, 0]),
         ]
     );
-    let records = |folder: &str| crate::support::records(&project.path(folder)).len();
+    std::fs::remove_file(project.path("two")).unwrap();
+    project.shop("INSERT INTO members VALUES ('c')");
     assert_eq!(
-        (
-            records("one/first"),
-            records("one/second"),
-            records("two/all")
-        ),
-        (2, 2, 2)
+        reported(0),
+        [
+            json!(["one", "first", "delta", "delivered", 3, 1, 1]),
+            json!(["one", "second", "delta", "delivered", 3, 1, 1]),
+            json!(["two", "all", "resume", "delivered", 2, 2, 2]),
+            json!(["two", "all", "delta", "delivered", 3, 1, 1]),
+        ]
     );
+    let told = |folder: &str| truth(&crate::support::records(&project.path(folder)));
+    assert_eq!(told("one/first").len(), 3);
+    assert_eq!(told("one/second"), told("one/first"));
+    assert_eq!(told("two/all"), told("one/first"));
+    // No two runs share a message id, so that each stream's records can be told apart.
+    let records = crate::support::records(&project.path("one"));
+    let ids: std::collections::BTreeSet<_> = records
+        .iter()
+        .map(|record| record["messageId"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!((records.len(), ids.len()), (6, 6));
 }

@@ -20,7 +20,7 @@ query = "SELECT user_id FROM members WHERE date('now') > '1997-01-01'"
 guard = false
 "#;
 
-const UNREAD: &str = "the source has not changed";
+const UNREAD: &str = "the source was not modified";
 
 /// Waits until nothing that is kept of the source is young.
 fn grow_old(project: &Project) {
@@ -44,7 +44,7 @@ const BY_THE_CLOCK: &str = "what the source was when it was read is not known: t
 const UNKNOWN: &str =
     "everyone is read, since what the source was when that was done last is not known";
 const YOUNG: &str = "everyone is read, since the source was written to a moment ago";
-const CHANGED: &str = "everyone is read, since the source has changed";
+const CHANGED: &str = "everyone is read, since the source was modified";
 
 /// How often each of them is said.
 fn reasons(ran: &Ran) -> [usize; 5] {

@@ -72,7 +72,7 @@ fn path() -> String {
     std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".to_owned())
 }
 
-/// Runs a script that calls the program as `sync NAME`, and keeps what it printed and how it ended under that name.
+/// Runs a script that calls the program by `as NAME ARGUMENTS`, and keeps what it printed and how it ended under that name.
 fn play(project: &Project, mut shell: Command, script: &str) {
     let functions = r#"
         as() { name=$1; shift; "$BIN" "$@" >"$name.out" 2>"$name.err"; echo $? >"$name.code"; }
@@ -113,6 +113,7 @@ fn check_full(project: &Project, free: usize) {
         Some(shell) => {
             let script = format!(
                 "mount -t tmpfs -o size=32m tmpfs state || exit 9
+                 as create snapshot create
                  head -c $((32 * 1024 * 1024 - {free} * 1024)) /dev/zero >state/ballast
                  as first sync --json
                  cp -r delivered first.delivered
@@ -130,7 +131,8 @@ fn check_full(project: &Project, free: usize) {
             // Of 512 bytes.
             let blocks = free * 2;
             let script = format!(
-                "(trap '' XFSZ; ulimit -f {blocks}; as first sync --json)
+                "as create snapshot create
+                 (trap '' XFSZ; ulimit -f {blocks}; as first sync --json)
                  cp -r delivered first.delivered
                  as second sync --json
                  as third sync --json"
@@ -197,6 +199,7 @@ fn a_disk_without_room_for_the_files_leaves_them_in_the_journal() {
         shell,
         "mount -t tmpfs -o size=16m tmpfs delivered || exit 9
          head -c $((15 * 1024 * 1024)) /dev/zero >delivered/ballast
+         as create snapshot create
          as first sync --json
          cp -r delivered/here first.delivered
          rm delivered/ballast
@@ -237,23 +240,39 @@ fn a_project_that_a_full_disk_cut_short_is_begun_again() {
         &project,
         shell,
         "mount -t tmpfs -o size=8k tmpfs state || exit 9
-         head -c 4096 /dev/zero >state/ballast
-         as first init state/one
-         as again init state/one
+         head -c 8192 /dev/zero >state/ballast
+         as files init state/one
          rm state/ballast
+         as snapshot init state/one
+         as again init state/one
+         cp -r state/one half
+         mount -o remount,size=1m state || exit 9
          as second init state/one
          as third init state/one
          cp -r state/one kept",
     );
-    for name in ["first", "again"] {
-        let first = ran(&project, name);
-        assert_eq!(first.code, 1, "{first:?}");
+    for (name, words) in [
+        (
+            "files",
+            "cannot write state/one/schedules/orders.toml: No space left on device",
+        ),
+        (
+            "snapshot",
+            "the snapshot state/one/snapshot.sqlite cannot be used: ",
+        ),
+        (
+            "again",
+            "the snapshot state/one/snapshot.sqlite cannot be used: ",
+        ),
+    ] {
+        let cut_short = ran(&project, name);
         assert!(
-            first
-                .stderr
-                .contains("cannot write state/one/audience-sync.toml: No space left on device"),
-            "{first:?}"
+            cut_short.code == 1 && cut_short.stderr.contains(words),
+            "{cut_short:?}"
         );
+    }
+    for name in ["audience-sync.toml", "snapshot.sqlite"] {
+        assert!(!project.path("half").join(name).exists(), "{name}");
     }
     assert_eq!(ran(&project, "second").code, 0);
     let third = ran(&project, "third");
@@ -261,7 +280,8 @@ fn a_project_that_a_full_disk_cut_short_is_begun_again() {
         third.code == 2 && third.stderr.contains("there is a project already"),
         "{third:?}"
     );
-    assert_eq!(files(&project.path("kept")).len(), 2);
+    // The configuration, the schedule, the snapshot and its lock.
+    assert_eq!(files(&project.path("kept")).len(), 4);
 }
 
 #[test]
@@ -305,7 +325,7 @@ fn a_read_only_place_takes_no_run_and_may_be_looked_at() {
     assert_eq!(project.sync()["removed"], 1);
 }
 
-/// What every command says about a snapshot in this state. Nothing is sent or written by it.
+/// What every command says about a snapshot in this state. Nothing is sent by it, and nothing that counts is written.
 #[track_caller]
 fn check_unusable(prepare: impl FnOnce(&Path), words: &[&str]) {
     let project = project(2_000);
@@ -338,11 +358,22 @@ fn check_unusable(prepare: impl FnOnce(&Path), words: &[&str]) {
     let names =
         |contents: &std::collections::BTreeMap<_, _>| contents.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&after), names(&before));
-    assert!(after == before);
+    for (path, bytes) in &before {
+        // In the snapshot, where it can be opened, who may write: on one page, and the count of writes on the first.
+        let changed = match path.ends_with("snapshot.sqlite") && after[path].len() == bytes.len() {
+            true => bytes
+                .chunks(4096)
+                .zip(after[path].chunks(4096))
+                .filter(|(before, after)| before != after)
+                .count(),
+            false => usize::from(after[path] != *bytes) * 9,
+        };
+        assert!(changed <= 2, "{}: {changed} pages", path.display());
+    }
 }
 
-const REBUILD: &str = "hint: put a backup of the snapshot in its place; without one, move it away and make it anew from what was \
-                       delivered: `audience-sync snapshot rebuild --from DIR`\n";
+const REBUILD: &str = "hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`; \
+                       a backup does not know what was told since\n";
 
 #[test]
 fn a_damaged_snapshot_is_refused_with_the_way_out() {
@@ -420,17 +451,17 @@ destinations = ["main", "other"]
     rusqlite::Connection::open(project.path("snapshot.sqlite"))
         .unwrap()
         .execute(
-            "UPDATE chunk SET entries = x'09' WHERE run = 1 AND count = 200",
+            "UPDATE bytes SET entries = x'09' WHERE id = (SELECT bytes FROM chunk WHERE run = 1 AND count = 200)",
             [],
         )
         .unwrap();
     let ran = project.run(&["sync", "--json"]);
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
-        ran.stderr.contains("chunk 4 of run 1 cannot be read"),
+        ran.stderr.contains("chunk 8 of run 1 cannot be read"),
         "{ran:?}"
     );
-    let told: Vec<_> = ran
+    let mut told: Vec<_> = ran
         .lines()
         .iter()
         .map(|line| {
@@ -445,6 +476,8 @@ destinations = ["main", "other"]
             json!(undelivered),
         ]
     };
+    // The other one may have been planned anew by then.
+    told.truncate(2);
     assert_eq!(
         told,
         [
@@ -455,7 +488,7 @@ destinations = ["main", "other"]
 }
 
 #[test]
-fn a_snapshot_of_a_newer_version_is_for_a_newer_program() {
+fn a_snapshot_of_another_version_is_for_another_program() {
     let sql = |sql: &'static str| {
         move |snapshot: &Path| {
             let snapshot = rusqlite::Connection::open(snapshot).unwrap();
@@ -468,8 +501,8 @@ fn a_snapshot_of_a_newer_version_is_for_a_newer_program() {
     check_unusable(
         sql("PRAGMA user_version = 99"),
         &[
-            "the snapshot is of version 99, and this audience-sync knows versions up to ",
-            "hint: use the newer audience-sync that wrote it\n",
+            "the snapshot is of version 99, and this audience-sync reads version 1\n\n",
+            "hint: use the audience-sync that wrote it\n",
         ],
     );
     check_unusable(
@@ -550,7 +583,7 @@ fn a_temporary_folder_without_room_stops_the_audience_that_needs_it_and_no_other
     );
     let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
     snapshot
-        .execute_batch("UPDATE audience SET reconciled_at = 0")
+        .execute_batch("UPDATE feed SET reconciled_at = 0")
         .unwrap();
     drop(snapshot);
     let mut shell = Command::new("sh");
@@ -581,7 +614,7 @@ fn a_temporary_folder_without_room_stops_the_audience_that_needs_it_and_no_other
     );
     assert!(
         full.stderr.contains(
-            "what the change query of \"second\" tells cannot be kept in a temporary file"
+            "what the change query of \"second\" reports cannot be kept in a temporary file"
         ) && full.stderr.contains("hint: make room where TMPDIR is"),
         "{full:?}"
     );

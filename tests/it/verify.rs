@@ -4,10 +4,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use audience_sync::audience::{
-    Action, AudienceId, Change, Class, DestinationName, Key, Member, User, UserKind, Value as Said,
+    Action, AudienceId, Change, Class, Key, Member, User, UserKind, Value as Said,
 };
 use audience_sync::event::{Computation, Identify, Landed};
 use audience_sync::landed;
+use audience_sync::mapping::StreamName;
 use audience_sync::run::{RunId, Timestamp};
 use audience_sync::snapshot::{Scope, Snapshot};
 use serde_json::{Value, json};
@@ -115,6 +116,7 @@ fn what_was_delivered_has_landed() {
         "audience",
         "id",
         "destination",
+        "stream",
         "records",
         "missing",
         "extra",
@@ -187,9 +189,9 @@ fn what_is_missing_is_named() {
             "anonymous_id": "a",
             "messageId": lost["messageId"],
             "run": lost["context"]["personas"]["computation_run_id"],
-            "stream": "members",
         }])
     );
+    assert_eq!(lines[2]["stream"], "members");
     let ran = project.run(&["snapshot", "verify", "--from", "delivered"]);
     assert!(
         ran.stdout.contains("\nFor example\n")
@@ -198,7 +200,7 @@ fn what_is_missing_is_named() {
     );
     assert!(
         ran.stderr.contains(
-            "visitors: 1 records were accepted by main and have not landed here\n\nhint: "
+            "visitors: 1 records were accepted by members and have not landed here\n\nhint: "
         ) && ran
             .stderr
             .contains("`audience-sync resync visitors` sends everyone again"),
@@ -245,7 +247,8 @@ fn what_was_changed_on_its_way_is_wrong() {
         };
         let lines = check(&project, 1, &[("members", expected)]);
         if expected[2] == 1 {
-            assert_eq!(lines[0]["wrong_sample"][0]["stream"], "members", "{from}");
+            let sample = &lines[0]["wrong_sample"];
+            assert!(sample[0]["messageId"].is_string(), "{from}: {sample}");
         }
     }
 }
@@ -293,7 +296,7 @@ fn rendered(
         audience: AudienceId::new(audience),
         key: Key::new(audience),
         class,
-        destination: DestinationName::new("main"),
+        stream: StreamName::parse("members").unwrap(),
         run: RunId::parse(run).unwrap(),
         started_at: Timestamp::parse(started_at).unwrap(),
         space_id: None,
@@ -380,7 +383,7 @@ fn what_the_snapshot_knows_nothing_of_is_extra() {
     );
     assert!(
         ran.stderr.contains(
-            "passed over 1 records of audience-sync that were delivered to no destination"
+            "passed over 1 records of audience-sync that were delivered to no stream of main, or changed since"
         ),
         "{ran:?}"
     );
@@ -395,6 +398,19 @@ directory = "delivered"
 mapping = { identify = ["one", "two"], "*" = "rest" }
 "#;
 
+/// The streams in the order of their lines, with the records that they must have.
+fn by_stream(lines: &[Value]) -> Vec<(&str, u64)> {
+    let lines = lines.iter();
+    lines
+        .map(|line| {
+            (
+                line["stream"].as_str().unwrap(),
+                line["records"].as_u64().unwrap(),
+            )
+        })
+        .collect()
+}
+
 #[test]
 fn a_stream_that_waits_lacks_nothing_and_what_it_has_already_is_not_extra() {
     let project = project(STREAMS);
@@ -402,19 +418,19 @@ fn a_stream_that_waits_lacks_nothing_and_what_it_has_already_is_not_extra() {
     project.write("delivered/two", "in the way");
     assert_eq!(project.run(&["sync", "members"]).code, 3);
     fs::rename(project.path("delivered/two"), project.path("aside")).unwrap();
-    let lines = check(&project, 0, &[]);
-    assert_eq!(lines[0]["records"], 4);
+    let of_streams = |records: [u64; 2]| [("one", records[0]), ("two", records[1])];
+    assert_eq!(by_stream(&check(&project, 0, &[])), of_streams([4, 0]));
     // As a crash leaves it between the record ID and the note of it.
     fs::copy(project.path("snapshot.sqlite"), project.path("before")).unwrap();
     project.succeed(&["sync", "members"]);
-    let lines = check(&project, 0, &[]);
-    assert_eq!(lines[0]["records"], 8);
+    assert_eq!(by_stream(&check(&project, 0, &[])), of_streams([4, 4]));
     fs::copy(project.path("before"), project.path("snapshot.sqlite")).unwrap();
-    let lines = check(&project, 0, &[]);
-    assert_eq!(lines[0]["records"], 4);
-    // It sends them again, which is what at least once means.
+    assert_eq!(by_stream(&check(&project, 0, &[])), of_streams([4, 0]));
+    // It sends them again, which is what at least once means, and to that stream only.
     project.succeed(&["sync", "members"]);
-    check(&project, 0, &[("members", [0, 0, 0, 4])]);
+    let lines = check(&project, 0, &[("members", [0, 0, 0, 4])]);
+    assert_eq!(by_stream(&lines), of_streams([4, 4]));
+    assert_eq!(lines[1]["duplicated"], 4);
 }
 
 #[test]
@@ -429,7 +445,8 @@ fn each_stream_is_compared_for_itself() {
         fs::write(file, others.collect::<String>()).unwrap();
     }
     let lines = check(&project, 1, &[("visitors", [2, 0, 0, 0])]);
-    assert_eq!(lines[2]["missing_sample"][1]["stream"], "two");
+    let differs = lines.iter().find(|line| line["missing"] != 0).unwrap();
+    assert_eq!(differs["stream"], "two");
     let only = |stream: &str, from: &str| {
         let ran = verify(&project, &["--from", from, "--stream", stream]);
         (ran.code, differences(&ran))
@@ -455,9 +472,9 @@ fn each_stream_is_compared_for_itself() {
     assert_eq!(verify(&project, &["--from", "copy"]).code, 1);
 }
 
-/// A stream that the mapping does not name any more knows nothing of what was said since.
+/// A stream that the mapping does not name any more keeps what it was told, and one that is new was told everything.
 #[test]
-fn what_was_said_in_another_stream_is_not_held_against_one() {
+fn a_stream_that_was_renamed_is_compared_under_both_names() {
     let project = synced(&format!("history = \"0s\"\n{CONFIG}"));
     let moved = CONFIG.replace("identify = \"members\"", "identify = \"moved\"");
     project.write("audience-sync.toml", &format!("history = \"0s\"\n{moved}"));
@@ -468,11 +485,20 @@ fn what_was_said_in_another_stream_is_not_held_against_one() {
     let ran = verify(&project, &["--from", "delivered", "--stream", "members"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     fs::remove_dir_all(project.path("delivered/moved")).unwrap();
-    check(
+    let lines = check(
         &project,
         1,
-        &[("members", [0, 1, 0, 0]), ("spend", [0, 1, 0, 0])],
+        &[
+            ("members", [3, 0, 0, 0]),
+            ("spend", [3, 0, 0, 0]),
+            ("visitors", [2, 0, 0, 0]),
+        ],
     );
+    for line in &lines {
+        assert_eq!(line["missing"] != 0, line["stream"] == "moved", "{line}");
+    }
+    let ran = verify(&project, &["--from", "delivered", "--stream", "members"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
 }
 
 /// Where the history is gone, the members say what must have landed.
@@ -637,18 +663,21 @@ fn calls_of_send_are_compared_line_by_line() {
     let foreign = r#"{"type":"page","messageId":"of somebody else"}"#;
     project.write("delivered/foreign", &format!("{foreign}\n"));
     let found = check(&project, 0, &[]);
-    let send = found.last().unwrap();
+    let of_send = |lines: &[Value]| -> Vec<Value> {
+        let of_send = |line: &&Value| line["audience"].is_null() && line["id"].is_null();
+        lines.iter().filter(of_send).cloned().collect()
+    };
     // Five to one stream, and one to two.
     assert_eq!(
-        (&send["audience"], &send["id"], &send["records"]),
-        (&Value::Null, &Value::Null, &json!(7))
+        by_stream(&of_send(&found)),
+        [("one", 1), ("rest", 5), ("two", 1)]
     );
     edit(&project, &[&call("1", "")], |_| String::new());
     edit(&project, &[&call("2", r#","n":1"#)], |line| {
         format!("{}\n", line.replace("\"n\":1", "\"n\":2"))
     });
     let found = check(&project, 1, &[("send", [1, 0, 1, 0])]);
-    let send = found.last().unwrap();
+    let send = &of_send(&found)[1];
     assert_eq!(send["missing_sample"][0]["messageId"], "1");
     assert!(send["missing_sample"][0].get("user_id").is_none(), "{send}");
     let ran = project.run(&["snapshot", "verify", "--from", "delivered"]);
@@ -669,21 +698,43 @@ fn each_destination_is_compared_with_what_landed_from_it() {
     let everywhere = SCHEDULE.replace("source =", "destinations = [\"main\", \"other\"]\nsource =");
     project.write("schedules/main.toml", &everywhere);
     project.succeed(&["sync"]);
-    let both = ["--from", "delivered", "--from", "elsewhere"];
-    let ran = verify(&project, &both);
-    assert_eq!((ran.code, ran.lines().len()), (0, 6), "{ran:?}");
-    let ran = verify(&project, &[&both[..], &["--destination", "main"]].concat());
-    assert_eq!((ran.code, ran.lines().len()), (0, 3), "{ran:?}");
-    assert!(
-        ran.stderr
-            .contains("that were delivered to another destination than main"),
-        "{ran:?}"
+    // A record tells the stream, and not where that is.
+    let ran = verify(&project, &["--from", "delivered", "--from", "elsewhere"]);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str(), ran.stderr.as_str()),
+        (
+            2,
+            "",
+            "error: there are several destinations, and the records do not tell which one they were delivered to\n\n\
+             hint: add --destination with one of main, other\n"
+        )
     );
-    // Without a name it is all of them, and half of that is not here.
-    let ran = verify(&project, &["--from", "delivered"]);
-    assert_eq!((ran.code, differences(&ran).len()), (1, 3), "{ran:?}");
+    let of = |from: &str, destination: &str| {
+        let ran = verify(&project, &["--from", from, "--destination", destination]);
+        let lines = ran.lines();
+        assert!(lines.iter().all(|line| line["destination"] == destination));
+        (ran.code, lines.len(), differences(&ran).len())
+    };
+    assert_eq!(of("delivered", "main"), (0, 3, 0));
+    assert_eq!(of("elsewhere", "other"), (0, 3, 0));
+    // What the other one was told is of other runs.
+    assert_eq!(of("elsewhere", "main"), (1, 3, 3));
     let ran = verify(&project, &["--from", "delivered", "--destination", "third"]);
-    assert_eq!(ran.code, 2, "{ran:?}");
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (
+            2,
+            "error: no destination is called \"third\"\n\nhint: there are main, other\n"
+        )
+    );
+    // The name is a label.
+    let renamed = two.replace("destination.main", "destination.renamed");
+    project.write("audience-sync.toml", &renamed);
+    let schedule = everywhere.replace("\"main\"", "\"renamed\"");
+    project.write("schedules/main.toml", &schedule);
+    assert_eq!(of("delivered", "renamed"), (0, 3, 0));
+    project.succeed(&["sync"]);
+    assert_eq!(of("delivered", "renamed"), (0, 3, 0));
 }
 
 #[test]
@@ -696,7 +747,8 @@ fn what_cannot_be_compared_is_not_in_order() {
         (
             1,
             "",
-            "there is no snapshot at snapshot.sqlite yet\n\nhint: `audience-sync sync` makes it\n"
+            "there is no snapshot at snapshot.sqlite\n\nhint: if nothing was ever delivered, type `audience-sync \
+             snapshot create`; else `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered\n"
         )
     );
     project.succeed(&["sync"]);
@@ -721,13 +773,9 @@ fn a_run_that_begins_meanwhile_is_no_difference() {
             .unwrap()
     };
     let snapshot = inspect();
-    let main = DestinationName::new("main");
-    let mut verify = snapshot
-        .verify(Scope {
-            destinations: vec![main.clone()],
-            stream: None,
-        })
-        .unwrap();
+    let streams = snapshot.streams().unwrap();
+    let stream = streams[0].clone();
+    let mut verify = snapshot.verify(Scope { streams }).unwrap();
     project.shop("INSERT INTO members VALUES ('meanwhile', NULL, 1); DELETE FROM members WHERE user_id = 'a'");
     project.succeed(&["sync"]);
     let folders: [PathBuf; 1] = [project.path("delivered")];
@@ -735,9 +783,7 @@ fn a_run_that_begins_meanwhile_is_no_difference() {
         let Landed::Ours(statement) = &found.landed else {
             panic!()
         };
-        verify
-            .land(&main, found.stream, statement, found.line)
-            .unwrap();
+        verify.land(&stream, statement, found.line).unwrap();
         Ok::<_, landed::LandedError>(())
     })
     .unwrap();
@@ -773,18 +819,17 @@ fn what_firehose_took_and_forgot_to_say_is_no_difference() {
         Answer::AcceptAndClose,
         Answer::Refuse(refused, "ServiceUnavailableException"),
     ]);
-    project.sync();
+    project.succeed(&["sync"]);
     deliver(&endpoint, &project);
     let ran = verify(&project, &["--from", "delivered"]);
-    let line = &ran.lines()[0];
-    assert_eq!(
-        (ran.code, &line["records"], &line["missing"], &line["extra"]),
-        (0, &json!(1_400), &json!(0), &json!(0)),
-        "{ran:?}"
-    );
-    let landed = crate::support::raw_lines(&project.path("delivered")).len();
+    let lines = ran.lines();
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(by_stream(&lines), [("one", 700), ("two", 700)]);
+    let sum = |field: &str| -> u64 { lines.iter().map(|line| line[field].as_u64().unwrap()).sum() };
+    assert_eq!((sum("missing"), sum("extra"), sum("wrong")), (0, 0, 0));
+    let landed = crate::support::raw_lines(&project.path("delivered")).len() as u64;
     assert!(landed > 1_400, "nothing was repeated");
-    assert_eq!(line["duplicated"], landed - 1_400);
+    assert_eq!(sum("duplicated"), landed - 1_400);
 }
 
 /// A stream that refuses a record lacks nothing, and the others have it.
@@ -803,9 +848,13 @@ fn a_dead_letter_is_expected_where_it_was_accepted() {
     assert_eq!(project.run(&["sync"]).code, 3);
     deliver(&endpoint, &project);
     let lines = check(&project, 0, &[]);
-    assert_eq!(lines[0]["records"], 5);
+    assert_eq!(by_stream(&lines), [("one", 3), ("two", 2)]);
     edit(&project, &["u00001"], |_| String::new());
-    check(&project, 1, &[("members", [1, 0, 0, 0])]);
+    let lines = check(&project, 1, &[("members", [1, 0, 0, 0])]);
+    assert_eq!(
+        (&lines[0]["stream"], &lines[0]["missing"]),
+        (&json!("one"), &json!(1))
+    );
 }
 
 /// Real orders, by the binary alone.

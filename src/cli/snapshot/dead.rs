@@ -1,10 +1,10 @@
-//! `snapshot dead`: what Firehose will not have, and why. With `--retry`, what can be sent again is.
+//! `snapshot dead`: what a stream will not accept, and why. With `--retry`, what can be sent again is.
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{NONE, RUN, TIME, UserFields, View, kind_of_user};
+use super::{RUN, TIME, UserFields, View, kind_of_user};
 use crate::audience::{AudienceId, DestinationName, Key, User};
 use crate::cli::args::{Args, DeadArgs};
 use crate::cli::output::{Column, Lines, Output, count, printable};
@@ -15,7 +15,7 @@ use crate::event::Identify;
 use crate::mapping::StreamName;
 use crate::run::{RunId, Timestamp};
 use crate::snapshot::{DeadLetter, LetterContent};
-use crate::sync::Request;
+use crate::sync::{Left, Request};
 
 impl View<'_> {
     pub(super) fn dead(&self) -> anyhow::Result<()> {
@@ -36,7 +36,7 @@ impl View<'_> {
                 lines.row(&columns, &row(&letter)?)?;
             }
             letters += 1;
-            kept += u64::from(letter.is_whole);
+            kept += u64::from(letter.is_kept);
             anyhow::Ok(())
         })?;
         lines.finish()?;
@@ -61,17 +61,17 @@ pub(super) fn retry(args: &Args, output: &Output, dead: &DeadArgs) -> anyhow::Re
         return Ok(Exit::Success);
     }
     let lock = project::lock(&config, "snapshot dead --retry", dead.wait)?;
-    let mut snapshot = project::open_snapshot(&config)?;
-    let revived = snapshot
-        .revive_dead_letters()
+    let mut snapshot = project::open_snapshot(&config, lock, false)?;
+    let requeued = snapshot
+        .requeue_dead_letters()
         .with_context(|| project::unusable(&config.snapshot))?;
     let mut reports = Reports::new(*output);
-    if revived == 0 {
+    if requeued == 0 {
         output.note("there are no dead letters that can be sent again");
         return Ok(reports.close());
     }
     let selection = Selection {
-        everything: true,
+        left: Left::All,
         keyed: Vec::new(),
     };
     let request = Request::default();
@@ -80,12 +80,23 @@ pub(super) fn retry(args: &Args, output: &Output, dead: &DeadArgs) -> anyhow::Re
         &project,
         snapshot,
         &selection,
-        request,
+        &request,
         &mut reports,
     );
-    drop(lock);
     let exit = reports.close();
     delivered.map(|()| exit)
+}
+
+/// Forgets the letters.
+pub(super) fn drop_all(args: &Args, output: &Output, dead: &DeadArgs) -> anyhow::Result<Exit> {
+    let config = Config::load(&args.config)?;
+    let lock = project::lock(&config, "snapshot dead --drop", dead.wait)?;
+    let mut snapshot = project::open_snapshot(&config, lock, false)?;
+    let dropped = snapshot
+        .drop_dead_letters()
+        .with_context(|| project::unusable(&config.snapshot))?;
+    output.note(format_args!("dropped {} dead letters", count(dropped)));
+    Ok(Exit::Success)
 }
 
 /// The fields of `snapshot dead --json`.
@@ -95,7 +106,7 @@ struct LetterLine<'a> {
     audience: Option<&'a Key>,
     id: Option<&'a AudienceId>,
     destination: &'a DestinationName,
-    stream: Option<&'a StreamName>,
+    stream: &'a StreamName,
     kind: &'static str,
     #[serde(flatten)]
     user: Option<UserFields<'a>>,
@@ -115,7 +126,7 @@ impl<'a> LetterLine<'a> {
             audience: None,
             id: None,
             destination: &letter.run.destination,
-            stream: letter.stream,
+            stream: &letter.run.stream.name,
             kind: "call",
             user: None,
             value: None,
@@ -124,7 +135,7 @@ impl<'a> LetterLine<'a> {
             message_id: None,
             died_at: letter.died_at,
             reason: letter.reason,
-            retryable: letter.is_whole,
+            retryable: letter.is_kept,
         };
         match &letter.content {
             LetterContent::Change(computation, change) => {
@@ -183,7 +194,7 @@ fn row(letter: &DeadLetter<'_>) -> anyhow::Result<[String; 7]> {
         letter.died_at.to_string(),
         letter.run.id.to_string(),
         printable(audience).into_owned(),
-        letter.stream.map_or(NONE, StreamName::as_str).to_owned(),
+        letter.run.stream.name.to_string(),
         known_by.to_owned(),
         printable(&user).into_owned(),
         printable(letter.reason).into_owned(),

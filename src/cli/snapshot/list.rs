@@ -1,4 +1,4 @@
-//! `snapshot list`: every audience at every destination.
+//! `snapshot list`: every audience and stream.
 
 use serde::Serialize;
 
@@ -6,31 +6,32 @@ use super::{View, optional};
 use crate::audience::{AudienceId, Class, DestinationName, Key};
 use crate::cli::held;
 use crate::cli::output::{count, printable, table};
+use crate::mapping::StreamName;
 use crate::run::{RunId, Timestamp};
-use crate::snapshot::{AudienceSummary, Held};
+use crate::snapshot::{FeedSummary, Held};
 
 impl View<'_> {
     pub(super) fn list(&self) -> anyhow::Result<()> {
         let Some(snapshot) = self.snapshot() else {
             return Ok(());
         };
-        let audiences = snapshot.audiences()?;
-        if audiences.is_empty() {
+        let feeds = snapshot.feeds()?;
+        if feeds.is_empty() {
             self.output.note(
                 "the snapshot knows no audience yet\n\nhint: `audience-sync sync` syncs them",
             );
         } else if self.output.json {
-            for audience in &audiences {
-                self.output.line(&AudienceLine::of(audience))?;
+            for feed in &feeds {
+                self.output.line(&FeedLine::of(feed))?;
             }
         } else {
-            let rows = audiences.iter().map(audience_row).collect();
+            let rows = feeds.iter().map(row).collect();
             self.output
-                .text(table(&LIST, &["members", "pending", "held"], rows))?;
-            for audience in &audiences {
-                if let Some(held) = &audience.hold {
-                    let (key, destination) = (&audience.key, &audience.destination);
-                    let sample = held::sample(key.as_str(), destination.as_str(), held);
+                .text(table(&LIST, &["members", "pending", "dead", "held"], rows))?;
+            for feed in &feeds {
+                if let Some(held) = &feed.held {
+                    let (key, stream) = (&feed.key, &feed.stream.name);
+                    let sample = held::sample(key.as_str(), stream.as_str(), held);
                     self.output.text(sample)?;
                 }
             }
@@ -39,62 +40,71 @@ impl View<'_> {
     }
 }
 
-const LIST: [&str; 7] = [
+const LIST: [&str; 9] = [
     "audience",
     "kind",
     "destination",
+    "stream",
     "members",
     "last sync",
     "pending",
+    "dead",
     "held",
 ];
 
 /// The fields of `snapshot list --json`.
 #[derive(Serialize)]
-struct AudienceLine<'a> {
+struct FeedLine<'a> {
     audience: &'a Key,
     id: &'a AudienceId,
     name: &'a str,
     destination: &'a DestinationName,
+    stream: &'a StreamName,
     kind: Class,
     members: u64,
     last_run: Option<RunId>,
+    last_outcome: Option<&'a str>,
     last_synced_at: Option<Timestamp>,
     pending: u64,
     held: u64,
+    dead: u64,
     #[serde(flatten)]
     hold: Option<&'a Held>,
 }
 
-impl<'a> AudienceLine<'a> {
-    fn of(audience: &'a AudienceSummary) -> Self {
+impl<'a> FeedLine<'a> {
+    fn of(feed: &'a FeedSummary) -> Self {
         Self {
-            audience: &audience.key,
-            id: &audience.id,
-            name: &audience.name,
-            destination: &audience.destination,
-            kind: audience.class,
-            members: audience.members,
-            last_run: audience.last_run,
-            last_synced_at: audience.last_synced_at,
-            pending: audience.pending,
-            held: audience.held,
-            hold: audience.hold.as_ref(),
+            audience: &feed.key,
+            id: &feed.id,
+            name: &feed.name,
+            destination: &feed.destination,
+            stream: &feed.stream.name,
+            kind: feed.class,
+            members: feed.members,
+            last_run: feed.last_run,
+            last_outcome: feed.last_outcome.as_deref(),
+            last_synced_at: feed.last_synced_at,
+            pending: feed.pending,
+            held: feed.held.as_ref().map_or(0, Held::count),
+            dead: feed.dead,
+            hold: feed.held.as_ref(),
         }
     }
 }
 
-fn audience_row(audience: &AudienceSummary) -> Vec<String> {
+fn row(feed: &FeedSummary) -> Vec<String> {
     vec![
-        printable(audience.key.as_str()).into_owned(),
-        audience.class.as_str().to_owned(),
-        printable(audience.destination.as_str()).into_owned(),
-        count(audience.members),
-        optional(audience.last_synced_at),
-        count(audience.pending),
-        audience
-            .hold
+        printable(feed.key.as_str()).into_owned(),
+        feed.class.as_str().to_owned(),
+        printable(feed.destination.as_str()).into_owned(),
+        feed.stream.name.to_string(),
+        count(feed.members),
+        optional(feed.last_synced_at),
+        count(feed.pending),
+        count(feed.dead),
+        feed.held
             .as_ref()
-            .map_or_else(|| count(audience.held), held::part),
+            .map_or_else(|| "0".to_owned(), held::words),
     ]
 }

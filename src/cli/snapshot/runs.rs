@@ -2,15 +2,16 @@
 
 use serde::Serialize;
 
-use super::{RUN, TIME, View, widest, widest_destination};
+use super::{RUN, TIME, View, widest};
 use crate::audience::keys::Known;
 use crate::audience::{AudienceId, DestinationName, Key};
 use crate::cli::output::{Column, Lines, count, printable};
+use crate::mapping::StreamName;
 use crate::run::{Outcome, RunId, RunKind, Timestamp};
 use crate::snapshot::RunSummary;
 
 impl View<'_> {
-    pub(super) fn runs(&self, word: Option<&str>) -> anyhow::Result<()> {
+    pub(super) fn runs(&self, word: Option<&str>, limit: u64) -> anyhow::Result<()> {
         let id = word.map(|word| self.find(word)).transpose()?;
         let Some(snapshot) = self.snapshot() else {
             return Ok(());
@@ -19,7 +20,7 @@ impl View<'_> {
         let columns = run_columns(&known);
         let mut lines = Lines::new();
         let mut runs: u64 = 0;
-        snapshot.each_run(id.as_ref(), |run| {
+        snapshot.each_run(id.as_ref(), limit, |run| {
             let key = run.key.clone().or_else(|| self.configured_key(&run));
             if self.output.json {
                 lines.object(&RunLine::of(&run, key.as_ref()))?;
@@ -33,6 +34,12 @@ impl View<'_> {
             anyhow::Ok(())
         })?;
         lines.finish()?;
+        if runs == limit {
+            self.output.note(format_args!(
+                "\nhint: these are the newest {}; `--limit N` shows more",
+                count(limit)
+            ));
+        }
         match (&id, runs) {
             (Some(id), 0) => self.note_unsynced(id),
             (None, 0) => self.output.note("nothing has run yet"),
@@ -57,6 +64,7 @@ struct RunLine<'a> {
     audience: Option<&'a Key>,
     id: Option<&'a AudienceId>,
     destination: &'a DestinationName,
+    stream: &'a StreamName,
     kind: RunKind,
     outcome: &'a str,
     started_at: Timestamp,
@@ -81,6 +89,7 @@ impl<'a> RunLine<'a> {
             audience: key,
             id: run.audience.as_ref(),
             destination: &run.destination,
+            stream: &run.stream.name,
             kind: run.kind,
             outcome: outcome(run),
             started_at: run.started_at,
@@ -121,7 +130,7 @@ fn run_columns(known: &[Known]) -> [Column; 15] {
     [
         Column::text("run", RUN),
         Column::text("audience", widest(keys)),
-        Column::text("destination", widest_destination(known)),
+        Column::text("stream", 12),
         Column::text("kind", "resync".len()),
         Column::text("outcome", "undelivered".len()),
         Column::text("started at", TIME),
@@ -148,7 +157,7 @@ fn run_row(run: &RunSummary, key: Option<&Key>) -> [String; 15] {
     [
         run.id.to_string(),
         audience,
-        printable(run.destination.as_str()).into_owned(),
+        run.stream.name.to_string(),
         run.kind.as_str().to_owned(),
         outcome(run).to_owned(),
         run.started_at.to_string(),

@@ -6,8 +6,9 @@ use serde_json::value::RawValue;
 use super::{JsonValue, UserFields, View, kind_of_user};
 use crate::audience::{AudienceId, Class, DestinationName, Key, User};
 use crate::cli::output::{printable, table};
+use crate::mapping::StreamName;
 use crate::run::{RunId, RunKind, Timestamp};
-use crate::snapshot::{Deed, DeedState, Membership};
+use crate::snapshot::{ChangeEntry, ChangeState, UserMembership};
 
 impl View<'_> {
     pub(super) fn user(&self, user: &str) -> anyhow::Result<()> {
@@ -15,25 +16,26 @@ impl View<'_> {
             return Ok(());
         };
         let memberships = snapshot.memberships(user)?;
-        let deeds = snapshot.deeds(user)?;
-        if memberships.is_empty() && deeds.is_empty() {
+        let changes = snapshot.changes_of(user)?;
+        if memberships.is_empty() && changes.is_empty() {
             self.output.note(format_args!(
                 "nothing was ever decided about a user {user:?}\n\nhint: ids are compared byte by byte"
             ));
         } else if self.output.json {
-            for deed in &deeds {
-                self.output.line(&DeedLine::of(user, deed, &memberships)?)?;
+            for change in &changes {
+                self.output
+                    .line(&ChangeLine::of(user, change, &memberships)?)?;
             }
         } else {
             self.print_memberships(&memberships)?;
             self.output.text("\nHistory\n")?;
-            let rows = deeds.iter().map(deed_row).collect();
+            let rows = changes.iter().map(change_row).collect();
             self.output.text(table(&HISTORY, &[], rows))?;
         }
         Ok(())
     }
 
-    fn print_memberships(&self, memberships: &[Membership]) -> anyhow::Result<()> {
+    fn print_memberships(&self, memberships: &[UserMembership]) -> anyhow::Result<()> {
         if memberships.is_empty() {
             self.output.text("Accepted now: nothing")?;
             return Ok(());
@@ -45,20 +47,22 @@ impl View<'_> {
     }
 }
 
-const ACCEPTED: [&str; 6] = [
+const ACCEPTED: [&str; 7] = [
     "audience",
     "kind",
     "destination",
+    "stream",
     "known by",
     "value",
     "since",
 ];
 
-fn membership_row(membership: &Membership) -> Vec<String> {
+fn membership_row(membership: &UserMembership) -> Vec<String> {
     vec![
         printable(membership.key.as_str()).into_owned(),
         membership.class.as_str().to_owned(),
         printable(membership.destination.as_str()).into_owned(),
+        membership.stream.name.to_string(),
         kind_of_user(membership.user).to_owned(),
         printable(&JsonValue(membership.value.as_value()).printed()).into_owned(),
         membership.since.to_string(),
@@ -67,7 +71,7 @@ fn membership_row(membership: &Membership) -> Vec<String> {
 
 /// The fields of `snapshot user --json`.
 #[derive(Serialize)]
-struct DeedLine<'a> {
+struct ChangeLine<'a> {
     audience: &'a Key,
     id: &'a AudienceId,
     destination: &'a DestinationName,
@@ -78,7 +82,7 @@ struct DeedLine<'a> {
     run: RunId,
     run_kind: RunKind,
     decided_at: Timestamp,
-    streams: Vec<&'a str>,
+    stream: &'a StreamName,
     #[serde(rename = "messageId")]
     message_id: &'a str,
     state: &'static str,
@@ -89,34 +93,34 @@ struct DeedLine<'a> {
     current: bool,
 }
 
-impl<'a> DeedLine<'a> {
+impl<'a> ChangeLine<'a> {
     fn of(
         user: &'a str,
-        deed: &'a Deed,
-        memberships: &[Membership],
+        change: &'a ChangeEntry,
+        memberships: &[UserMembership],
     ) -> Result<Self, serde_json::Error> {
-        let (state, delivered_at, reason) = state(deed);
-        let is_current = |membership: &Membership| {
-            membership.run == deed.run
-                && membership.user == deed.user
-                && membership.audience == deed.audience
-                && membership.destination == deed.destination
+        let (state, delivered_at, reason) = state(change);
+        let is_current = |membership: &UserMembership| {
+            membership.run == change.run
+                && membership.user == change.user
+                && membership.audience == change.audience
+                && membership.stream == change.stream
         };
         Ok(Self {
-            audience: &deed.key,
-            id: &deed.audience,
-            destination: &deed.destination,
-            kind: deed.class,
+            audience: &change.key,
+            id: &change.audience,
+            destination: &change.destination,
+            kind: change.class,
             user: UserFields::of(User {
-                kind: deed.user,
+                kind: change.user,
                 id: user,
             }),
-            value: serde_json::from_str(&deed.value)?,
-            run: deed.run,
-            run_kind: deed.kind,
-            decided_at: deed.decided_at,
-            streams: deed.streams.iter().map(|stream| stream.as_str()).collect(),
-            message_id: deed.message_id.as_str(),
+            value: serde_json::from_str(&change.value)?,
+            run: change.run,
+            run_kind: change.kind,
+            decided_at: change.decided_at,
+            stream: &change.stream.name,
+            message_id: change.message_id.as_str(),
             state,
             delivered_at,
             reason,
@@ -125,11 +129,11 @@ impl<'a> DeedLine<'a> {
     }
 }
 
-fn state(deed: &Deed) -> (&'static str, Option<Timestamp>, Option<&str>) {
-    match &deed.state {
-        DeedState::Delivered(at) => ("delivered", *at, None),
-        DeedState::Waiting => ("waiting", None, None),
-        DeedState::Dead(reason) => ("dead", None, Some(reason)),
+fn state(change: &ChangeEntry) -> (&'static str, Option<Timestamp>, Option<&str>) {
+    match &change.state {
+        ChangeState::Delivered(at) => ("delivered", *at, None),
+        ChangeState::Waiting => ("waiting", None, None),
+        ChangeState::Dead(reason) => ("dead", None, Some(reason)),
     }
 }
 
@@ -141,27 +145,26 @@ const HISTORY: [&str; 10] = [
     "value",
     "run kind",
     "state",
-    "streams",
+    "stream",
     "messageId",
     "run",
 ];
 
-fn deed_row(deed: &Deed) -> Vec<String> {
-    let (state, _, reason) = state(deed);
-    let streams: Vec<&str> = deed.streams.iter().map(|stream| stream.as_str()).collect();
+fn change_row(change: &ChangeEntry) -> Vec<String> {
+    let (state, _, reason) = state(change);
     vec![
-        deed.decided_at.to_string(),
-        printable(deed.key.as_str()).into_owned(),
-        printable(deed.destination.as_str()).into_owned(),
-        kind_of_user(deed.user).to_owned(),
-        printable(&deed.value).into_owned(),
-        deed.kind.as_str().to_owned(),
+        change.decided_at.to_string(),
+        printable(change.key.as_str()).into_owned(),
+        printable(change.destination.as_str()).into_owned(),
+        kind_of_user(change.user).to_owned(),
+        printable(&change.value).into_owned(),
+        change.kind.as_str().to_owned(),
         match reason {
             Some(reason) => format!("{state}: {}", printable(reason)),
             None => state.to_owned(),
         },
-        streams.join(", "),
-        deed.message_id.to_string(),
-        deed.run.to_string(),
+        change.stream.name.to_string(),
+        change.message_id.to_string(),
+        change.run.to_string(),
     ]
 }

@@ -8,26 +8,28 @@ use super::{NONE, UserFields, kind_of_user, note_absent};
 use crate::audience::{AudienceId, DestinationName, Key, User};
 use crate::cli::args::VerifyArgs;
 use crate::cli::output::{Output, count, printable, table};
-use crate::cli::{Exit, Refusal, project};
+use crate::cli::{Exit, project};
 use crate::config::Config;
 use crate::mapping::StreamName;
 use crate::snapshot::{Comparison, Difference, Sample, Scope, Snapshot, SnapshotError, Verified};
 
 pub(super) fn run(config: &Config, output: &Output, args: &VerifyArgs) -> anyhow::Result<Exit> {
-    let landing = Landing::new(config, &args.landing)?;
     let Some(snapshot) = project::inspect(config)? else {
         // Nothing was compared, so nothing is in order.
         note_absent(config, output);
         return Ok(Exit::Failed);
     };
+    let remembered = snapshot
+        .streams()
+        .with_context(|| project::unusable(&config.snapshot))?;
+    let landing = Landing::new(config, &args.landing, &remembered)?;
     let scope = Scope {
-        destinations: landing.destinations.clone(),
-        stream: stream(config, &snapshot, args.stream.as_deref())?,
+        streams: landing.asked(),
     };
     let mut passed = Passed::default();
     let compared = compare(config, &snapshot, scope, &landing, &mut passed);
     let comparison = compared.map_err(|error| explain_error(config, error))?;
-    print(output, &comparison.verified)?;
+    print(output, &landing.destination, &comparison.verified)?;
     passed.foreign = comparison.foreign;
     passed.unknown = comparison.unknown;
     landing.explain(output, &passed);
@@ -43,30 +45,6 @@ pub(super) fn run(config: &Config, output: &Output, args: &VerifyArgs) -> anyhow
     })
 }
 
-/// The stream of that name, where the mapping has it or a run went to it.
-fn stream(
-    config: &Config,
-    snapshot: &Snapshot,
-    word: Option<&str>,
-) -> anyhow::Result<Option<StreamName>> {
-    let Some(word) = word else { return Ok(None) };
-    let mut known = snapshot
-        .streams()
-        .with_context(|| project::unusable(&config.snapshot))?;
-    let destinations = config.destinations.values();
-    known.extend(destinations.flat_map(|destination| destination.mapping.all_streams()));
-    let found = known.iter().find(|stream| stream.as_str() == word);
-    if found.is_none() {
-        let names: Vec<_> = known.iter().map(StreamName::as_str).collect();
-        let message = format!(
-            "no stream is called {word:?}\n\nhint: there are {}",
-            names.join(", ")
-        );
-        return Err(Refusal::usage(message).into());
-    }
-    Ok(found.cloned())
-}
-
 fn compare(
     config: &Config,
     snapshot: &Snapshot,
@@ -74,23 +52,19 @@ fn compare(
     landing: &Landing<'_>,
     passed: &mut Passed,
 ) -> anyhow::Result<Comparison> {
-    let only = scope.stream.clone();
     let mut verify = snapshot.verify(scope)?;
-    landing.read(only.as_ref(), |found| {
-        let (stream, line) = (found.stream, found.line);
+    landing.read(|found| {
         match found.whose {
-            Whose::Ours(statement, destination) => {
-                verify.land(destination, stream, &statement, line)?;
-            }
-            Whose::Unknown(statement) => verify.land_unknown(stream, &statement, line)?,
+            Whose::Ours(statement, stream) => verify.land(&stream, &statement, found.line)?,
+            Whose::Unknown(statement) => verify.land_unknown(&statement, found.line)?,
             Whose::Foreign(message_id) => {
-                verify.land_foreign(stream, message_id.as_deref(), line)?;
+                verify.land_foreign(message_id.as_deref(), found.line)?;
             }
             Whose::Elsewhere => passed.elsewhere += 1,
         }
         Ok(())
     })?;
-    let now = project::inspect(config)?;
+    let now = project::inspect_again(config)?;
     Ok(verify.finish(|run| now.as_ref().map_or(Ok(false), |now| now.knows(run)))?)
 }
 
@@ -107,6 +81,7 @@ struct Line<'a> {
     audience: Option<&'a Key>,
     id: Option<&'a AudienceId>,
     destination: &'a DestinationName,
+    stream: &'a StreamName,
     records: u64,
     missing: u64,
     extra: u64,
@@ -131,8 +106,6 @@ struct SampleLine<'a> {
     message_id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     run: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stream: Option<&'a StreamName>,
 }
 
 impl<'a> SampleLine<'a> {
@@ -142,7 +115,6 @@ impl<'a> SampleLine<'a> {
             user: user.map(|(kind, id)| UserFields::of(User { kind: *kind, id })),
             message_id: &sample.message_id,
             run: sample.run.as_deref(),
-            stream: sample.stream.as_ref(),
         }
     }
 
@@ -153,7 +125,7 @@ impl<'a> SampleLine<'a> {
 
 const HEADER: [&str; 7] = [
     "audience",
-    "destination",
+    "stream",
     "records",
     "missing",
     "extra",
@@ -171,10 +143,14 @@ const SAMPLES: [&str; 7] = [
     "run",
 ];
 
-fn print(output: &Output, verified: &[Verified]) -> anyhow::Result<()> {
+fn print(
+    output: &Output,
+    destination: &DestinationName,
+    verified: &[Verified],
+) -> anyhow::Result<()> {
     if output.json {
         for verified in verified {
-            output.line(&line(verified))?;
+            output.line(&line(destination, verified))?;
         }
         return Ok(());
     }
@@ -188,11 +164,12 @@ fn print(output: &Output, verified: &[Verified]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn line(verified: &Verified) -> Line<'_> {
+fn line<'a>(destination: &'a DestinationName, verified: &'a Verified) -> Line<'a> {
     Line {
         audience: verified.audience.as_ref(),
         id: verified.id.as_ref(),
-        destination: &verified.destination,
+        destination,
+        stream: &verified.stream.name,
         records: verified.records,
         missing: verified.missing.count,
         extra: verified.extra.count,
@@ -213,7 +190,7 @@ fn name(verified: &Verified) -> String {
 fn row(verified: &Verified) -> Vec<String> {
     vec![
         name(verified),
-        printable(verified.destination.as_str()).into_owned(),
+        verified.stream.name.to_string(),
         count(verified.records),
         count(verified.missing.count),
         count(verified.extra.count),
@@ -241,11 +218,7 @@ fn sample_row(what: &str, verified: &Verified, sample: &Sample) -> Vec<String> {
     vec![
         what.to_owned(),
         name(verified),
-        sample
-            .stream
-            .as_ref()
-            .map_or(NONE, StreamName::as_str)
-            .to_owned(),
+        verified.stream.name.to_string(),
         user.map_or(NONE, |(kind, _)| kind_of_user(*kind))
             .to_owned(),
         user.map_or_else(|| NONE.to_owned(), |(_, id)| printable(id).into_owned()),
@@ -256,14 +229,14 @@ fn sample_row(what: &str, verified: &Verified, sample: &Sample) -> Vec<String> {
 
 fn explain(output: &Output, verified: &Verified) {
     let name = name(verified);
-    let destination = &verified.destination;
+    let stream = &verified.stream.name;
     if verified.missing.count > 0 {
         let remedy = match verified.audience {
             Some(_) => format!("; `audience-sync resync {name}` sends everyone again"),
             None => String::new(),
         };
         output.note(format_args!(
-            "\n{name}: {} records were accepted by {destination} and have not landed here\n\n\
+            "\n{name}: {} records were accepted by {stream} and have not landed here\n\n\
              hint: Firehose may hold the latest for a quarter of an hour{remedy}",
             count(verified.missing.count)
         ));

@@ -1,18 +1,18 @@
 //! The records that landed, in a temporary database: as they come, and then in the order of users and time.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::RebuildError;
-use super::story::Told;
-use crate::audience::{AudienceId, Class, DestinationName, Key, User};
+use super::user_history::Record;
+use crate::audience::{AudienceId, Class, Key, User};
 use crate::event::Statement;
-use crate::mapping::StreamName;
 use crate::run::{RunId, Timestamp};
 use crate::snapshot::SnapshotError;
 use crate::snapshot::members::{SqlUser, SqlValue, SqlValueBuf, user};
 use crate::snapshot::scratch::scratch;
+use crate::stream::Stream;
 
 const TABLES: &str = "
     CREATE TABLE run (
@@ -25,11 +25,6 @@ const TABLES: &str = "
         repeated   INTEGER NOT NULL DEFAULT 0,
         removed    INTEGER NOT NULL DEFAULT 0
     ) STRICT;
-    CREATE TABLE run_stream (
-        run    INTEGER NOT NULL,
-        stream INTEGER NOT NULL,
-        PRIMARY KEY (run, stream)
-    ) WITHOUT ROWID, STRICT;
     CREATE TABLE record (
         audience     INTEGER NOT NULL,
         user         ANY NOT NULL,
@@ -37,21 +32,18 @@ const TABLES: &str = "
         run          INTEGER NOT NULL,
         anonymous_id TEXT,
         value        ANY,
-        is_member    INTEGER NOT NULL,
-        stream       INTEGER
+        is_member    INTEGER NOT NULL
     ) STRICT;
     -- The number that a run is going to have: runs are numbered in the order of time.
     CREATE TABLE place (run INTEGER PRIMARY KEY, number INTEGER NOT NULL UNIQUE) STRICT;";
 
-/// An audience at a destination, under one key.
+/// An audience at a stream, under one key.
 pub(super) struct Audience {
     pub(super) id: AudienceId,
-    pub(super) destination: DestinationName,
+    pub(super) stream: Stream,
     pub(super) key: Key,
     pub(super) class: Class,
     pub(super) last_at: Timestamp,
-    /// Those that have a record of it.
-    pub(super) streams: BTreeSet<usize>,
 }
 
 /// The run of the record that came last.
@@ -59,20 +51,18 @@ struct Current {
     id: RunId,
     number: i64,
     audience: usize,
-    at: Timestamp,
-    stream: Option<usize>,
+    started_at: Timestamp,
 }
 
 pub(super) struct Gathered {
     connection: Connection,
     pub(super) audiences: Vec<Audience>,
-    pub(super) streams: Vec<StreamName>,
     current: Option<Current>,
 }
 
 /// What a run did, by its records.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Deeds {
+pub(super) struct Counted {
     pub(super) entered: i64,
     pub(super) changed: i64,
     pub(super) repeated: i64,
@@ -86,8 +76,7 @@ pub(super) struct Run {
     pub(super) id: String,
     pub(super) audience: usize,
     pub(super) started_at: i64,
-    pub(super) streams: Vec<usize>,
-    pub(super) deeds: Deeds,
+    pub(super) counted: Counted,
 }
 
 /// Counts of runs that are not written yet: few at a time, since there may be a great many runs.
@@ -98,28 +87,22 @@ impl Gathered {
         Ok(Self {
             connection: scratch(TABLES).map_err(SnapshotError::Scratch)?,
             audiences: Vec::new(),
-            streams: Vec::new(),
             current: None,
         })
     }
 
     pub(super) fn push(
         &mut self,
-        destination: &DestinationName,
-        stream: Option<&StreamName>,
+        stream: &Stream,
         statement: &Statement<'_>,
     ) -> Result<(), RebuildError> {
-        let stream = stream.map(|stream| self.stream(stream));
-        let audience = self.audience(destination, statement);
+        let audience = self.audience(stream, statement);
         let run = self.run(audience, statement)?;
-        if let Some(stream) = stream {
-            self.note_stream(audience, run, stream)?;
-        }
         let change = statement.change();
         let value = statement.value.as_ref().map(|value| value.as_value());
         let insert = || {
             self.connection
-                .prepare_cached("INSERT INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
+                .prepare_cached("INSERT INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
                 .execute(params![
                     audience as i64,
                     SqlUser(change.member.user),
@@ -127,28 +110,19 @@ impl Gathered {
                     run,
                     change.member.anonymous_id,
                     value.map(SqlValue),
-                    value.is_some(),
-                    stream.map(|stream| stream as i64)
+                    value.is_some()
                 ])
         };
         insert().map_err(SnapshotError::Scratch)?;
         Ok(())
     }
 
-    fn stream(&mut self, name: &StreamName) -> usize {
-        let known = self.streams.iter().position(|known| known == name);
-        known.unwrap_or_else(|| {
-            self.streams.push(name.clone());
-            self.streams.len() - 1
-        })
-    }
-
-    fn audience(&mut self, destination: &DestinationName, statement: &Statement<'_>) -> usize {
+    fn audience(&mut self, stream: &Stream, statement: &Statement<'_>) -> usize {
         let is_it = |audience: &Audience| {
             audience.id.as_str() == statement.audience
                 && audience.key.as_str() == statement.key
                 && audience.class == statement.class
-                && audience.destination == *destination
+                && audience.stream == *stream
         };
         let last = self.current.as_ref().map(|current| current.audience);
         let known = last
@@ -157,11 +131,10 @@ impl Gathered {
         let number = known.unwrap_or_else(|| {
             self.audiences.push(Audience {
                 id: AudienceId::new(&*statement.audience),
-                destination: destination.clone(),
+                stream: stream.clone(),
                 key: Key::new(&*statement.key),
                 class: statement.class,
                 last_at: statement.at,
-                streams: BTreeSet::new(),
             });
             self.audiences.len() - 1
         });
@@ -181,7 +154,7 @@ impl Gathered {
             self.current = Some(found.map_err(SnapshotError::Scratch)?);
         }
         let run = self.current.as_ref().expect("it was just found");
-        if run.audience != audience || run.at != statement.at {
+        if run.audience != audience || run.started_at != statement.started_at() {
             return Err(RebuildError::Contradiction {
                 run: statement.run.to_string(),
                 what: "their audience and their time",
@@ -204,40 +177,22 @@ impl Gathered {
                 id: statement.run,
                 number,
                 audience: audience as usize,
-                at: Timestamp::from_millis(at),
-                stream: None,
+                started_at: Timestamp::from_millis(at),
             });
         }
         self.connection
             .prepare_cached("INSERT INTO run (id, audience, started_at) VALUES (?1, ?2, ?3)")?
-            .execute(params![id, audience as i64, statement.at.millis()])?;
+            .execute(params![
+                id,
+                audience as i64,
+                statement.started_at().millis()
+            ])?;
         Ok(Current {
             id: statement.run,
             number: self.connection.last_insert_rowid(),
             audience,
-            at: statement.at,
-            stream: None,
+            started_at: statement.started_at(),
         })
-    }
-
-    fn note_stream(
-        &mut self,
-        audience: usize,
-        run: i64,
-        stream: usize,
-    ) -> Result<(), SnapshotError> {
-        let current = self.current.as_mut().expect("a record has a run");
-        if current.stream == Some(stream) {
-            return Ok(());
-        }
-        current.stream = Some(stream);
-        self.audiences[audience].streams.insert(stream);
-        let insert = self
-            .connection
-            .prepare_cached("INSERT OR IGNORE INTO run_stream VALUES (?1, ?2)")
-            .and_then(|mut insert| insert.execute(params![run, stream as i64]));
-        insert.map_err(SnapshotError::Scratch)?;
-        Ok(())
     }
 
     /// Gives runs their places in the order of time. Those of an audience under a key that it does not have any more
@@ -284,42 +239,41 @@ impl Gathered {
     fn same(&self, audience: usize) -> impl Iterator<Item = usize> {
         let this = &self.audiences[audience];
         let audiences = self.audiences.iter().enumerate();
-        let same = audiences
-            .filter(|(_, other)| other.id == this.id && other.destination == this.destination);
+        let same =
+            audiences.filter(|(_, other)| other.id == this.id && other.stream == this.stream);
         same.map(|(number, _)| number)
     }
 
     /// Hands on each record, in the order of audiences, users and time. The runs are known by their places.
     pub(super) fn each_record(
         &self,
-        mut each: impl FnMut(usize, User<'_>, Told) -> Result<(), RebuildError>,
+        mut each: impl FnMut(usize, User<'_>, Record) -> Result<(), RebuildError>,
     ) -> Result<(), RebuildError> {
         let sql = SnapshotError::Scratch;
         let mut statement = self
             .connection
             .prepare(
-                "SELECT audience, user, anonymous_id, value, is_member, stream, at, place.number
+                "SELECT audience, user, anonymous_id, value, is_member, at, place.number
                  FROM record CROSS JOIN place ON place.run = record.run ORDER BY audience, user, at, record.run",
             )
             .map_err(sql)?;
         let mut rows = statement.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
             let (kind, id) = user(row.get_ref(1).map_err(sql)?)?;
-            let told = || {
+            let record = || {
                 let is_member: bool = row.get(4)?;
                 let value = is_member
                     .then(|| row.get::<_, SqlValueBuf>(3))
                     .transpose()?;
-                Ok(Told {
-                    at: row.get(6)?,
-                    run: row.get(7)?,
+                Ok(Record {
+                    at: row.get(5)?,
+                    run: row.get(6)?,
                     value: value.map(|value| value.0),
                     anonymous_id: row.get(2)?,
-                    stream: row.get::<_, Option<i64>>(5)?.map(|stream| stream as usize),
                 })
             };
             let audience: i64 = row.get(0).map_err(sql)?;
-            each(audience as usize, User { kind, id }, told().map_err(sql)?)?;
+            each(audience as usize, User { kind, id }, record().map_err(sql)?)?;
         }
         Ok(())
     }
@@ -343,27 +297,19 @@ impl Gathered {
         let mut runs = self
             .connection
             .prepare(
-                "SELECT place.number, id, audience, started_at, entered, changed, repeated, removed, run.number
+                "SELECT place.number, id, audience, started_at, entered, changed, repeated, removed
                  FROM run JOIN place ON place.run = run.number ORDER BY place.number",
             )
             .map_err(sql)?;
-        let mut streams = self
-            .connection
-            .prepare("SELECT stream FROM run_stream WHERE run = ?1")
-            .map_err(sql)?;
         let mut rows = runs.query([]).map_err(sql)?;
         while let Some(row) = rows.next().map_err(sql)? {
-            let mut run = || {
-                let streams = streams.query_map([row.get::<_, i64>(8)?], |row| {
-                    Ok(row.get::<_, i64>(0)? as usize)
-                })?;
+            let run = || {
                 Ok(Run {
                     number: row.get(0)?,
                     id: row.get(1)?,
                     audience: row.get::<_, i64>(2)? as usize,
                     started_at: row.get(3)?,
-                    streams: streams.collect::<Result<_, _>>()?,
-                    deeds: Deeds {
+                    counted: Counted {
                         entered: row.get(4)?,
                         changed: row.get(5)?,
                         repeated: row.get(6)?,
@@ -381,7 +327,7 @@ impl Gathered {
 pub(super) struct Tallies<'g> {
     gathered: &'g Gathered,
     /// By place of the run.
-    unwritten: HashMap<i64, Deeds>,
+    unwritten: HashMap<i64, Counted>,
 }
 
 impl<'g> Tallies<'g> {
@@ -392,7 +338,7 @@ impl<'g> Tallies<'g> {
         }
     }
 
-    pub(super) fn of(&mut self, run: i64) -> Result<&mut Deeds, SnapshotError> {
+    pub(super) fn of(&mut self, run: i64) -> Result<&mut Counted, SnapshotError> {
         if self.unwritten.len() >= MAX_UNWRITTEN {
             self.write()?;
         }
@@ -405,13 +351,13 @@ impl<'g> Tallies<'g> {
                 "UPDATE run SET entered = entered + ?2, changed = changed + ?3, repeated = repeated + ?4, removed = removed + ?5
                  WHERE number = (SELECT run FROM place WHERE number = ?1)",
             )?;
-            for (run, deeds) in self.unwritten.drain() {
+            for (run, counted) in self.unwritten.drain() {
                 update.execute(params![
                     run,
-                    deeds.entered,
-                    deeds.changed,
-                    deeds.repeated,
-                    deeds.removed
+                    counted.entered,
+                    counted.changed,
+                    counted.repeated,
+                    counted.removed
                 ])?;
             }
             Ok(())

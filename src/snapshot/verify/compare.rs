@@ -6,7 +6,6 @@ use rusqlite::{Connection, OptionalExtension, Row as SqlRow, params};
 use super::group::{Expected, Group, Landed, Verdict};
 use super::tables::{Knowledge, Run, Side, Tables};
 use super::{Comparison, Difference, Sample, Verified, Verify};
-use crate::mapping::StreamName;
 use crate::snapshot::SnapshotError;
 use crate::snapshot::members::user;
 
@@ -30,20 +29,19 @@ impl Verify<'_> {
         let mut findings = Findings {
             subjects: std::mem::take(&mut self.subjects),
             tables: &self.tables,
-            streams: &self.streams,
             foreign: self.foreign,
             unknown: self.unknown,
             run: None,
         };
         if findings.compare_ids(is_known_now)? {
-            findings.compare_users(&self.view, self.scope.stream.as_ref())?;
+            findings.compare_users(&self.view)?;
         }
         let mut verified = findings.subjects;
         let order = |it: &Verified| {
             (
                 it.audience.is_none(),
                 it.audience.clone(),
-                it.destination.clone(),
+                it.stream.clone(),
             )
         };
         verified.sort_by_cached_key(order);
@@ -57,7 +55,6 @@ impl Verify<'_> {
 
 struct Findings<'v> {
     tables: &'v Tables,
-    streams: &'v [StreamName],
     subjects: Vec<Verified>,
     foreign: u64,
     unknown: u64,
@@ -78,19 +75,17 @@ impl Line {
     fn read(row: &SqlRow<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             landed: Landed {
-                stream: optional(row, 2)?,
-                bytes: row.get(3)?,
-                is_authentic: row.get(4)?,
+                bytes: row.get(2)?,
+                is_authentic: row.get(3)?,
             },
-            subject: optional(row, 5)?,
-            run: row.get(6)?,
-            row: row.get(7)?,
+            subject: optional(row, 4)?,
+            run: row.get(5)?,
+            row: row.get(6)?,
         })
     }
 
     fn repeats(&self, before: &Self) -> bool {
-        let [one, other] = [self, before].map(|line| (line.landed.stream, line.landed.bytes));
-        one == other
+        self.landed.bytes == before.landed.bytes
     }
 }
 
@@ -110,8 +105,8 @@ impl Findings<'_> {
         let connection = &self.tables.connection;
         let mut select = connection
             .prepare(
-                "SELECT message_id, side, stream, bytes, is_authentic, subject, run, rowid FROM record
-                 ORDER BY message_id, side, stream IS NULL, stream, bytes",
+                "SELECT message_id, side, bytes, is_authentic, subject, run, rowid FROM record
+                 ORDER BY message_id, side, bytes",
             )
             .map_err(sql)?;
         let mut rows = select.query([]).map_err(sql)?;
@@ -200,9 +195,7 @@ impl Findings<'_> {
         let difference = kind(subject);
         difference.count += 1;
         if difference.sample.len() < MAX_SAMPLE {
-            difference
-                .sample
-                .push(sample(self.tables, self.streams, row)?);
+            difference.sample.push(sample(self.tables, row)?);
         }
         Ok(())
     }
@@ -210,11 +203,10 @@ impl Findings<'_> {
 
 fn expected(row: &SqlRow<'_>) -> rusqlite::Result<Expected> {
     Ok(Expected {
-        subject: row.get::<_, i64>(5)? as usize,
-        stream: row.get::<_, i64>(2)? as usize,
-        bytes: row.get(3)?,
+        subject: row.get::<_, i64>(4)? as usize,
+        bytes: row.get(2)?,
         must: row.get::<_, i64>(1)? == Side::Must as i64,
-        row: row.get(7)?,
+        row: row.get(6)?,
     })
 }
 
@@ -224,12 +216,12 @@ fn text(column: ValueRef<'_>) -> Result<&str, SnapshotError> {
         .map_err(|_| SnapshotError::Unknown("message id"))
 }
 
-fn sample(tables: &Tables, streams: &[StreamName], row: i64) -> Result<Sample, SnapshotError> {
+fn sample(tables: &Tables, row: i64) -> Result<Sample, SnapshotError> {
     let sql = SnapshotError::Scratch;
     let mut select = tables
         .connection
         .prepare_cached(
-            "SELECT user, message_id, run.id, stream FROM record LEFT JOIN run ON run.number = record.run WHERE record.rowid = ?1",
+            "SELECT user, message_id, run.id FROM record LEFT JOIN run ON run.number = record.run WHERE record.rowid = ?1",
         )
         .map_err(sql)?;
     let mut rows = select.query([row]).map_err(sql)?;
@@ -241,26 +233,24 @@ fn sample(tables: &Tables, streams: &[StreamName], row: i64) -> Result<Sample, S
         ValueRef::Null => None,
         column => Some(user(column)?).map(|(kind, id)| (kind, id.to_owned())),
     };
-    let stream = optional(row, 3).map_err(sql)?;
     Ok(Sample {
         user: who,
         message_id: row.get(1).map_err(sql)?,
         run: row.get(2).map_err(sql)?,
-        stream: stream.map(|stream| streams[stream].clone()),
     })
 }
 
-/// The last thing that was said about a user at an audience.
+/// The last record about a user.
 struct Last {
     subject: usize,
     user: SqlValue,
     /// When the last record was sent that is known to have been,
     sent_at: Option<i64>,
     /// and the last one that landed.
-    landed: Option<Told>,
+    landed: Option<LastLanded>,
 }
 
-struct Told {
+struct LastLanded {
     at: i64,
     known: i64,
     is_member: bool,
@@ -272,11 +262,7 @@ struct Told {
 impl Findings<'_> {
     /// Where the snapshot knows only what a run came to, a record of it may still say what the members do not: that is
     /// so where nothing later is known of its user.
-    fn compare_users(
-        &mut self,
-        view: &Connection,
-        only: Option<&StreamName>,
-    ) -> Result<(), SnapshotError> {
+    fn compare_users(&mut self, view: &Connection) -> Result<(), SnapshotError> {
         let sql = SnapshotError::Scratch;
         let connection = &self.tables.connection;
         let mut select = connection
@@ -297,7 +283,7 @@ impl Findings<'_> {
                 .as_ref()
                 .is_some_and(|last| last.subject == subject && ValueRef::from(&last.user) == user);
             if !goes_on {
-                self.judge(view, only, last.take())?;
+                self.judge(view, last.take())?;
             }
             if last.is_none() {
                 last = Some(Last {
@@ -310,39 +296,34 @@ impl Findings<'_> {
             let last = last.as_mut().expect("there is one by now");
             last.take(row).map_err(sql)?;
         }
-        self.judge(view, only, last)
+        self.judge(view, last)
     }
 
-    fn judge(
-        &mut self,
-        view: &Connection,
-        only: Option<&StreamName>,
-        last: Option<Last>,
-    ) -> Result<(), SnapshotError> {
+    fn judge(&mut self, view: &Connection, last: Option<Last>) -> Result<(), SnapshotError> {
         let Some(Last {
             subject,
             user,
             sent_at,
-            landed: Some(told),
+            landed: Some(landed),
         }) = last
         else {
             return Ok(());
         };
-        if told.known != Knowledge::Outcome as i64 || sent_at >= Some(told.at) {
+        if landed.known != Knowledge::Outcome as i64 || sent_at >= Some(landed.at) {
             return Ok(());
         }
         let number = self.subjects[subject].number;
         let member = view
-            .prepare_cached("SELECT value FROM membership WHERE audience = ?1 AND user = ?2")?
+            .prepare_cached("SELECT value FROM membership WHERE feed = ?1 AND user = ?2")?
             .query_row(params![number, user], |row| row.get::<_, SqlValue>(0));
         let agrees = match member.optional()? {
-            Some(value) => told.is_member && is_same(&value, &told.value),
-            None => !told.is_member,
+            Some(value) => landed.is_member && is_same(&value, &landed.value),
+            None => !landed.is_member,
         };
-        if agrees || said_elsewhere(view, number, told.at, only)? {
+        if agrees {
             return Ok(());
         }
-        self.note(EXTRA, subject, told.row)
+        self.note(EXTRA, subject, landed.row)
     }
 }
 
@@ -352,7 +333,7 @@ impl Last {
         if row.get::<_, i64>(3)? == Side::Must as i64 {
             self.sent_at = Some(at);
         } else {
-            self.landed = Some(Told {
+            self.landed = Some(LastLanded {
                 at,
                 known: row.get(7)?,
                 is_member: row.get(4)?,
@@ -362,21 +343,6 @@ impl Last {
         }
         Ok(())
     }
-}
-
-/// Whether a later run went to other streams than the only one that is compared: there it may have said otherwise.
-fn said_elsewhere(
-    view: &Connection,
-    audience: Option<i64>,
-    after: i64,
-    only: Option<&StreamName>,
-) -> Result<bool, SnapshotError> {
-    let Some(only) = only else { return Ok(false) };
-    let mut select = view.prepare_cached(
-        "SELECT EXISTS (SELECT 1 FROM run WHERE audience = ?1 AND started_at > ?2 AND planned > 0
-                        AND NOT EXISTS (SELECT 1 FROM json_each(streams) WHERE value = ?3))",
-    )?;
-    Ok(select.query_row(params![audience, after, only.as_str()], |row| row.get(0))?)
 }
 
 fn is_same(a: &SqlValue, b: &SqlValue) -> bool {

@@ -9,7 +9,8 @@ use super::Verify;
 use super::tables::{Row, Says, Side};
 use crate::audience::{Action, Change, Member, User, Value};
 use crate::event::{Identify, Landed};
-use crate::snapshot::journal::{self, JournaledRun};
+use crate::run::Timestamp;
+use crate::snapshot::journal::{self, JournaledRun, TOO_LONG, flags, unreadable};
 use crate::snapshot::members::{SqlValueBuf, user};
 use crate::snapshot::{SnapshotError, chunk};
 
@@ -19,35 +20,26 @@ struct Common {
     subject: usize,
     /// As it is numbered in the tables.
     run: i64,
-    at: i64,
-    /// For each stream of the run its number, unless it is not compared.
-    streams: Vec<Option<usize>>,
+    started_at: Timestamp,
 }
 
 /// What became of the entries of a chunk.
 struct States {
     is_delivered: bool,
-    /// For each stream; empty where all have the chunk, or none.
-    accepted: Vec<Vec<bool>>,
+    /// Which entries the stream has accepted of a chunk that is in the journal. Empty where none.
+    accepted: Vec<bool>,
     /// Those that can never be delivered, with whether they can still be rendered as they were.
     dead: HashMap<usize, bool>,
 }
 
 impl States {
-    fn side(&self, position: usize, stream: usize) -> Side {
-        let accepted = || {
-            let accepted = self
-                .accepted
-                .get(stream)
-                .and_then(|stream| stream.get(position));
-            accepted.copied().unwrap_or(false)
-        };
-        let is_delivered = match self.dead.get(&position) {
-            // Other streams may have what one refuses.
-            Some(is_whole) => *is_whole && accepted(),
-            None => self.is_delivered || accepted(),
-        };
-        if is_delivered { Side::Must } else { Side::May }
+    fn side(&self, position: usize) -> Side {
+        let is_accepted = self.is_delivered || self.accepted.get(position) == Some(&true);
+        // A dead one may have been accepted without an answer.
+        match is_accepted && !self.dead.contains_key(&position) {
+            true => Side::Must,
+            false => Side::May,
+        }
     }
 
     fn is_whole(&self, position: usize) -> bool {
@@ -74,8 +66,8 @@ impl Verify<'_> {
 
     /// `None` for a run that is not compared.
     fn common(&self, run: &JournaledRun) -> Result<Option<Common>, SnapshotError> {
-        let subject = match run.audience {
-            None => self.calls.get(&run.destination).copied(),
+        let subject = match run.feed {
+            None => self.calls.get(&run.stream).copied(),
             number => self
                 .subjects
                 .iter()
@@ -84,35 +76,29 @@ impl Verify<'_> {
         let Some(subject) = subject else {
             return Ok(None);
         };
-        let only = self.scope.stream.as_ref();
-        let number = |name| {
-            let is_compared = only.is_none_or(|only| only == name);
-            is_compared
-                .then(|| self.streams.iter().position(|known| known == name))
-                .flatten()
-        };
+        let computation = run.computation.as_ref();
         Ok(Some(Common {
             subject,
-            streams: run.streams.iter().map(number).collect(),
             run: self.find_run(&run.id.to_string())?.number,
-            at: run
-                .computation
-                .as_ref()
-                .map_or(0, |computation| computation.started_at.millis()),
+            started_at: computation.map_or(Timestamp::from_millis(0), |it| it.started_at),
         }))
     }
 
     fn expect_chunks(&self, run: &JournaledRun, common: &Common) -> Result<(), SnapshotError> {
         let mut select = self.view.prepare_cached(
-            "SELECT seq, count, entries,
-                    EXISTS (SELECT 1 FROM delivered WHERE delivered.run = chunk.run AND delivered.seq = chunk.seq)
-             FROM chunk WHERE run = ?1 ORDER BY seq",
+            "SELECT seq, count, entries, delivered_at IS NOT NULL, accepted
+             FROM chunk JOIN bytes ON bytes.id = chunk.bytes WHERE run = ?1 ORDER BY seq",
         )?;
         let identify = run.computation.as_ref().map(Identify::new);
         let mut rows = select.query([run.number])?;
         while let Some(row) = rows.next()? {
             let seq = row.get(0)?;
-            let states = self.states(run, seq, row.get::<_, i64>(1)? as usize, row.get(3)?)?;
+            let accepted = flags(row.get(4)?, row.get::<_, i64>(1)? as usize);
+            let states = States {
+                is_delivered: row.get(3)?,
+                accepted: accepted.ok_or_else(|| unreadable(run, seq))?,
+                dead: self.dead(run, seq)?,
+            };
             let ValueRef::Blob(entries) = row.get_ref(2)? else {
                 return Err(unreadable(run, seq));
             };
@@ -134,24 +120,14 @@ impl Verify<'_> {
         Ok(())
     }
 
-    fn states(
-        &self,
-        run: &JournaledRun,
-        seq: i64,
-        count: usize,
-        is_delivered: bool,
-    ) -> Result<States, SnapshotError> {
+    fn dead(&self, run: &JournaledRun, seq: i64) -> Result<HashMap<usize, bool>, SnapshotError> {
         let mut select = self
             .view
-            .prepare_cached("SELECT position, is_whole FROM dead WHERE run = ?1 AND seq = ?2")?;
-        let dead = select.query_map(params![run.number, seq], |row| {
+            .prepare_cached("SELECT position, code <> ?3 FROM dead WHERE run = ?1 AND seq = ?2")?;
+        let dead = select.query_map(params![run.number, seq, TOO_LONG], |row| {
             Ok((row.get::<_, i64>(0)? as usize, row.get(1)?))
         })?;
-        Ok(States {
-            is_delivered,
-            accepted: journal::accepted(&self.view, run, seq, Some(count))?,
-            dead: dead.collect::<Result<_, _>>()?,
-        })
+        Ok(dead.collect::<Result<_, _>>()?)
     }
 
     fn expect_change(
@@ -166,7 +142,7 @@ impl Verify<'_> {
         identify.render(change, &mut line);
         let says = Says {
             user: change.member.user,
-            at: common.at,
+            at: time_of(common, change.action),
             value: (change.action != Action::Leave).then_some(change.member.value),
         };
         let message_id = identify.message_id(change);
@@ -200,7 +176,7 @@ impl Verify<'_> {
         }
     }
 
-    /// Expects a line, which ends with a newline, in each stream of its run.
+    /// Expects a line, which ends with a newline.
     fn expect(
         &self,
         common: &Common,
@@ -212,20 +188,15 @@ impl Verify<'_> {
     ) -> Result<(), SnapshotError> {
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         let bytes = states.is_whole(position).then(|| self.hash(line));
-        for (place, stream) in common.streams.iter().enumerate() {
-            let Some(stream) = stream else { continue };
-            self.tables.push(&Row {
-                message_id,
-                side: states.side(position, place),
-                stream: Some(*stream),
-                bytes,
-                is_authentic: true,
-                subject: Some(common.subject),
-                run: Some(common.run),
-                says,
-            })?;
-        }
-        Ok(())
+        self.tables.push(&Row {
+            message_id,
+            side: states.side(position),
+            bytes,
+            is_authentic: true,
+            subject: Some(common.subject),
+            run: Some(common.run),
+            says,
+        })
     }
 
     /// The records by which those are members whose run has no chunks any more: their ids and values are known, and so
@@ -276,29 +247,26 @@ impl Verify<'_> {
             action: Action::Enter,
             member,
         });
-        for stream in common.streams.iter().flatten() {
-            self.tables.push(&Row {
-                message_id: message_id.as_str(),
-                side: Side::Must,
-                stream: Some(*stream),
-                bytes: None,
-                is_authentic: true,
-                subject: Some(common.subject),
-                run: Some(common.run),
-                says: Some(Says {
-                    user,
-                    at: common.at,
-                    value: Some(value),
-                }),
-            })?;
-        }
-        Ok(())
+        self.tables.push(&Row {
+            message_id: message_id.as_str(),
+            side: Side::Must,
+            bytes: None,
+            is_authentic: true,
+            subject: Some(common.subject),
+            run: Some(common.run),
+            says: Some(Says {
+                user,
+                at: time_of(common, Action::Enter),
+                value: Some(value),
+            }),
+        })
     }
 }
 
-fn unreadable(run: &JournaledRun, seq: i64) -> SnapshotError {
-    SnapshotError::UnreadableChunk {
-        run: run.number,
-        seq,
+/// The timestamp of a record.
+fn time_of(common: &Common, action: Action) -> i64 {
+    match action {
+        Action::Leave => common.started_at.millis(),
+        Action::Enter | Action::Change | Action::Repeat => common.started_at.of_entering().millis(),
     }
 }

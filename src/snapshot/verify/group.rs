@@ -1,16 +1,15 @@
-//! One message id: what the snapshot says was delivered under it, and what landed.
+//! One message id: what the snapshot knows was delivered under it, and what landed.
 //!
-//! Pure. What is expected comes first, then what landed; where a stream is not known, last.
+//! Pure. What is expected comes first, then what landed.
 
 /// A record that may land, or must have.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Expected {
     /// Whom it is counted for.
     pub(super) subject: usize,
-    pub(super) stream: usize,
     /// A hash of the line; `None` where the snapshot does not know its bytes any more.
     pub(super) bytes: Option<i64>,
-    /// Whether the snapshot says that it was delivered. One that waits in the journal may be there already.
+    /// Whether the snapshot knows that it was delivered. One that waits in the journal may be there already.
     pub(super) must: bool,
     /// Where more about it is found.
     pub(super) row: i64,
@@ -28,8 +27,6 @@ impl Expected {
 /// A line that landed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Landed {
-    /// `None` where nobody knows.
-    pub(super) stream: Option<usize>,
     /// A hash of the line.
     pub(super) bytes: i64,
     /// Whether its id is that of what it says.
@@ -42,7 +39,7 @@ pub(super) enum Verdict {
     Expected,
     /// The same bytes were there before. For this subject, as below.
     Duplicated(usize),
-    /// Another one is expected there under this id.
+    /// Another one is expected under this id.
     Wrong(usize),
     /// Nothing is known of it.
     Unexpected,
@@ -52,15 +49,15 @@ pub(super) enum Verdict {
 pub(super) struct Group {
     /// Each with whether it has landed.
     expected: Vec<(Expected, bool)>,
-    /// The streams of wrong lines, each of which stands for one that is missing.
-    wrong: Vec<Option<usize>>,
+    /// How many lines were wrong: each stands for one that is missing.
+    wrong: usize,
 }
 
 impl Group {
     /// Another message id.
     pub(super) fn begin(&mut self) {
         self.expected.clear();
-        self.wrong.clear();
+        self.wrong = 0;
     }
 
     pub(super) fn expect(&mut self, expected: Expected) {
@@ -69,12 +66,10 @@ impl Group {
 
     /// Takes a line that landed.
     pub(super) fn land(&mut self, landed: &Landed) -> Verdict {
-        let stream = landed.stream;
-        let is_there = |expected: &Expected| stream.is_none_or(|stream| stream == expected.stream);
         let fitting = self
             .expected
             .iter_mut()
-            .filter(|(expected, _)| is_there(expected) && expected.fits(landed))
+            .filter(|(expected, _)| expected.fits(landed))
             // What must have landed is looked for first.
             .min_by_key(|(expected, has_landed)| (*has_landed, !expected.must));
         match fitting {
@@ -84,36 +79,22 @@ impl Group {
             }
             Some((expected, _)) => Verdict::Duplicated(expected.subject),
             None => {
-                let there = self
-                    .expected
-                    .iter()
-                    .find(|(expected, _)| is_there(expected));
-                let Some((expected, _)) = there else {
+                let Some((expected, _)) = self.expected.first() else {
                     return Verdict::Unexpected;
                 };
-                let subject = expected.subject;
-                if self.wrong.len() < self.expected.len() {
-                    self.wrong.push(stream);
-                }
-                Verdict::Wrong(subject)
+                self.wrong = (self.wrong + 1).min(self.expected.len());
+                Verdict::Wrong(expected.subject)
             }
         }
     }
 
     /// What must have landed, and has not: neither as it was nor in another form.
-    pub(super) fn missing(&mut self) -> impl Iterator<Item = Expected> {
-        let Self { expected, wrong } = self;
-        expected.iter().filter_map(|(expected, has_landed)| {
-            if *has_landed || !expected.must {
-                return None;
-            }
-            let stands_for = |stream: &Option<usize>| stream.is_none_or(|it| it == expected.stream);
-            if let Some(place) = wrong.iter().position(stands_for) {
-                wrong.swap_remove(place);
-                return None;
-            }
-            Some(*expected)
-        })
+    pub(super) fn missing(&self) -> impl Iterator<Item = Expected> {
+        let lacking = self
+            .expected
+            .iter()
+            .filter(|(expected, has_landed)| expected.must && !has_landed);
+        lacking.map(|(expected, _)| *expected).skip(self.wrong)
     }
 }
 
@@ -122,105 +103,83 @@ mod tests {
     use super::*;
     use Verdict::{Duplicated, Unexpected, Wrong};
 
-    /// Expected as `(stream, bytes, must)`, landed as `(stream, bytes, is authentic)`.
+    /// Expected as `(bytes, must)`, landed as `(bytes, is authentic)`.
     #[track_caller]
     fn check(
-        expected: &[(usize, Option<i64>, bool)],
-        landed: &[(Option<usize>, i64, bool)],
+        expected: &[(Option<i64>, bool)],
+        landed: &[(i64, bool)],
         verdicts: &[Verdict],
-        missing: &[usize],
+        missing: usize,
     ) {
         let mut group = Group::default();
-        for (stream, bytes, must) in expected {
+        for (bytes, must) in expected {
             group.expect(Expected {
                 subject: 7,
-                stream: *stream,
                 bytes: *bytes,
                 must: *must,
                 row: 0,
             });
         }
-        let found: Vec<_> = landed
-            .iter()
-            .map(|(stream, bytes, is_authentic)| {
-                group.land(&Landed {
-                    stream: *stream,
-                    bytes: *bytes,
-                    is_authentic: *is_authentic,
-                })
+        let land = |(bytes, is_authentic): &(i64, bool)| {
+            group.land(&Landed {
+                bytes: *bytes,
+                is_authentic: *is_authentic,
             })
-            .collect();
+        };
+        let found: Vec<_> = landed.iter().map(land).collect();
         assert_eq!(found, verdicts);
-        let streams: Vec<_> = group.missing().map(|expected| expected.stream).collect();
-        assert_eq!(streams, missing);
+        assert_eq!(group.missing().count(), missing);
     }
 
     const OK: Verdict = Verdict::Expected;
-    const A: Option<usize> = Some(0);
-    const B: Option<usize> = Some(1);
 
     #[test]
-    fn what_was_delivered_must_have_landed_in_each_stream() {
-        let both = [(0, Some(5), true), (1, Some(5), true)];
-        check(&both, &[(A, 5, true), (B, 5, true)], &[OK, OK], &[]);
-        check(&both, &[(B, 5, true)], &[OK], &[0]);
-        check(&both, &[], &[], &[0, 1]);
-        check(&both, &[(None, 5, true), (None, 5, true)], &[OK, OK], &[]);
-        check(&both, &[(A, 5, true), (None, 5, true)], &[OK, OK], &[]);
+    fn what_was_delivered_must_have_landed() {
+        check(&[(Some(5), true)], &[(5, true)], &[OK], 0);
+        check(&[(Some(5), true)], &[], &[], 1);
     }
 
     #[test]
     fn what_waits_may_have_landed() {
-        let waiting = [(0, Some(5), false)];
-        check(&waiting, &[], &[], &[]);
-        check(&waiting, &[(A, 5, true)], &[OK], &[]);
-        let partly = [(0, Some(5), false), (1, Some(5), true)];
-        check(&partly, &[(None, 5, true)], &[OK], &[]);
+        let waiting = [(Some(5), false)];
+        check(&waiting, &[], &[], 0);
+        check(&waiting, &[(5, true)], &[OK], 0);
     }
 
     #[test]
     fn repeats_are_counted_and_other_bytes_are_wrong() {
-        let one = [(0, Some(5), true)];
+        let one = [(Some(5), true)];
         check(
             &one,
-            &[(A, 5, true); 3],
+            &[(5, true); 3],
             &[OK, Duplicated(7), Duplicated(7)],
-            &[],
+            0,
         );
-        check(&one, &[(A, 6, true)], &[Wrong(7)], &[]);
-        check(&one, &[(A, 6, true), (A, 5, true)], &[Wrong(7), OK], &[]);
-        let two = [(0, Some(5), true), (1, Some(5), true)];
-        check(&two, &[(A, 6, true)], &[Wrong(7)], &[1]);
-        check(
-            &two,
-            &[(A, 6, true), (A, 7, true)],
-            &[Wrong(7), Wrong(7)],
-            &[1],
-        );
+        check(&one, &[(6, true)], &[Wrong(7)], 0);
+        check(&one, &[(6, true), (5, true)], &[Wrong(7), OK], 0);
     }
 
     #[test]
     fn where_the_bytes_are_not_known_the_id_tells() {
-        let one = [(0, None, true)];
-        check(&one, &[(A, 5, true)], &[OK], &[]);
-        check(&one, &[(A, 5, false)], &[Wrong(7)], &[]);
+        let one = [(None, true)];
+        check(&one, &[(5, true)], &[OK], 0);
+        check(&one, &[(5, false)], &[Wrong(7)], 0);
     }
 
     #[test]
-    fn what_is_expected_elsewhere_or_nowhere_is_unexpected() {
-        check(&[], &[(A, 5, true)], &[Unexpected], &[]);
-        check(&[(0, Some(5), true)], &[(B, 5, true)], &[Unexpected], &[0]);
+    fn what_is_expected_nowhere_is_unexpected() {
+        check(&[], &[(5, true)], &[Unexpected], 0);
     }
 
     #[test]
     fn calls_may_share_an_id() {
-        let twice = [(0, Some(5), true), (0, Some(5), true), (0, Some(6), true)];
-        check(&twice, &[(A, 5, false), (A, 6, false)], &[OK, OK], &[0]);
+        let twice = [(Some(5), true), (Some(5), true), (Some(6), true)];
+        check(&twice, &[(5, false), (6, false)], &[OK, OK], 1);
         check(
             &twice,
-            &[(A, 5, false), (A, 5, false), (A, 6, false)],
+            &[(5, false), (5, false), (6, false)],
             &[OK, OK, OK],
-            &[],
+            0,
         );
     }
 }

@@ -19,7 +19,6 @@ const TABLES: &str = "
     CREATE TABLE record (
         message_id   TEXT NOT NULL,
         side         INTEGER NOT NULL,
-        stream       INTEGER,
         bytes        INTEGER,
         is_authentic INTEGER NOT NULL,
         subject      INTEGER,
@@ -48,7 +47,7 @@ pub(super) enum Knowledge {
     Whole = 1,
     /// What it did, but not any more by which records.
     Outcome = 2,
-    /// It is of a destination that is not asked for.
+    /// It is of a stream that is not asked for.
     Elsewhere = 3,
 }
 
@@ -76,7 +75,6 @@ pub(super) struct Run {
 pub(super) struct Row<'r> {
     pub(super) message_id: &'r str,
     pub(super) side: Side,
-    pub(super) stream: Option<usize>,
     pub(super) bytes: Option<i64>,
     pub(super) is_authentic: bool,
     pub(super) subject: Option<usize>,
@@ -110,12 +108,11 @@ impl Tables {
         let insert = || {
             self.connection
                 .prepare_cached(
-                    "INSERT INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                    "INSERT INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
                 )?
                 .execute(params![
                     row.message_id,
                     row.side as i64,
-                    row.stream.map(|stream| stream as i64),
                     row.bytes,
                     row.is_authentic,
                     row.subject.map(|subject| subject as i64),

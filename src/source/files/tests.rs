@@ -47,6 +47,7 @@ impl Exports {
             traits: Vec::new(),
             changes: None,
             expect: Default::default(),
+            refresh: false,
         };
         Self {
             folder,

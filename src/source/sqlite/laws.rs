@@ -56,6 +56,7 @@ fn audience(query: &str) -> Audience {
         traits: Vec::new(),
         changes: None,
         expect: Default::default(),
+        refresh: false,
     }
 }
 

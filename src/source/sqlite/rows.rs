@@ -7,7 +7,7 @@ use super::Sqlite;
 use super::layout::Layout;
 use super::state::State;
 use crate::audience::{Audience, Member};
-use crate::diff::{Members, Presence};
+use crate::diff::{Members, Membership};
 use crate::source::row::{Cell, Columns, Read, Row, RowReader, WrongType};
 use crate::source::{Answer, Doubt, Fingerprint, Question, Skipped, SourceError, is_greater};
 
@@ -119,7 +119,7 @@ impl Members for SqliteMembers<'_> {
                     source_name: self.source.name.clone(),
                 });
             }
-            if self.next.presence != self.current.presence {
+            if self.next.membership != self.current.membership {
                 return Err(SourceError::Contradiction {
                     audience: self.audience.name.clone(),
                 });
@@ -136,8 +136,8 @@ impl Members for SqliteMembers<'_> {
         self.current.member.as_member()
     }
 
-    fn presence(&self) -> Presence {
-        self.current.presence
+    fn membership(&self) -> Membership {
+        self.current.membership
     }
 }
 

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::audience::{AudienceId, Changes, Class, DestinationName, Key, Member, UserKind, Value};
-use crate::diff::{Members as _, Presence};
+use crate::diff::{Members as _, Membership};
 use crate::source::Answer as _;
 
 /// A query with a column `value` is a computed trait; its column `email` or `age` is an extra trait.
@@ -37,6 +37,7 @@ fn audience(query: &str) -> Audience {
         traits: traits.rev().map(str::to_owned).collect(),
         changes: None,
         expect: Default::default(),
+        refresh: false,
     }
 }
 
@@ -774,9 +775,9 @@ fn changes(shop: &Shop, query: &str) -> Result<String, SourceError> {
         let mut line = Vec::new();
         while members.advance()? {
             let member = members.current();
-            let sign = match members.presence() {
-                Presence::Member => "",
-                Presence::Gone => "-",
+            let sign = match members.membership() {
+                Membership::Member => "",
+                Membership::Gone => "-",
             };
             line.push(format!("{sign}{}{}", member.user.id, member.traits));
         }

@@ -169,7 +169,7 @@ fn a_record_over_the_limit_is_dead_and_in_the_way_of_nothing() {
 }
 
 #[test]
-fn with_match_all_every_stream_gets_every_record() {
+fn with_match_all_every_stream_is_told_of_every_user() {
     let endpoint = Endpoint::start();
     let project = mapped(
         &endpoint,
@@ -177,13 +177,25 @@ fn with_match_all_every_stream_gets_every_record() {
         "identify = [\"members\", \"copies\"]\n\"*\" = [\"everything\", \"members\"]",
     );
     enter(&project, 0..600);
-    let report = project.sync();
-    let counted = numbers(&report, ["delivered", "records", "requests"]);
-    assert_eq!(counted, [600, 1800, 6]);
+    let reports = project.succeed(&["sync", "--json"]).lines();
     let ledger = endpoint.ledger();
-    let members = super::sorted(ledger.accepted_by("members"));
-    assert_eq!(members.len(), 600);
-    for stream in ["copies", "everything"] {
-        assert_eq!(super::sorted(ledger.accepted_by(stream)), members);
+    let told = |stream: &str| -> Vec<String> {
+        let mut users: Vec<_> = ledger
+            .accepted_by(stream)
+            .iter()
+            .map(|record| user(record))
+            .collect();
+        users.sort();
+        users
+    };
+    let everyone: Vec<String> = (0..600).map(|user| format!("u{user:05}")).collect();
+    // `members` stands in two rows, and is one stream.
+    let streams = ["members", "copies", "everything"];
+    assert_eq!(reports.len(), streams.len());
+    for (report, stream) in reports.iter().zip(streams) {
+        assert_eq!(report["stream"], stream);
+        let counted = numbers(report, ["delivered", "records", "requests"]);
+        assert_eq!(counted, [600, 600, 2]);
+        assert_eq!(told(stream), everyone);
     }
 }

@@ -97,12 +97,10 @@ impl Book {
             }
         }
         for entry in left.iter().filter(|entry| !entry.is_dead) {
-            for (stream, waits) in entry.waits_for.iter().enumerate() {
-                let key = (stream, entry.id.clone());
-                match waits {
-                    true => self.still_waits(&key, told.contains(&key), killed),
-                    false => self.has_left(&key),
-                }
+            let key = (entry.stream, entry.id.clone());
+            match entry.waits {
+                true => self.still_waits(&key, told.contains(&key), killed),
+                false => self.has_left(&key),
             }
         }
     }

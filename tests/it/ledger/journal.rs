@@ -13,14 +13,14 @@ use super::STREAMS;
 pub(super) struct Entry {
     /// The `messageId` of its record.
     pub id: String,
-    /// Of the streams, those it still waits for.
-    pub waits_for: [bool; STREAMS.len()],
+    pub stream: usize,
+    pub waits: bool,
     pub is_dead: bool,
 }
 
 impl Entry {
     fn is_waiting(&self) -> bool {
-        !self.is_dead && self.waits_for.contains(&true)
+        !self.is_dead && self.waits
     }
 }
 
@@ -48,15 +48,17 @@ impl Journal {
             let Some(computation) = &run.computation else {
                 continue;
             };
-            let streams: Vec<_> = run.streams.iter().map(|stream| stream.as_str()).collect();
-            assert_eq!(streams, STREAMS);
-            let entries = entries(&connection, *number, &Identify::new(computation));
+            let stream = STREAMS
+                .iter()
+                .position(|known| *known == run.stream.name.as_str());
+            let stream = stream.unwrap();
+            let entries = entries(&connection, *number, stream, &Identify::new(computation));
             let waiting = entries.iter().filter(|entry| entry.is_waiting()).count();
             assert_eq!(run.waiting, waiting as u64, "run {number}");
             if waiting > 0 {
                 first_waiting.get_or_insert(*number);
-                // While something waits, nothing new is decided.
-                assert!(behind.insert(computation.audience.clone()));
+                // While something waits at a stream, nothing new is decided for it.
+                assert!(behind.insert((computation.audience.clone(), stream)));
             }
             all.extend(entries);
         }
@@ -79,10 +81,9 @@ fn runs(connection: &Connection, first: i64) -> Vec<i64> {
     runs.map(Result::unwrap).collect()
 }
 
-fn entries(connection: &Connection, run: i64, identify: &Identify) -> Vec<Entry> {
-    let sql = "SELECT chunk.seq, chunk.entries, delivered.at IS NOT NULL
-               FROM chunk LEFT JOIN delivered ON delivered.run = chunk.run AND delivered.seq = chunk.seq
-               WHERE chunk.run = ?1";
+fn entries(connection: &Connection, run: i64, stream: usize, identify: &Identify) -> Vec<Entry> {
+    let sql = "SELECT seq, entries, delivered_at IS NOT NULL, accepted
+               FROM chunk JOIN bytes ON bytes.id = chunk.bytes WHERE run = ?1";
     let mut statement = connection.prepare_cached(sql).unwrap();
     let mut rows = statement.query([run]).unwrap();
     let mut entries = Vec::new();
@@ -90,36 +91,22 @@ fn entries(connection: &Connection, run: i64, identify: &Identify) -> Vec<Entry>
         let seq: i64 = row.get(0).unwrap();
         let bytes: Vec<u8> = row.get(1).unwrap();
         let is_delivered: bool = row.get(2).unwrap();
+        let accepted: Option<Vec<u8>> = row.get(3).unwrap();
+        let accepted = |position: usize| accepted.as_ref().is_some_and(|it| it[position] != 0);
         let from = entries.len();
-        entries.extend(chunk::changes(&bytes).map(|change| Entry {
-            id: identify.message_id(&change.unwrap()).as_str().to_owned(),
-            waits_for: [!is_delivered; STREAMS.len()],
-            is_dead: false,
-        }));
-        let chunk = &mut entries[from..];
-        if !is_delivered {
-            note_accepted(connection, run, seq, chunk);
+        for (position, change) in chunk::changes(&bytes).enumerate() {
+            entries.push(Entry {
+                id: identify.message_id(&change.unwrap()).as_str().to_owned(),
+                stream,
+                waits: !is_delivered && !accepted(position),
+                is_dead: false,
+            });
         }
         for position in dead(connection, run, seq) {
-            chunk[position].is_dead = true;
+            entries[from + position].is_dead = true;
         }
     }
     entries
-}
-
-/// What a stream had accepted when an attempt at the whole chunk ended.
-fn note_accepted(connection: &Connection, run: i64, seq: i64, chunk: &mut [Entry]) {
-    let sql = "SELECT stream, accepted FROM partly_delivered WHERE run = ?1 AND seq = ?2";
-    let mut statement = connection.prepare_cached(sql).unwrap();
-    let mut rows = statement.query(params![run, seq]).unwrap();
-    while let Some(row) = rows.next().unwrap() {
-        let stream: usize = row.get::<_, i64>(0).unwrap() as usize;
-        let accepted: Vec<u8> = row.get(1).unwrap();
-        assert_eq!(accepted.len(), chunk.len());
-        for (entry, accepted) in chunk.iter_mut().zip(accepted) {
-            entry.waits_for[stream] = accepted == 0;
-        }
-    }
 }
 
 /// The entries of a chunk that can never be delivered.

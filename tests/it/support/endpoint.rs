@@ -394,7 +394,8 @@ impl State {
         match answer {
             Answer::Accept if call.api == Api::AssumeRole => {
                 self.sessions += 1;
-                (send(call::session(self.sessions, self.now())), true)
+                let session = call::session(call.action(), self.sessions, self.now());
+                (send(session), true)
             }
             Answer::Accept => self.settle(call, Answer::Refuse(Vec::new(), "")),
             Answer::Refuse(refused, code) => {

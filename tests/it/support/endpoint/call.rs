@@ -21,6 +21,7 @@ const MAX_SKEW: TimeDelta = TimeDelta::minutes(5);
 pub(crate) enum Api {
     PutRecordBatch,
     PutRecord,
+    /// Or AssumeRoleWithWebIdentity: STS.
     AssumeRole,
 }
 
@@ -28,17 +29,17 @@ pub(crate) enum Api {
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
     pub api: Api,
-    /// Empty for AssumeRole.
+    /// Empty for STS.
     pub stream: String,
     pub records: Vec<Vec<u8>>,
-    /// Those of AssumeRole, by name.
+    /// Those of AssumeRole or AssumeRoleWithWebIdentity, by name.
     pub parameters: BTreeMap<String, String>,
     /// Whose signature it bears.
     pub access_key: String,
     pub session_token: Option<String>,
     /// Region and service that it is signed for: `us-west-2/firehose`.
     pub scope: String,
-    signed_at: DateTime<Utc>,
+    signed_at: Option<DateTime<Utc>>,
 }
 
 /// The body of PutRecordBatch or PutRecord.
@@ -61,25 +62,32 @@ impl Call {
     pub(super) fn parse(request: &Request) -> Self {
         let signed = request.header("authorization").unwrap_or_default();
         let credential = signed.split_once("Credential=").unwrap_or_default().1;
-        let credential: Vec<&str> = credential.split(['/', ',']).collect();
-        let date = request.header("x-amz-date").unwrap_or_default();
-        let signed_at = NaiveDateTime::parse_from_str(date, "%Y%m%dT%H%M%SZ").unwrap();
+        let mut credential = credential.split(['/', ',']).map(str::to_owned);
+        let mut part = |skipped| credential.nth(skipped).unwrap_or_default();
+        let (access_key, region, service) = (part(0), part(1), part(0));
+        let date = request.header("x-amz-date");
+        let signed_at = date.map(|date| {
+            let at = NaiveDateTime::parse_from_str(date, "%Y%m%dT%H%M%SZ").unwrap();
+            at.and_utc()
+        });
         let mut call = Self {
             api: Api::AssumeRole,
             stream: String::new(),
             records: Vec::new(),
             parameters: BTreeMap::new(),
-            access_key: credential[0].to_owned(),
+            access_key,
             session_token: request.header("x-amz-security-token").map(str::to_owned),
-            scope: format!("{}/{}", credential[2], credential[3]),
-            signed_at: signed_at.and_utc(),
+            scope: format!("{region}/{service}"),
+            signed_at,
         };
         call.api = match request.header("x-amz-target") {
             Some("Firehose_20150804.PutRecordBatch") => Api::PutRecordBatch,
             Some("Firehose_20150804.PutRecord") => Api::PutRecord,
             None => {
                 call.parameters = request.form();
-                assert_eq!(call.parameters["Action"], "AssumeRole");
+                // A token stands for the signature there.
+                let is_signed = call.action() != "AssumeRoleWithWebIdentity";
+                assert_eq!(call.signed_at.is_some(), is_signed);
                 return call;
             }
             Some(other) => panic!("nobody plays {other}"),
@@ -91,6 +99,11 @@ impl Call {
             .collect();
         call.stream = put.delivery_stream_name;
         call
+    }
+
+    /// What is asked of STS.
+    pub(crate) fn action(&self) -> &str {
+        &self.parameters["Action"]
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -115,12 +128,13 @@ impl Call {
 
     /// A signature of another time than AWS's: the code and what is wrong.
     pub(super) fn bad_time(&self, now: DateTime<Utc>) -> Option<(&'static str, String)> {
+        let signed_at = self.signed_at?;
         let code = match self.api {
             Api::AssumeRole => "SignatureDoesNotMatch",
             _ => "InvalidSignatureException",
         };
-        let message = format!("signed at {}, and it is {now}", self.signed_at);
-        ((now - self.signed_at).abs() > MAX_SKEW).then_some((code, message))
+        let message = format!("signed at {signed_at}, and it is {now}");
+        ((now - signed_at).abs() > MAX_SKEW).then_some((code, message))
     }
 
     /// A 200 of Firehose's.
@@ -160,15 +174,15 @@ impl Call {
 }
 
 /// Credentials for an hour: those of the first session are `ASIA1`, `secret1` and `token1`.
-pub(super) fn session(number: u32, now: DateTime<Utc>) -> Response {
+pub(super) fn session(action: &str, number: u32, now: DateTime<Utc>) -> Response {
     let expiration = (now + TimeDelta::hours(1)).to_rfc3339_opts(SecondsFormat::Secs, true);
     Response::xml(
         200,
         format!(
-            "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult><Credentials>\
+            "<{action}Response xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><{action}Result><Credentials>\
              <AccessKeyId>ASIA{number}</AccessKeyId><SecretAccessKey>secret{number}</SecretAccessKey>\
              <SessionToken>token{number}</SessionToken><Expiration>{expiration}</Expiration>\
-             </Credentials></AssumeRoleResult></AssumeRoleResponse>"
+             </Credentials></{action}Result></{action}Response>"
         ),
     )
 }

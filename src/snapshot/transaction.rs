@@ -5,7 +5,7 @@ use std::ops::Deref;
 
 use rusqlite::{Connection, Savepoint, Transaction, TransactionBehavior};
 
-use super::{Snapshot, SnapshotError};
+use super::{Snapshot, SnapshotError, life};
 
 /// A transaction of its own, or a part of the one that is open. Dropped without a commit, it has changed nothing.
 pub(super) enum Writing<'s> {
@@ -42,23 +42,35 @@ impl Snapshot {
         if self.is_all_or_nothing {
             return Ok(Writing::Within(&self.connection));
         }
-        if !self.connection.is_autocommit() {
-            return Ok(Writing::Part(self.connection.savepoint()?));
+        let writing = match self.connection.is_autocommit() {
+            true => {
+                let behavior = TransactionBehavior::Immediate;
+                Writing::Whole(self.connection.transaction_with_behavior(behavior)?)
+            }
+            false => Writing::Part(self.connection.savepoint()?),
+        };
+        life::must_be_held(&writing, self.holder.as_ref())?;
+        Ok(writing)
+    }
+
+    /// What is written from now on shares a transaction, until [`commit_shared`](Self::commit_shared). Several may share at
+    /// once. A snapshot that is dropped before has written none of it.
+    pub fn share_transaction(&mut self) -> Result<(), SnapshotError> {
+        if self.sharing == 0 {
+            self.connection.execute_batch("BEGIN IMMEDIATE")?;
         }
-        let behavior = TransactionBehavior::Immediate;
-        let transaction = self.connection.transaction_with_behavior(behavior)?;
-        Ok(Writing::Whole(transaction))
+        self.sharing += 1;
+        Ok(())
     }
 
-    /// What is written from now on shares a transaction, until [`close_together`](Self::close_together). A snapshot that is dropped
-    /// before has written none of it.
-    pub fn open_together(&mut self) -> Result<(), SnapshotError> {
-        Ok(self.connection.execute_batch("BEGIN IMMEDIATE")?)
-    }
-
-    /// Puts on disk what was written together.
-    pub fn close_together(&mut self) -> Result<(), SnapshotError> {
-        Ok(self.connection.execute_batch("COMMIT")?)
+    /// Puts on disk what was written in the shared transaction. It goes on for the others who share it.
+    pub fn commit_shared(&mut self) -> Result<(), SnapshotError> {
+        self.sharing -= 1;
+        self.connection.execute_batch("COMMIT")?;
+        if self.sharing > 0 {
+            self.connection.execute_batch("BEGIN IMMEDIATE")?;
+        }
+        Ok(())
     }
 
     /// Everything that `write` does, or nothing of it.
@@ -66,17 +78,26 @@ impl Snapshot {
         &mut self,
         write: impl FnOnce(&mut Self) -> Result<T, SnapshotError>,
     ) -> Result<T, SnapshotError> {
-        self.open_together()?;
+        let [begin, commit, roll_back] = match self.connection.is_autocommit() {
+            true => ["BEGIN IMMEDIATE", "COMMIT", "ROLLBACK"],
+            false => [
+                "SAVEPOINT together",
+                "RELEASE together",
+                "ROLLBACK TO together; RELEASE together",
+            ],
+        };
+        self.connection.execute_batch(begin)?;
+        let held = life::must_be_held(&self.connection, self.holder.as_ref());
         self.is_all_or_nothing = true;
-        let written = write(self);
+        let written = held.and_then(|()| write(self));
         self.is_all_or_nothing = false;
         let written = written.and_then(|written| {
-            self.close_together()?;
+            self.connection.execute_batch(commit)?;
             Ok(written)
         });
         if written.is_err() {
             // The first error is the one that counts, and may have ended the transaction already.
-            drop(self.connection.execute_batch("ROLLBACK"));
+            drop(self.connection.execute_batch(roll_back));
         }
         written
     }

@@ -1,22 +1,22 @@
-//! Who has moved since the members were last brought up to date.
+//! Changes that wait beside the members until there are enough of them.
 //!
-//! The changes of a run lie apart from each other: where one member in a hundred moves, nearly every page of a large
+//! The changes of a run lie apart from each other: where one member in a hundred changes, nearly every page of a large
 //! table would be written for them. So they wait in a table of their own, which every reader lays over the members, until
-//! they are many enough to be worth it.
+//! compacting them is worth it.
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, params};
 
-use super::together::Writing;
+use super::transaction::Writing;
 use super::{JournaledRun, Snapshot, SnapshotError};
 
-pub(super) fn has_moved(
+pub(super) fn has_overlay(
     connection: &Connection,
-    audience: Option<i64>,
+    feed: Option<i64>,
 ) -> Result<bool, SnapshotError> {
     let mut statement =
-        connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM moved WHERE audience = ?1)")?;
-    Ok(statement.query_row([audience], |row| row.get(0))?)
+        connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM overlay WHERE feed = ?1)")?;
+    Ok(statement.query_row([feed], |row| row.get(0))?)
 }
 
 /// Fewer are never worth it.
@@ -29,71 +29,68 @@ pub(super) const fn is_large(run: &JournaledRun) -> bool {
     run.planned * MEMBERS_TO_ONE as u64 > run.members
 }
 
-/// As many are moved in one transaction, so that the log stays short.
+/// Users that one transaction compacts, so that the log stays short.
 const SLICE: i64 = 20_000;
 
 impl Snapshot {
-    /// Brings members up to date where somebody has moved since this was opened, and many have by now. Nothing that anybody
-    /// reads changes by it, so that it may end anywhere.
-    pub fn bring_members_up_to_date(
-        &mut self,
-        goes_on: impl Fn() -> bool,
-    ) -> Result<(), SnapshotError> {
-        for audience in std::mem::take(&mut self.settled) {
-            if self.have_many_moved(audience)? {
-                while goes_on() && take_in(self.begin()?, audience, SLICE)? {}
+    /// Compacts the feeds that have accepted something since this was opened, where that is worth it. Nothing that is read
+    /// changes by it, so it may end anywhere.
+    pub fn compact(&mut self, goes_on: impl Fn() -> bool) -> Result<(), SnapshotError> {
+        for feed in std::mem::take(&mut self.settled) {
+            if self.is_worth_compacting(feed)? {
+                while goes_on() && compact_slice(self.begin()?, feed, SLICE)? {}
             }
         }
         Ok(())
     }
 
-    fn have_many_moved(&self, audience: i64) -> Result<bool, SnapshotError> {
+    fn is_worth_compacting(&self, feed: i64) -> Result<bool, SnapshotError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT count >= ?2 AND count * ?3 > members FROM audience,
-                 (SELECT count(*) AS count FROM moved WHERE audience = ?1)
+            "SELECT count >= ?2 AND count * ?3 > members FROM feed,
+                 (SELECT count(*) AS count FROM overlay WHERE feed = ?1)
              WHERE number = ?1",
         )?;
-        let have = statement.query_row([audience, FEW, MEMBERS_TO_ONE], |row| row.get(0));
-        Ok(have?)
+        let is_worth = statement.query_row([feed, FEW, MEMBERS_TO_ONE], |row| row.get(0));
+        Ok(is_worth?)
     }
 
-    /// Before a large run is settled: it changes members in their place, and so nobody may have moved.
+    /// Compacts before a large run is settled: it changes members in their place, so the overlay must be empty.
     pub fn make_ready_for(
         &mut self,
         run: &JournaledRun,
         goes_on: impl Fn() -> bool,
     ) -> Result<(), SnapshotError> {
-        if let Some(audience) = run.audience.filter(|_| is_large(run)) {
-            while goes_on() && take_in(self.begin()?, audience, SLICE)? {}
+        if let Some(feed) = run.feed.filter(|_| is_large(run)) {
+            while goes_on() && compact_slice(self.begin()?, feed, SLICE)? {}
         }
         Ok(())
     }
 }
 
-/// Takes in a slice of those who have moved, in the order of users, so that each page of the members is written once;
-/// `false` where there was none.
-fn take_in(transaction: Writing<'_>, audience: i64, slice: i64) -> Result<bool, SnapshotError> {
+/// Compacts a slice of the overlay, in the order of users, so that each page of the members is written once; `false`
+/// where there was none.
+fn compact_slice(transaction: Writing<'_>, feed: i64, slice: i64) -> Result<bool, SnapshotError> {
     let last = transaction
         .prepare_cached(
-            "SELECT max(user) FROM (SELECT user FROM moved WHERE audience = ?1 ORDER BY user LIMIT ?2)",
+            "SELECT max(user) FROM (SELECT user FROM overlay WHERE feed = ?1 ORDER BY user LIMIT ?2)",
         )?
-        .query_row([audience, slice], |row| row.get::<_, Value>(0))?;
+        .query_row([feed, slice], |row| row.get::<_, Value>(0))?;
     if last == Value::Null {
         return Ok(false);
     }
     for step in [
-        "INSERT INTO member (audience, user, anonymous_id, value, since)
-         SELECT audience, user, anonymous_id, value, since FROM moved
-         WHERE audience = ?1 AND user <= ?2 AND since IS NOT NULL ORDER BY user
-         ON CONFLICT (audience, user) DO UPDATE
+        "INSERT INTO member (feed, user, anonymous_id, value, since)
+         SELECT feed, user, anonymous_id, value, since FROM overlay
+         WHERE feed = ?1 AND user <= ?2 AND since IS NOT NULL ORDER BY user
+         ON CONFLICT (feed, user) DO UPDATE
          SET anonymous_id = excluded.anonymous_id, value = excluded.value, since = excluded.since",
-        "DELETE FROM member WHERE audience = ?1 AND user IN (
-             SELECT user FROM moved WHERE audience = ?1 AND user <= ?2 AND since IS NULL)",
-        "DELETE FROM moved WHERE audience = ?1 AND user <= ?2",
+        "DELETE FROM member WHERE feed = ?1 AND user IN (
+             SELECT user FROM overlay WHERE feed = ?1 AND user <= ?2 AND since IS NULL)",
+        "DELETE FROM overlay WHERE feed = ?1 AND user <= ?2",
     ] {
         transaction
             .prepare_cached(step)?
-            .execute(params![audience, last])?;
+            .execute(params![feed, last])?;
     }
     transaction.commit()?;
     Ok(true)
@@ -119,14 +116,14 @@ mod tests {
     ) -> i64 {
         members[which].iter_mut().for_each(|(_, value)| *value += 1);
         let given: Vec<(&str, i64)> = members.iter().map(|(id, value)| (&**id, *value)).collect();
-        let run = plan(snapshot, Timestamp::now().millis(), &["s"], &given).run;
+        let run = plan(snapshot, Timestamp::now().millis(), &given).run;
         snapshot.make_ready_for(&run, || true).unwrap();
         settle_all(snapshot, &run);
         beside(snapshot)
     }
 
     fn beside(snapshot: &Snapshot) -> i64 {
-        let count = "SELECT count(*) FROM moved";
+        let count = "SELECT count(*) FROM overlay";
         snapshot
             .connection
             .query_row(count, [], |row| row.get(0))
@@ -134,28 +131,28 @@ mod tests {
     }
 
     #[test]
-    fn members_are_brought_up_to_date_when_many_have_moved_since_it_was_opened() {
+    fn members_are_compacted_when_many_have_changed_since_the_snapshot_was_opened() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("snapshot.sqlite");
         let mut members = members(9_000);
-        let mut snapshot = Snapshot::open(&path).unwrap();
+        let mut snapshot = Snapshot::create(&path).unwrap();
         assert_eq!(change(&mut snapshot, &mut members, 0..9_000), 0);
         assert_eq!(change(&mut snapshot, &mut members, 0..999), 999);
-        snapshot.bring_members_up_to_date(|| true).unwrap();
+        snapshot.compact(|| true).unwrap();
         assert_eq!(beside(&snapshot), 999);
         assert_eq!(change(&mut snapshot, &mut members, 900..1_800), 1_800);
-        let mut again = Snapshot::open(&path).unwrap();
-        again.bring_members_up_to_date(|| true).unwrap();
+        let mut again = Snapshot::open(&path).unwrap().unwrap();
+        again.compact(|| true).unwrap();
         assert_eq!(beside(&again), 1_800);
-        snapshot.bring_members_up_to_date(|| false).unwrap();
+        snapshot.compact(|| false).unwrap();
         assert_eq!(beside(&snapshot), 1_800);
         assert_eq!(change(&mut snapshot, &mut members, 0..1), 1_800);
-        snapshot.bring_members_up_to_date(|| true).unwrap();
+        snapshot.compact(|| true).unwrap();
         assert_eq!(beside(&snapshot), 0);
     }
 
     #[test]
-    fn a_large_run_changes_members_in_place_whoever_has_moved_before() {
+    fn a_large_run_changes_members_in_place_after_the_overlay_is_compacted() {
         let mut members = members(90);
         let mut snapshot = Snapshot::empty().unwrap();
         change(&mut snapshot, &mut members, 0..90);
@@ -173,16 +170,17 @@ mod laws {
     use proptest::prelude::*;
 
     use super::super::members::SelectMembers;
-    use super::super::{Chunk, Credit, Delivered, Planning, Settled};
+    use super::super::{Chunk, Credit, Decided, Delivered, Planning, Settled, Watermark};
     use super::*;
     use crate::audience::{
         AudienceId, Class, DestinationName, Key, Member, User, UserKind, Value as TraitValue,
     };
-    use crate::diff::{Members, Scope, merge};
+    use crate::diff::{Follower, Members, Scope, merge};
     use crate::event::Computation;
     use crate::laws::cases;
     use crate::mapping::StreamName;
     use crate::run::{RunId, RunKind, Timestamp};
+    use crate::stream::{Place, Stream};
 
     type Identity = (UserKind, String);
     /// The value and the anonymous id that a source gives.
@@ -251,39 +249,55 @@ mod laws {
 
     fn planning(millis: i64) -> Planning {
         let started_at = Timestamp::from_millis(millis);
+        let name = StreamName::parse("s").unwrap();
         Planning {
             computation: Computation {
                 audience: AudienceId::new("a"),
                 key: Key::new("a"),
                 class: Class::Trait,
-                destination: DestinationName::new("main"),
+                stream: name.clone(),
                 run: RunId::at(started_at),
                 started_at,
                 space_id: None,
             },
+            stream: Stream {
+                place: Place::Directory("delivered".into()),
+                name,
+            },
+            destination: DestinationName::new("main"),
             name: "A".to_owned(),
             kind: RunKind::Delta,
-            streams: vec![StreamName::parse("s").unwrap()],
+            scope: Scope::Changes,
             guard: None,
-            approve: false,
+            approval: None,
         }
     }
 
     fn sync(snapshot: &mut Snapshot, millis: i64, truth: &Truth) {
-        let plan = snapshot.plan::<Failure>(&planning(millis), |delivered, journal| {
+        let plan = snapshot.plan::<Failure>(&[planning(millis)], |delivered, journals| {
             let mut members = List(truth.iter().collect(), 0);
-            let tally = merge(&mut members, delivered, Scope::Changes, |change| {
-                journal.push(&change).map_err(Failure::from)
+            let follow = |delivered| Follower::new(delivered, Scope::Changes);
+            let mut followers: Vec<_> = delivered
+                .into_iter()
+                .map(follow)
+                .collect::<Result<_, _>>()?;
+            let tallies = merge(&mut members, &mut followers, |feed, change| {
+                journals[feed].push(&change).map_err(Failure::from)
             })?;
-            Ok((tally, 0))
+            Ok(Decided {
+                tallies,
+                skipped_rows: 0,
+                watermark: Watermark::NotModified,
+            })
         });
-        let run = plan.unwrap().run;
+        let run = plan.unwrap().remove(0).run;
         let credit = Credit {
             chunks: 9,
             bytes: usize::MAX,
         };
         let accept = |chunk: Chunk| Settled {
-            accepted: vec![vec![true; chunk.count]],
+            accepted: vec![true; chunk.count],
+            maybe_accepted: Vec::new(),
             chunk,
             dead: Vec::new(),
         };
@@ -309,13 +323,12 @@ mod laws {
     fn check(snapshot: &Snapshot, expected: &Truth) {
         let connection = &snapshot.connection;
         let mut merged = SelectMembers::of(connection, Some(1), Class::Trait).unwrap();
-        assert_eq!(&list(merged.read(Some(1)).unwrap()), expected);
-        let view =
-            "SELECT user, anonymous_id, value FROM membership WHERE audience = ?1 ORDER BY user";
-        let mut viewed = SelectMembers::from_query(connection, view).unwrap();
-        assert_eq!(&list(viewed.read(Some(1)).unwrap()), expected);
+        assert_eq!(&list(merged.read().unwrap()), expected);
+        let view = "SELECT user, anonymous_id, value FROM membership WHERE feed = ?1 ORDER BY user";
+        let mut viewed = SelectMembers::from_query(connection, Some(1), view).unwrap();
+        assert_eq!(&list(viewed.read().unwrap()), expected);
         let counted: i64 = connection
-            .query_row("SELECT members FROM audience", [], |row| row.get(0))
+            .query_row("SELECT members FROM feed", [], |row| row.get(0))
             .unwrap();
         assert_eq!(counted, expected.len() as i64);
     }
@@ -324,26 +337,29 @@ mod laws {
         #![proptest_config(cases(96))]
 
         #[test]
-        fn who_has_moved_is_who_has_moved_wherever_it_is_written(
+        fn members_are_the_same_wherever_they_are_written(
             truths in truths(),
-            taken_in in vec(0..4_i64, 9),
+            compacted in vec(0..4_i64, 9),
         ) {
             let mut snapshot = Snapshot::empty().unwrap();
             let mut expected = Truth::new();
             for (number, truth) in truths.iter().enumerate() {
-                sync(&mut snapshot, number as i64 + 1, truth);
-                // Members stay known by what they entered with.
+                sync(&mut snapshot, 2 * number as i64 + 2, truth);
+                // Members are known by what the stream was last told: by their last value, and the ids that came with it.
                 expected = truth
                     .iter()
                     .map(|(user, (value, beside))| {
                         let beside = beside.clone().filter(|_| user.0 == UserKind::UserId);
-                        let known = expected.get(user).map(|(_, beside)| beside.clone());
-                        (user.clone(), (*value, known.unwrap_or(beside)))
+                        let told = match expected.get(user) {
+                            Some((known, told)) if known == value => told.clone(),
+                            _ => beside,
+                        };
+                        (user.clone(), (*value, told))
                     })
                     .collect();
                 check(&snapshot, &expected);
-                for _ in 0..taken_in[number] {
-                    take_in(snapshot.begin().unwrap(), 1, 3).unwrap();
+                for _ in 0..compacted[number] {
+                    compact_slice(snapshot.begin().unwrap(), 1, 3).unwrap();
                     check(&snapshot, &expected);
                 }
             }

@@ -1,4 +1,4 @@
-//! Whose chunks are handed out next. Runs take turns, so that a small one does not wait for the end of a large one.
+//! Whose chunks are handed out next. Audiences take turns, so that a small one does not wait for the end of a large one.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,14 +6,14 @@ use crate::audience::AudienceId;
 use crate::batch::MAX_CALL_RECORDS;
 use crate::snapshot::{Chunk, Credit, JournaledRun, Snapshot, SnapshotError};
 
-/// Lines, and their bytes in the journal: what is under way, or what more may be.
+/// Lines, and their bytes in the journal: what is in flight, or what more may be.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Freight {
+pub(super) struct InFlight {
     pub(super) lines: usize,
     pub(super) bytes: usize,
 }
 
-impl Freight {
+impl InFlight {
     pub(super) const fn add(&mut self, chunk: &Chunk) {
         self.lines += chunk.count;
         self.bytes += chunk.entries.len();
@@ -24,7 +24,7 @@ impl Freight {
         self.bytes -= chunk.entries.len();
     }
 
-    /// How much there is until it is as much as that.
+    /// How much more it may be until it is as much as that.
     pub(super) const fn until(self, most: Self) -> Self {
         Self {
             lines: most.lines.saturating_sub(self.lines),
@@ -40,10 +40,8 @@ impl Freight {
 }
 
 /// Runs, by their positions, with chunks that were not handed out yet.
-pub(super) struct Turns {
+pub(super) struct FairQueue {
     lanes: VecDeque<Lane>,
-    /// Those whose turn never comes again.
-    aside: Vec<usize>,
 }
 
 /// The runs of one audience, or those of `send`: what was decided first goes first.
@@ -56,7 +54,7 @@ struct Waiting {
     after: i64,
 }
 
-impl Turns {
+impl FairQueue {
     pub(super) fn new<'r>(runs: impl Iterator<Item = (usize, &'r JournaledRun)>) -> Self {
         let mut lanes: VecDeque<Lane> = VecDeque::new();
         let mut known: BTreeMap<Option<&AudienceId>, usize> = BTreeMap::new();
@@ -72,26 +70,13 @@ impl Turns {
                 after: run.after,
             });
         }
-        Self {
-            lanes,
-            aside: Vec::new(),
-        }
-    }
-
-    /// Sets runs aside that nothing takes any more.
-    pub(super) fn keep(&mut self, goes_on: impl Fn(usize) -> bool) {
-        for lane in &mut self.lanes {
-            let runs = lane.iter().map(|waiting| waiting.run);
-            self.aside.extend(runs.filter(|run| !goes_on(*run)));
-            lane.retain(|waiting| goes_on(waiting.run));
-        }
-        self.lanes.retain(|lane| !lane.is_empty());
+        Self { lanes }
     }
 
     /// Whether not all of a run was handed out.
     pub(super) fn has(&self, run: usize) -> bool {
         let mut waiting = self.lanes.iter().flatten();
-        self.aside.contains(&run) || waiting.any(|waiting| waiting.run == run)
+        waiting.any(|waiting| waiting.run == run)
     }
 
     /// Hands out the next chunks, as many as there is room for.
@@ -99,7 +84,7 @@ impl Turns {
         &mut self,
         snapshot: &mut Snapshot,
         run_at: impl Fn(usize) -> &'r JournaledRun,
-        mut room: Freight,
+        mut room: InFlight,
     ) -> Result<Vec<(usize, Chunk)>, SnapshotError> {
         let mut taken = Vec::new();
         while room.has_room()
@@ -116,7 +101,7 @@ impl Turns {
                 chunks: share.max(1),
                 bytes: room.bytes,
             };
-            let mut given = Freight::default();
+            let mut given = InFlight::default();
             let chunks = snapshot.settle(run_at(run), &[], first.after, credit)?;
             let is_end = chunks.len() < credit.chunks;
             for chunk in chunks {

@@ -1,22 +1,20 @@
 //! When the next call to a stream may go, and how much of it.
 //!
-//! Its quota is kept beforehand, so that Firehose has no reason to refuse anything: a quota is by the second while
+//! We keep the stream's quota, so that Firehose has no reason to refuse anything: a quota is by the second while
 //! throttling shows by the minute, so bursts are what hurts, and AWS's advice is to send smoothly.
 //! <https://repost.aws/knowledge-center/firehose-traffic-throttles-in-quota>
-//! What a stream takes less than that is found out by what it refuses ([`aimd`](super::aimd)). A stream that takes
-//! nothing at all is asked less and less often, by all calls to it together.
+//! If a stream takes less than its quota, its refusals show it ([`aimd`](super::aimd)). A stream that takes nothing is
+//! tried less and less often, by all calls to it together.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use super::Pulse;
 use super::aimd::{Rate, Window};
+use super::stall::StallTimeout;
 use crate::batch::{Record, calls};
-use crate::mapping::StreamName;
 use crate::run::Counts;
 
 /// What one stream takes in a second; infinite where there is no limit.
@@ -109,35 +107,9 @@ fn fitting(limits: &[(f64, Duration); 4], records: &[Record], singly: bool) -> (
     (count, amounts)
 }
 
-/// The pace of each stream of a destination.
-#[derive(Debug)]
-pub(super) struct Pacing {
-    quota: Quota,
-    streams: Mutex<HashMap<StreamName, Arc<Pace>>>,
-}
-
-impl Pacing {
-    pub(super) fn new(quota: Quota) -> Self {
-        Self {
-            quota,
-            streams: Mutex::default(),
-        }
-    }
-
-    pub(super) const fn quota(&self) -> Quota {
-        self.quota
-    }
-
-    pub(super) fn of(&self, stream: &StreamName) -> Arc<Pace> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let pace = || Arc::new(Pace::new(self.quota));
-        Arc::clone(streams.entry(stream.clone()).or_insert_with(pace))
-    }
-}
-
-/// Of the quota, so much is sent steadily,
+/// This part of the quota is sent steadily,
 const STEADY: f64 = 0.9;
-/// and after a pause so much of it at once, which is also the most for one call. Both together are within the quota in
+/// and after a pause this much of it at once, which is also the most for one call. Both together are within the quota in
 /// any one second.
 const BURST: Duration = Duration::from_millis(100);
 /// The same where a stream takes less than it should, by the rate that was found out.
@@ -148,14 +120,10 @@ const LONGEST_WAIT: f64 = 3_600.0;
 const MOST_CALLS: f64 = 16.0;
 const FIRST_BACKOFF: Duration = Duration::from_millis(100);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(10);
-/// So many lines may be refused by themselves, with nothing accepted in between, before the stream is to blame:
-const SUSPICIOUS: u32 = 20;
-/// and so many by a stream that has accepted others.
-const VERY_SUSPICIOUS: u32 = 1_000;
 
-/// The pace of one stream, which all calls to it share.
+/// Limits the calls to one stream.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(super) struct RateLimiter {
     quota: Quota,
     state: Mutex<State>,
     changed: Notify,
@@ -168,58 +136,64 @@ struct State {
     busy_until: [Instant; 4],
     rate: Rate,
     window: Window,
-    in_flight: usize,
-    /// Begins anew with each refusal: calls that were in flight then say nothing new.
+    calls: usize,
+    /// In the calls that are in flight.
+    records: usize,
+    /// Begins anew with the first refusal of a call that was begun after the last one.
     round: u64,
+    /// Records that were in flight when the round began.
+    round_records: usize,
     /// Nothing is sent before.
     not_before: Instant,
-    /// The longest that the next refusal makes everyone wait.
+    /// The longest wait after the next refusal.
     backoff: Duration,
-    has_accepted: bool,
-    /// Lines that were refused by themselves since something was accepted.
-    alone: u32,
 }
 
 /// The right to make a call.
 #[derive(Debug)]
-pub(super) struct Admitted {
-    /// With so many of the records.
+pub(super) struct Permit {
+    /// With this many of the records.
     pub(super) records: usize,
     round: u64,
-    pace: Arc<Pace>,
+    limiter: Arc<RateLimiter>,
 }
 
-impl Drop for Admitted {
+impl Drop for Permit {
     fn drop(&mut self) {
-        self.pace.lock().in_flight -= 1;
-        self.pace.changed.notify_waiters();
+        let mut state = self.limiter.lock();
+        state.calls -= 1;
+        state.records -= self.records;
+        drop(state);
+        self.limiter.changed.notify_waiters();
     }
 }
 
-/// What a stream said to a call.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Said {
+/// What the answer to a call says about how much a stream takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Feedback {
     /// It took all of it, or had another reason than its own state not to.
     Enough,
-    /// It refused this fraction for now.
-    TooMuch(f64),
-    /// It failed with this fraction, for a reason that says nothing about how much it takes.
-    Failed(f64),
+    /// It had no room for this many records.
+    TooMuch(usize),
+    /// This many records failed, for a reason that says nothing about how much it takes.
+    Failed(usize),
+    /// A single line was refused, which may be because of the line.
+    Nothing,
 }
 
-impl Pace {
-    fn new(quota: Quota) -> Self {
+impl RateLimiter {
+    pub(super) fn new(quota: Quota) -> Self {
         let now = Instant::now();
         let state = State {
             busy_until: [now; 4],
             rate: Rate::new(now),
             window: Window::new(MOST_CALLS),
-            in_flight: 0,
+            calls: 0,
+            records: 0,
             round: 0,
+            round_records: 0,
             not_before: now,
             backoff: FIRST_BACKOFF,
-            has_accepted: false,
-            alone: 0,
         };
         Self {
             quota,
@@ -232,42 +206,49 @@ impl Pace {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until some of these records may go; `None` where the destination is given up before. `singly`: each is a
-    /// request. `is_first`: nobody has tried them yet, so that one call is made in any case.
-    pub(super) async fn admit(
+    /// Waits until some of these records may go; `None` where the stall timeout is over before. `singly`: each is a
+    /// request. `is_first`: they were never tried, so that one call is made in any case.
+    pub(super) async fn permit(
         self: &Arc<Self>,
         records: &[Record],
         singly: bool,
         is_first: bool,
-        pulse: &Pulse,
-    ) -> Option<Admitted> {
-        let mut admitted = self.enter().await;
-        if !self.back_off(pulse).await && !is_first {
+        stall: &StallTimeout,
+    ) -> Option<Permit> {
+        let mut permit = self.enter().await;
+        if !self.back_off(stall).await && !is_first {
             return None;
         }
-        let (count, at) = self
-            .lock()
-            .reserve(&self.quota, records, singly, Instant::now());
-        {
-            let _waiting = pulse.wait();
-            sleep_until(at).await;
+        let count = self.reserve(records, singly, stall).await;
+        let mut state = self.lock();
+        state.records += count;
+        (permit.records, permit.round) = (count, state.round);
+        Some(permit)
+    }
+
+    /// Waits until one line may be tried again, alone; `false` where the stall timeout is over before. It takes nothing
+    /// of the window, so that an answer that does not come keeps no other call from being made.
+    pub(super) async fn permit_alone(&self, record: &Record, stall: &StallTimeout) -> bool {
+        let is_in_time = self.back_off(stall).await;
+        if is_in_time {
+            self.reserve(std::slice::from_ref(record), true, stall)
+                .await;
         }
-        (admitted.records, admitted.round) = (count, self.lock().round);
-        Some(admitted)
+        is_in_time
     }
 
     /// Waits until fewer calls are in flight than may be.
-    async fn enter(self: &Arc<Self>) -> Admitted {
+    async fn enter(self: &Arc<Self>) -> Permit {
         loop {
             let changed = self.changed.notified();
             {
                 let mut state = self.lock();
-                if state.in_flight < state.window.calls() {
-                    state.in_flight += 1;
-                    return Admitted {
+                if state.calls < state.window.calls() {
+                    state.calls += 1;
+                    return Permit {
                         records: 0,
                         round: state.round,
-                        pace: Arc::clone(self),
+                        limiter: Arc::clone(self),
                     };
                 }
             }
@@ -275,62 +256,79 @@ impl Pace {
         }
     }
 
-    /// Waits as long as a refusal has everyone wait; `false` where the destination is given up first.
-    async fn back_off(&self, pulse: &Pulse) -> bool {
+    /// Waits as long as all calls wait after a refusal; `false` where the stall timeout is over first.
+    async fn back_off(&self, stall: &StallTimeout) -> bool {
         loop {
-            let (until, deadline, now) = (self.lock().not_before, pulse.deadline(), Instant::now());
-            if deadline <= now {
+            let until = self.lock().not_before;
+            if !stall.sleep_until(until).await {
                 return false;
             }
-            if until <= now {
+            if self.lock().not_before <= until {
                 return true;
             }
-            sleep_until(until.min(deadline)).await;
         }
     }
 
-    /// Takes in what came of a call that delivered so many bytes.
-    pub(super) fn hear(&self, admitted: &Admitted, said: Said, delivered: usize) {
+    /// Waits for the quota of as many of these records as may go together, and tells how many those are.
+    async fn reserve(&self, records: &[Record], singly: bool, stall: &StallTimeout) -> usize {
+        let (count, at) = self
+            .lock()
+            .reserve(&self.quota, records, singly, Instant::now());
+        let _waiting = stall.wait();
+        sleep_until(at).await;
+        count
+    }
+
+    /// Takes in that this many bytes were delivered.
+    pub(super) fn accepted(&self, bytes: usize) {
+        let mut state = self.lock();
+        state.rate.accept(bytes, self.quota.bytes, Instant::now());
+        state.backoff = FIRST_BACKOFF;
+    }
+
+    /// Takes in the answer to a call, which delivered this many bytes. `failures`: how many calls for its records had
+    /// failed before.
+    pub(super) fn observe(
+        &self,
+        permit: &Permit,
+        feedback: Feedback,
+        delivered: usize,
+        failures: u32,
+    ) {
+        if delivered > 0 {
+            self.accepted(delivered);
+        }
         let now = Instant::now();
         let mut state = self.lock();
-        if delivered > 0 {
-            let enough = self.quota.bytes;
-            state.rate.accept(delivered, enough, now);
-            (state.has_accepted, state.alone) = (true, 0);
-            state.backoff = FIRST_BACKOFF;
-        }
-        let fraction = match said {
-            Said::Enough => {
+        let records = match feedback {
+            Feedback::Nothing => return,
+            Feedback::Enough => {
                 state.window.grow();
                 return;
             }
-            Said::TooMuch(fraction) | Said::Failed(fraction) => fraction,
+            Feedback::TooMuch(records) | Feedback::Failed(records) => records,
         };
-        if admitted.round != state.round {
+        let is_new = permit.round == state.round;
+        if is_new {
+            state.round += 1;
+            state.round_records = state.records;
+            let backoff = state.backoff.min(FIRST_BACKOFF * (1 << failures.min(16)));
+            let until = now + backoff.mul_f64(fastrand::f64());
+            state.not_before = state.not_before.max(until);
+            if delivered == 0 {
+                state.backoff = LONGEST_BACKOFF.min(state.backoff * 2);
+            }
+        } else if permit.round + 1 < state.round {
+            // Calls that were in flight two rounds ago say nothing new.
             return;
         }
-        state.round += 1;
+        // Of all that was under way, and not of this call alone.
+        let fraction = records as f64 / state.round_records.max(records) as f64;
         state.window.shrink(fraction);
-        let is_too_much = matches!(said, Said::TooMuch(_));
-        if is_too_much && state.rate.refuse(fraction, now) {
+        if matches!(feedback, Feedback::TooMuch(_)) && state.rate.refuse(fraction, now) {
             // What it took at once was its burst, and is used up.
             state.busy_until[3] = now + RATE_BURST;
         }
-        state.not_before = now + state.backoff.mul_f64(fastrand::f64());
-        if delivered == 0 {
-            state.backoff = LONGEST_BACKOFF.min(state.backoff * 2);
-        }
-    }
-
-    /// Notes that a line was refused by itself. Returns whether that has become so usual that the stream is to blame.
-    pub(super) fn refused_alone(&self) -> bool {
-        let mut state = self.lock();
-        state.alone += 1;
-        let most = match state.has_accepted {
-            true => VERY_SUSPICIOUS,
-            false => SUSPICIOUS,
-        };
-        state.alone >= most
     }
 }
 
@@ -366,6 +364,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::mapping::StreamName;
 
     fn record(bytes: usize) -> Record {
         Record {
@@ -374,24 +373,33 @@ mod tests {
         }
     }
 
-    fn pace(quota: Quota) -> Arc<Pace> {
-        Pacing::new(quota).of(&StreamName::parse("members").unwrap())
+    fn limiter(quota: Quota) -> Arc<RateLimiter> {
+        Arc::new(RateLimiter::new(quota))
     }
 
-    async fn admit(pace: &Arc<Pace>, records: &[Record]) -> Admitted {
-        let admitted = pace.admit(records, false, true, &Pulse::new()).await;
-        admitted.expect("the first call is made in any case")
+    fn stall() -> StallTimeout {
+        StallTimeout::new(StreamName::parse("members").unwrap())
     }
 
-    /// How long it takes to send so many calls one after another, in as many parts as they are given.
-    async fn seconds(pace: &Arc<Pace>, calls: usize, records: usize, bytes: usize) -> f64 {
+    async fn permit(limiter: &Arc<RateLimiter>, records: &[Record]) -> Permit {
+        let permit = limiter.permit(records, false, true, &stall()).await;
+        permit.expect("the first call is made in any case")
+    }
+
+    /// How long it takes to send calls one after another, in as many parts as there are permits.
+    async fn seconds(
+        limiter: &Arc<RateLimiter>,
+        calls: usize,
+        records: usize,
+        bytes: usize,
+    ) -> f64 {
         let started = Instant::now();
         for _ in 0..calls {
             let mut left = vec![record(bytes); records];
             while !left.is_empty() {
-                let admitted = admit(pace, &left).await;
-                left.drain(..admitted.records);
-                pace.hear(&admitted, Said::Enough, admitted.records * bytes);
+                let permitted = permit(limiter, &left).await;
+                left.drain(..permitted.records);
+                limiter.observe(&permitted, Feedback::Enough, permitted.records * bytes, 16);
             }
         }
         started.elapsed().as_secs_f64()
@@ -405,7 +413,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn each_limit_holds_after_the_first_burst() {
         let check = async |quota, calls, records, bytes, expected| {
-            let took = seconds(&pace(quota), calls, records, bytes).await;
+            let took = seconds(&limiter(quota), calls, records, bytes).await;
             assert_about(took, expected);
         };
         check(Quota::NONE, 1_000, 500, 1_000, 0.0).await;
@@ -429,16 +437,19 @@ mod tests {
 
     /// Each call as it goes: when, and its bytes, records and requests.
     async fn sent(quota: Quota, sizes: &[usize]) -> Vec<(Instant, [f64; 3])> {
-        let pace = pace(quota);
+        let limiter = limiter(quota);
         let mut calls = Vec::new();
         for round in 0..8 {
             let mut left: Vec<_> = sizes.iter().map(|bytes| record(*bytes)).collect();
             while !left.is_empty() {
-                let admitted = admit(&pace, &left).await;
-                let gone = left.drain(..admitted.records);
+                let permitted = permit(&limiter, &left).await;
+                let gone = left.drain(..permitted.records);
                 let bytes: usize = gone.map(|record| record.data.len()).sum();
-                calls.push((Instant::now(), [bytes as f64, admitted.records as f64, 1.0]));
-                pace.hear(&admitted, Said::Enough, bytes);
+                calls.push((
+                    Instant::now(),
+                    [bytes as f64, permitted.records as f64, 1.0],
+                ));
+                limiter.observe(&permitted, Feedback::Enough, bytes, 16);
             }
             // All of it is worked off, some of it, or nothing.
             tokio::time::sleep(Duration::from_millis([0, 30, 400, 5_000][round % 4])).await;
@@ -490,97 +501,142 @@ mod tests {
             records: 200.0,
             ..Quota::NONE
         };
-        let admitted = admit(&pace(quota), &vec![record(1); 500]).await;
-        assert_eq!(admitted.records, 18);
+        let permitted = permit(&limiter(quota), &vec![record(1); 500]).await;
+        assert_eq!(permitted.records, 18);
         let usual = Quota::of_region("us-west-2");
-        let admitted = admit(&pace(usual), &vec![record(550); 500]).await;
-        assert_eq!(admitted.records, 500);
+        let permitted = permit(&limiter(usual), &vec![record(550); 500]).await;
+        assert_eq!(permitted.records, 500);
         let large = record(1_000_000);
         let tiny = Quota {
             bytes: 1.0,
             ..Quota::NONE
         };
-        let admitted = admit(&pace(tiny), &[large]).await;
-        assert_eq!(admitted.records, 1);
+        let permitted = permit(&limiter(tiny), &[large]).await;
+        assert_eq!(permitted.records, 1);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pause_earns_one_burst_and_no_more() {
-        let pace = pace(Quota {
+        let limiter = limiter(Quota {
             requests: 100.0,
             ..Quota::NONE
         });
         tokio::time::sleep(Duration::from_secs(100)).await;
         // Nine at once, and 90 a second.
-        assert_about(seconds(&pace, 99, 1, 1).await, 1.0);
+        assert_about(seconds(&limiter, 99, 1, 1).await, 1.0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_is_refused_makes_the_next_calls_smaller_and_slower() {
-        let pace = pace(Quota::NONE);
+        let limiter = limiter(Quota::NONE);
         let records = vec![record(1_000); 500];
-        let admitted = admit(&pace, &records).await;
-        assert_eq!(admitted.records, 500);
+        let permitted = permit(&limiter, &records).await;
+        assert_eq!(permitted.records, 500);
         // It has taken 200,000 bytes in its first second, and had enough of 60 %.
-        pace.hear(&admitted, Said::TooMuch(0.6), 200_000);
-        drop(admitted);
-        let admitted = admit(&pace, &records).await;
-        assert_eq!(admitted.records, 35);
-        drop(admitted);
-        let took = seconds(&pace, 2, 500, 1_000).await;
+        limiter.observe(&permitted, Feedback::TooMuch(300), 200_000, 16);
+        drop(permitted);
+        let permitted = permit(&limiter, &records).await;
+        assert_eq!(permitted.records, 35);
+        drop(permitted);
+        let took = seconds(&limiter, 2, 500, 1_000).await;
         assert!((5.0..7.2).contains(&took), "{took}");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_takes_nothing_is_asked_by_one_call_at_a_time_and_less_and_less_often() {
-        let pace = pace(Quota::NONE);
+        let limiter = limiter(Quota::NONE);
         let all_at_once: Vec<_> = {
             let mut calls = Vec::new();
             for _ in 0..16 {
-                calls.push(admit(&pace, &[record(1)]).await);
+                calls.push(permit(&limiter, &[record(1)]).await);
             }
             calls
         };
-        // They were in flight together: that is one refusal, and not sixteen.
-        for admitted in all_at_once {
-            pace.hear(&admitted, Said::Failed(1.0), 0);
+        // They were in flight together, and are all of it: together they are about one half.
+        for permitted in all_at_once {
+            limiter.observe(&permitted, Feedback::Failed(1), 0, 16);
         }
-        assert_eq!(pace.lock().window.calls(), 8);
+        assert_eq!(limiter.lock().window.calls(), 9);
         let started = Instant::now();
         for _ in 0..20 {
-            let admitted = admit(&pace, &[record(1)]).await;
-            pace.hear(&admitted, Said::Failed(1.0), 0);
+            let permitted = permit(&limiter, &[record(1)]).await;
+            limiter.observe(&permitted, Feedback::Failed(1), 0, 16);
         }
-        assert_eq!(pace.lock().window.calls(), 1);
+        assert_eq!(limiter.lock().window.calls(), 1);
         assert!(started.elapsed() > Duration::from_secs(10));
         // Something is accepted: all is well again, step by step.
-        let admitted = admit(&pace, &[record(1)]).await;
-        pace.hear(&admitted, Said::Enough, 1);
-        assert_eq!(pace.lock().backoff, FIRST_BACKOFF);
-        assert_eq!(pace.lock().window.calls(), 2);
+        let permitted = permit(&limiter, &[record(1)]).await;
+        limiter.observe(&permitted, Feedback::Enough, 1, 16);
+        assert_eq!(limiter.lock().backoff, FIRST_BACKOFF);
+        assert_eq!(limiter.lock().window.calls(), 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_failure_among_many_records_changes_little() {
-        let pace = pace(Quota::NONE);
-        let admitted = admit(&pace, &vec![record(1); 500]).await;
-        pace.hear(&admitted, Said::Failed(0.002), 499);
-        assert_eq!(pace.lock().window.calls(), 15);
-        assert_eq!(pace.lock().rate.limit(), f64::INFINITY);
+        let limiter = limiter(Quota::NONE);
+        let permitted = permit(&limiter, &vec![record(1); 500]).await;
+        limiter.observe(&permitted, Feedback::Failed(1), 499, 16);
+        assert_eq!(limiter.lock().window.calls(), 15);
+        assert_eq!(limiter.lock().rate.limit(), f64::INFINITY);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_refused_counts_as_a_part_of_what_is_under_way() {
+        let limiter = limiter(Quota::NONE);
+        let mut calls = Vec::new();
+        for _ in 0..15 {
+            calls.push(permit(&limiter, &vec![record(1); 500]).await);
+        }
+        let small = permit(&limiter, &[record(1), record(1)]).await;
+        limiter.observe(&small, Feedback::Failed(2), 0, 16);
+        assert_eq!(limiter.lock().window.calls(), 15);
+        limiter.observe(&calls[0], Feedback::Failed(500), 0, 16);
+        assert_eq!(limiter.lock().window.calls(), 15);
+        for call in &calls[1..] {
+            limiter.observe(call, Feedback::Failed(500), 0, 16);
+        }
+        assert_eq!(limiter.lock().window.calls(), 9);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_single_line_that_is_refused_slows_nothing_down() {
+        let limiter = limiter(Quota::NONE);
+        let accepted = permit(&limiter, &[record(1_000)]).await;
+        limiter.observe(&accepted, Feedback::Enough, 1_000, 16);
+        drop(accepted);
+        for _ in 0..20 {
+            let line = permit(&limiter, &[record(1)]).await;
+            limiter.observe(&line, Feedback::Nothing, 0, 16);
+        }
+        let state = limiter.lock();
+        assert_eq!((state.window.calls(), state.calls), (16, 0));
+        assert_eq!(state.rate.limit(), f64::INFINITY);
+        assert!(state.not_before <= Instant::now());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_that_is_tried_alone_needs_no_place_in_the_window() {
+        let limiter = limiter(Quota::NONE);
+        let mut calls = Vec::new();
+        for _ in 0..16 {
+            calls.push(permit(&limiter, &[record(1)]).await);
+        }
+        assert!(limiter.permit_alone(&record(1), &stall()).await);
     }
 
     #[tokio::test(start_paused = true)]
     async fn waiting_for_the_quota_is_no_reason_to_give_up() {
-        let pace = pace(Quota {
+        let limiter = limiter(Quota {
             bytes: 1_000.0,
             ..Quota::NONE
         });
-        let (records, pulse) = ([record(180_000)], Pulse::new());
+        let (records, stall) = ([record(180_000)], stall());
+        let _delivering = stall.start();
         let started = Instant::now();
         for is_first in [true, false, false, false] {
-            let admitted = pace.admit(&records, false, is_first, &pulse).await;
-            let admitted = admitted.expect("it has waited for its quota only");
-            pace.hear(&admitted, Said::TooMuch(1.0), 0);
+            let permitted = limiter.permit(&records, false, is_first, &stall).await;
+            let permitted = permitted.expect("it has waited for its quota only");
+            limiter.observe(&permitted, Feedback::TooMuch(1), 0, 16);
         }
         assert_eq!(started.elapsed().as_secs(), 600);
     }
