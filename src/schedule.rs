@@ -166,9 +166,10 @@ impl<T: Ord + Clone> Backoff<T> {
         self.0.retain(|what, _| is_kept(what));
     }
 
-    /// What is to be tried now. Each is then to fail again, or to be dropped.
-    pub fn due(&mut self, now: Instant) -> Vec<T> {
-        let due = self.0.iter_mut().filter(|(_, attempt)| attempt.at <= now);
+    /// What is to be tried now, of what is free. Each is then to fail again, or to be dropped.
+    pub fn due(&mut self, now: Instant, is_free: impl Fn(&T) -> bool) -> Vec<T> {
+        let due = self.0.iter_mut();
+        let due = due.filter(|(what, attempt)| attempt.at <= now && is_free(what));
         due.map(|(what, attempt)| {
             attempt.is_due = true;
             what.clone()
@@ -176,9 +177,10 @@ impl<T: Ord + Clone> Backoff<T> {
         .collect()
     }
 
-    /// When something is due next.
-    pub fn next(&self) -> Option<Instant> {
-        self.0.values().map(|attempt| attempt.at).min()
+    /// When something is due next, of what is free.
+    pub fn next(&self, is_free: impl Fn(&T) -> bool) -> Option<Instant> {
+        let free = self.0.iter().filter(|(what, _)| is_free(what));
+        free.map(|(_, attempt)| attempt.at).min()
     }
 }
 
@@ -352,9 +354,12 @@ mod tests {
         backoff.fail("journal", start);
         let mut tried = Vec::new();
         while tried.len() < 8 {
-            let now = backoff.next().unwrap();
-            assert_eq!(backoff.due(now - Duration::from_millis(1)).len(), 0);
-            assert_eq!(backoff.due(now), ["journal"]);
+            let now = backoff.next(|_| true).unwrap();
+            assert_eq!(
+                backoff.due(now - Duration::from_millis(1), |_| true).len(),
+                0
+            );
+            assert_eq!(backoff.due(now, |_| true), ["journal"]);
             tried.push(now.duration_since(start).as_secs() / 60);
             backoff.fail("journal", now);
         }
@@ -368,12 +373,15 @@ mod tests {
         assert_eq!(backoff.fail("journal", start), Some(minute(1)));
         assert_eq!(backoff.fail("journal", start), None);
         assert_eq!(backoff.fail("source", start + minute(1)), Some(minute(1)));
-        assert_eq!(backoff.due(start + minute(1)), ["journal"]);
+        assert_eq!(backoff.due(start + minute(1), |_| true), ["journal"]);
         assert_eq!(backoff.fail("journal", start + minute(1)), Some(minute(2)));
-        assert_eq!(backoff.next(), Some(start + minute(2)));
+        assert_eq!(backoff.next(|_| true), Some(start + minute(2)));
 
         backoff.retain(|what| *what == "source");
         assert_eq!(backoff.fail("journal", start + minute(2)), Some(minute(1)));
-        assert_eq!(backoff.due(start + minute(9)), ["journal", "source"]);
+        assert_eq!(
+            backoff.due(start + minute(9), |_| true),
+            ["journal", "source"]
+        );
     }
 }

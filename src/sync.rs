@@ -4,6 +4,7 @@
 //! together, and an audience's source is read once for all of its streams. Only a feed of which an earlier run left
 //! something waits until that is delivered; the others are planned and delivered meanwhile.
 
+mod ahead;
 mod delivery;
 mod planning;
 mod reading;
@@ -14,23 +15,25 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicUsize;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc::unbounded_channel;
 
 use crate::audience::{Audience, AudienceId, DestinationName, Key, SourceName};
 use crate::deliver::Route;
 use crate::firehose::Destination;
 use crate::mapping::Mapping;
 use crate::progress::Progress;
-use crate::run::{Outcome, RunKind, Timestamp};
-use crate::snapshot::{Approval, FeedId, Handle, JournaledRun, SnapshotError};
+use crate::run::{Outcome, RunId, RunKind, Timestamp};
+use crate::snapshot::{Approval, FeedId, Handle, JournaledRun, Planning, SnapshotError};
 use crate::source::Source;
 use crate::stop::Stop;
 use crate::stream::{Place, Stream};
-use planning::Starts;
+use ahead::Turns;
+use planning::KnownFeeds;
 pub use report::Report;
 pub use streams::Streams;
 
@@ -139,8 +142,40 @@ pub struct Runner<'a> {
     pub streams: &'a Streams,
     pub stop: Stop,
     pub progress: Progress,
+    shared: Arc<Shared>,
+}
+
+/// What runners of one snapshot share that run at the same time. Each has audiences of its own.
+#[derive(Debug, Default)]
+pub struct Shared {
     /// Streams that are delivered to now.
     delivering: Arc<AtomicUsize>,
+    /// When the last run began: each begins later than all before it.
+    last_start: Mutex<Option<Timestamp>>,
+    turns: Arc<Turns>,
+}
+
+impl Shared {
+    fn start_after(&self, last: Option<Timestamp>) {
+        let mut known = self.last_start();
+        *known = last.max(*known);
+    }
+
+    /// Starts runs. On the snapshot's thread, so that they are numbered in the order of their times.
+    fn start(&self, plannings: &mut [Planning]) {
+        let mut last = self.last_start();
+        for planning in plannings {
+            let at = Timestamp::after(Timestamp::now(), *last);
+            planning.computation.run = RunId::at(at);
+            planning.computation.started_at = at;
+            *last = Some(at);
+        }
+    }
+
+    fn last_start(&self) -> MutexGuard<'_, Option<Timestamp>> {
+        let last = self.last_start.lock();
+        last.unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What there is to report of a run so far, and the run itself where something of it is to be delivered.
@@ -199,8 +234,14 @@ impl<'a> Runner<'a> {
             streams,
             stop,
             progress,
-            delivering: Arc::default(),
+            shared: Arc::default(),
         }
+    }
+
+    /// The same beside others.
+    pub fn beside(mut self, shared: &Arc<Shared>) -> Self {
+        self.shared = Arc::clone(shared);
+        self
     }
 
     /// The way to a destination, as long as nobody asks to stop.
@@ -209,7 +250,7 @@ impl<'a> Runner<'a> {
         Route {
             destination: Arc::clone(&outlet.destination),
             stop: self.stop.clone(),
-            streams: Arc::clone(&self.delivering),
+            streams: Arc::clone(&self.shared.delivering),
         }
     }
 
@@ -239,7 +280,7 @@ impl<'a> Runner<'a> {
     ) -> Result<(), SnapshotError> {
         let feeds = self.streams.feeds(self.project, keyed, request);
         let left = self.left_of(&feeds, left).await?;
-        let starts = Mutex::new(self.starts().await?);
+        let known = self.known_feeds().await?;
         let (mut fresh, mut resumed) = (Vec::new(), Vec::new());
         let (behind, free): (Vec<_>, Vec<_>) = feeds
             .iter()
@@ -252,13 +293,13 @@ impl<'a> Runner<'a> {
                 let estimated = self.estimate(&mut resumed).await;
                 (
                     estimated,
-                    self.plan_and_deliver(&feeds, request, &starts, &mut fresh)
+                    self.plan_and_deliver(&feeds, request, &known, &mut fresh)
                         .await,
                 )
             }
             false => tokio::join!(
-                self.resume_and_go_on(left, &behind, request, &starts, &mut resumed),
-                self.plan_and_deliver(&free, request, &starts, &mut fresh),
+                self.resume_and_go_on(left, &behind, request, &known, &mut resumed),
+                self.plan_and_deliver(&free, request, &known, &mut fresh),
             ),
         };
         let ran = first.and(second);
@@ -304,7 +345,7 @@ impl<'a> Runner<'a> {
         left: Vec<JournaledRun>,
         feeds: &[Feed<'_>],
         request: &Request,
-        starts: &Mutex<Starts>,
+        known: &KnownFeeds,
         pending: &mut Vec<Pending>,
     ) -> Result<(), SnapshotError> {
         let mut by_stream: BTreeMap<Stream, Vec<Pending>> = BTreeMap::new();
@@ -347,7 +388,7 @@ impl<'a> Runner<'a> {
                 deliveries.push(async move {
                     let mut planned = Vec::new();
                     let delivered = self
-                        .plan_and_deliver(&free, request, starts, &mut planned)
+                        .plan_and_deliver(&free, request, known, &mut planned)
                         .await;
                     (delivered, planned)
                 });
@@ -360,15 +401,35 @@ impl<'a> Runner<'a> {
         outcome
     }
 
+    /// Delivers what is planned while the sources of others are still waited for.
     async fn plan_and_deliver(
         &self,
         feeds: &[Feed<'_>],
         request: &Request,
-        starts: &Mutex<Starts>,
+        known: &KnownFeeds,
         pending: &mut Vec<Pending>,
     ) -> Result<(), SnapshotError> {
-        self.plan_all(feeds, request, starts, pending).await?;
-        self.deliver(pending).await
+        let (hand_on, mut planned) = unbounded_channel::<Vec<Pending>>();
+        let deliver = async {
+            let mut deliveries = FuturesUnordered::new();
+            let mut outcome = Ok(());
+            loop {
+                tokio::select! {
+                    Some(mut planned) = planned.recv() => deliveries.push(async move {
+                        let delivered = self.deliver(&mut planned).await;
+                        (delivered, planned)
+                    }),
+                    Some((delivered, planned)) = deliveries.next() => {
+                        pending.extend(planned);
+                        outcome = outcome.and(delivered);
+                    }
+                    else => break outcome,
+                }
+            }
+        };
+        let (planned, delivered) =
+            tokio::join!(self.plan_all(feeds, request, known, hand_on), deliver);
+        planned.and(delivered)
     }
 
     /// Drops delivered changes that are older than the project keeps them, and compacts members.

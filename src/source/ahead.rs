@@ -17,6 +17,8 @@ const BATCH_MEMBERS: usize = 8_192;
 const BATCH_BYTES: usize = 256 << 10;
 /// and how many such batches are read ahead.
 const BATCHES_AHEAD: usize = 8;
+/// How often it is seen whether anybody still waits for members.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What the reading thread says.
 enum Said {
@@ -142,6 +144,14 @@ fn read_all(
 }
 
 impl MembersAhead {
+    /// Waits until the source says something: until there are members, or an end, or a reason why there are none.
+    pub fn wait(&mut self) {
+        while self.first.is_none() && !self.reader.interrupt.is_requested() {
+            // Whoever interrupts it may have to do so again before the reading thread hears it: that is for `drop`.
+            self.first = self.said.recv_timeout(LOOK_EVERY).ok();
+        }
+    }
+
     /// Whether the source is what it is known to have been. Then there are no members to use: they are who they were.
     pub fn is_as_before(&mut self) -> bool {
         let said = self.listen();

@@ -33,7 +33,7 @@ impl Interrupt {
     }
 
     /// Whether somebody has asked for the end: for those who read without a query.
-    pub(super) fn is_requested(&self) -> bool {
+    pub(crate) fn is_requested(&self) -> bool {
         self.0.is_over.load(Ordering::Relaxed)
     }
 

@@ -1,11 +1,15 @@
 //! The first phase of a run: read the source, compare, journal.
 
-use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::time::sleep;
+
+use super::ahead::{Ahead, Intended, Ready};
 use super::delivery::outcome;
-use super::reading::{Reading, Strategy};
+use super::reading::{Found, Reading, Strategy};
 use super::{Feed, Pending, Report, Request, Runner};
 use crate::audience::AudienceId;
 use crate::batch::Lines;
@@ -20,10 +24,10 @@ use crate::snapshot::{
 use crate::source::{Interrupt, SourceError};
 use crate::stream::Stream;
 
-/// Sources that are read before it is their turn: queries that sort, or that are slow to begin, run side by side.
-const SOURCES_AHEAD: usize = 2;
 /// Plans share a transaction for so long, and no longer than one of them takes.
 const PLANS_TOGETHER_FOR: Duration = Duration::from_secs(1);
+/// After so long without a source that has something to compare, others are read, and what is planned is delivered.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
 
 /// Why a run decided nothing.
 #[derive(Debug, thiserror::Error)]
@@ -47,102 +51,113 @@ impl PlanError {
     }
 }
 
-/// The runs of some feeds of one audience that are about to be planned together.
-pub(super) struct Intended {
-    pub(super) plannings: Vec<Planning>,
-    pub(super) reading: Reading,
-}
-
-/// When the runs of one command begin, each later than all before it, and what the snapshot knew before the first.
-pub(super) struct Starts {
-    last: Option<Timestamp>,
-    known: BTreeSet<(AudienceId, Stream)>,
-}
-
-impl Starts {
-    fn next(&mut self) -> Timestamp {
-        let next = Timestamp::after(Timestamp::now(), self.last);
-        self.last = Some(next);
-        next
-    }
-}
+/// What the snapshot knew before the first run of a command.
+pub(super) type KnownFeeds = BTreeSet<(AudienceId, Stream)>;
 
 impl Runner<'_> {
-    /// Plans feeds in the order of their audiences, several audiences in one transaction: on disk, all of them, before
-    /// anything is sent. Asked to stop, it plans no more.
+    /// Plans feeds, each audience as soon as its source gives members, several in one transaction. They are handed on when
+    /// they are on disk: all together, or those before a source that is slow. Asked to stop, it plans no more.
     pub(super) async fn plan_all(
         &self,
         feeds: &[Feed<'_>],
         request: &Request,
-        starts: &Mutex<Starts>,
-        pending: &mut Vec<Pending>,
+        known: &KnownFeeds,
+        hand_on: UnboundedSender<Vec<Pending>>,
+    ) -> Result<(), SnapshotError> {
+        let mut on_disk = Vec::new();
+        let planned = self.plan_in_turn(feeds, request, known, &mut on_disk, &hand_on);
+        let planned = planned.await;
+        drop(hand_on.send(on_disk));
+        planned
+    }
+
+    async fn plan_in_turn(
+        &self,
+        feeds: &[Feed<'_>],
+        request: &Request,
+        known: &KnownFeeds,
+        on_disk: &mut Vec<Pending>,
+        hand_on: &UnboundedSender<Vec<Pending>>,
     ) -> Result<(), SnapshotError> {
         let mut to_plan = feeds
             .chunk_by(|one, next| one.keyed.audience.id == next.keyed.audience.id)
-            .map(|feeds| self.intend(feeds, request, starts));
-        let mut ahead: VecDeque<Intended> = VecDeque::new();
+            .map(|feeds| self.intend(feeds, request, known));
+        let mut ahead = Ahead::default();
         // On disk with the next commit, or not at all.
         let mut planned = Vec::new();
         let mut together_since: Option<Instant> = None;
         while !self.stop.is_requested() {
-            let next = match ahead.pop_front() {
-                Some(next) => next,
-                None => match to_plan.next() {
-                    Some(next) => self.choose_strategy(next).await?,
-                    None => break,
-                },
-            };
-            while ahead.len() < SOURCES_AHEAD
-                && let Some(later) = to_plan.next()
+            while ahead.has_room()
+                && let Some(next) = to_plan.next()
             {
-                let mut later = self.choose_strategy(later).await?;
-                later.reading.begin();
-                ahead.push_back(later);
+                let next = self.choose_strategy(next).await?;
+                ahead.begin(next, &self.shared.turns);
             }
+            let patience = match together_since {
+                Some(since) => PLANS_TOGETHER_FOR.saturating_sub(since.elapsed()),
+                None => SLOW_AFTER,
+            };
+            let ready = tokio::select! {
+                biased;
+                ready = ahead.next() => ready,
+                () = self.stop.requested() => break,
+                () = sleep(patience) => {
+                    match together_since.take() {
+                        Some(_) => {
+                            self.snapshot.with(Snapshot::commit_shared).await?;
+                            on_disk.append(&mut planned);
+                        }
+                        None => ahead.let_wait(),
+                    }
+                    if ahead.is_slow() {
+                        drop(hand_on.send(std::mem::take(on_disk)));
+                    }
+                    continue;
+                }
+            };
+            let Some(ready) = ready else { break };
             if !request.dry_run && together_since.is_none() {
                 self.snapshot.with(Snapshot::share_transaction).await?;
                 together_since = Some(Instant::now());
             }
-            planned.extend(self.plan_one(next, request).await?);
+            planned.extend(self.plan_one(ready, request).await?);
             if together_since.is_some_and(|since| since.elapsed() >= PLANS_TOGETHER_FOR) {
                 self.snapshot.with(Snapshot::commit_shared).await?;
-                pending.append(&mut planned);
+                on_disk.append(&mut planned);
                 together_since = None;
             }
         }
         if together_since.is_some() {
             self.snapshot.with(Snapshot::commit_shared).await?;
         }
-        pending.append(&mut planned);
+        on_disk.append(&mut planned);
         Ok(())
     }
 
-    /// Runs of some feeds of one audience. They begin when this is called: what the source gets after that is for the
-    /// next runs.
+    /// Runs of some feeds of one audience.
     pub(super) fn intend(
         &self,
         feeds: &[Feed<'_>],
         request: &Request,
-        starts: &Mutex<Starts>,
+        known: &KnownFeeds,
     ) -> Intended {
-        let mut starts = starts.lock().unwrap_or_else(PoisonError::into_inner);
         let plannings: Vec<Planning> = feeds
             .iter()
-            .map(|feed| self.planning(feed, request, &mut starts))
+            .map(|feed| self.planning(feed, request, known))
             .collect();
-        let began = plannings[0].computation.started_at;
         Intended {
-            reading: self.reading(feeds[0].keyed.asked(), began),
+            reading: self.reading(feeds[0].keyed.asked()),
             plannings,
         }
     }
 
-    fn planning(&self, feed: &Feed<'_>, request: &Request, starts: &mut Starts) -> Planning {
-        let started_at = starts.next();
+    fn planning(&self, feed: &Feed<'_>, request: &Request, known: &KnownFeeds) -> Planning {
+        // Until it is planned.
+        let started_at = Timestamp::now();
         let audience = &feed.keyed.audience;
-        let kind = feed.kind(&starts.known, request);
+        let kind = feed.kind(known, request);
         let is_elsewhere = |(known, _): &(AudienceId, Stream)| *known == audience.id;
-        if kind == RunKind::First && starts.known.iter().any(is_elsewhere) {
+        if kind == RunKind::First && known.iter().any(is_elsewhere) {
             tracing::info!(
                 "{}: stream {} is new to it and gets a first sync",
                 feed.keyed.key,
@@ -172,28 +187,32 @@ impl Runner<'_> {
         }
     }
 
-    fn reading(&self, audience: crate::audience::Audience, started_at: Timestamp) -> Reading {
+    fn reading(&self, audience: crate::audience::Audience) -> Reading {
         Reading {
-            started_at,
             interrupt: Interrupt::default(),
             source: self.project.sources[&audience.source].clone(),
             audience,
             progress: self.progress.clone(),
             stop: self.stop.clone(),
             strategy: Strategy::Everyone,
-            begun: None,
         }
     }
 
     pub(super) async fn plan_one(
         &self,
-        intended: Intended,
+        ready: Ready,
         request: &Request,
     ) -> Result<Vec<Pending>, SnapshotError> {
         let started = Instant::now();
-        let Intended { plannings, reading } = intended;
+        let Ready {
+            plannings,
+            reading,
+            found,
+            took,
+            ..
+        } = ready;
         let mut pending: Vec<Pending> = plannings.iter().map(unplanned).collect();
-        match self.plan(reading, plannings.clone(), request).await {
+        match self.plan(reading, found, plannings.clone(), request).await {
             Ok(plans) => {
                 for (pending, plan) in pending.iter_mut().zip(plans) {
                     self.note_plan(pending, plan).await?;
@@ -206,9 +225,7 @@ impl Runner<'_> {
                 let reason = in_one_line(&error);
                 let misconfigured = error.is_configuration();
                 if !request.dry_run {
-                    let reason = reason.clone();
-                    self.snapshot
-                        .with(move |snapshot| snapshot.fail(&plannings, &reason))
+                    self.note_failure(&mut pending, plannings, reason.clone())
                         .await?;
                 }
                 for Pending { report, .. } in &mut pending {
@@ -219,13 +236,33 @@ impl Runner<'_> {
             }
         }
         for Pending { report, .. } in &mut pending {
-            report.seconds = started.elapsed().as_secs_f64();
+            report.seconds = (took + started.elapsed()).as_secs_f64();
         }
         Ok(pending)
     }
 
+    async fn note_failure(
+        &self,
+        pending: &mut [Pending],
+        mut plannings: Vec<Planning>,
+        reason: String,
+    ) -> Result<(), SnapshotError> {
+        let shared = Arc::clone(&self.shared);
+        let fail = move |snapshot: &mut Snapshot| {
+            shared.start(&mut plannings);
+            snapshot.fail(&plannings, &reason)?;
+            Ok::<_, SnapshotError>(plannings)
+        };
+        let failed = self.snapshot.with(fail).await?;
+        for (pending, planning) in pending.iter_mut().zip(failed) {
+            pending.report.run = Some(planning.computation.run);
+        }
+        Ok(())
+    }
+
     async fn note_plan(&self, pending: &mut Pending, plan: Plan) -> Result<(), SnapshotError> {
         let Pending { run, report } = pending;
+        report.run = Some(plan.run.id);
         report.members = Some(plan.tally.members);
         report.added = plan.tally.added;
         report.removed = plan.tally.removed;
@@ -251,14 +288,11 @@ impl Runner<'_> {
         Ok(())
     }
 
-    pub(super) async fn starts(&self) -> Result<Starts, SnapshotError> {
-        let read = |snapshot: &mut Snapshot| {
-            Ok(Starts {
-                last: snapshot.last_started_at()?,
-                known: snapshot.known_feeds()?,
-            })
-        };
-        self.snapshot.with(read).await
+    /// The feeds that the snapshot knows. Runs from now on begin later than its last one.
+    pub(super) async fn known_feeds(&self) -> Result<KnownFeeds, SnapshotError> {
+        let last = self.snapshot.with(|snapshot| snapshot.last_started_at());
+        self.shared.start_after(last.await?);
+        self.snapshot.with(|snapshot| snapshot.known_feeds()).await
     }
 
     /// Chooses how the source is read, which no other run changes.
@@ -278,9 +312,14 @@ impl Runner<'_> {
     async fn plan(
         &self,
         reading: Reading,
-        plannings: Vec<Planning>,
+        found: Result<Found, SourceError>,
+        mut plannings: Vec<Planning>,
         request: &Request,
     ) -> Result<Vec<Plan>, PlanError> {
+        let found = match found {
+            Err(_) if self.stop.is_requested() => return Err(PlanError::Stopped),
+            found => found?,
+        };
         let interrupt = reading.interrupt.clone();
         self.progress.plan(plannings[0].computation.key.as_str());
         let destination = |planning: &Planning| {
@@ -289,10 +328,12 @@ impl Runner<'_> {
         };
         let destinations: Vec<_> = plannings.iter().map(destination).collect();
         let dry_run = request.dry_run;
+        let shared = Arc::clone(&self.shared);
         let planned = self.snapshot.with(move |snapshot| {
+            shared.start(&mut plannings);
             let scopes: Vec<Scope> = plannings.iter().map(|planning| planning.scope).collect();
             let decide = |delivered: Vec<Delivered<'_>>, journals: &mut [Journal<'_>]| {
-                reading.go(delivered, &scopes, journals)
+                reading.go(found, delivered, &scopes, journals)
             };
             if !dry_run {
                 return snapshot.plan(&plannings, decide);

@@ -16,24 +16,28 @@ use crate::stop::Stop;
 /// How many members are read between two looks at the clock and the signals.
 const LOOK_EVERY: u64 = 4_096;
 
-/// Reads a source into plans, on the snapshot's thread.
+/// Reads a source into plans.
 pub(super) struct Reading {
-    /// When its first run began.
-    pub(super) started_at: Timestamp,
     pub(super) source: Source,
     pub(super) audience: Audience,
     pub(super) progress: Progress,
     pub(super) stop: Stop,
     pub(super) interrupt: Interrupt,
     pub(super) strategy: Strategy,
-    /// What is read already, before it is its turn.
-    pub(super) begun: Option<Begun>,
+}
+
+/// What a source comes to at first.
+pub(super) enum Found {
+    /// It was not modified: its members are those of the last plans, one of each feed.
+    AsBefore(Vec<LastPlan>),
+    /// It is being read.
+    Members(Begun),
 }
 
 /// A source that is being read.
 pub(super) struct Begun {
     members: MembersAhead,
-    /// When its run began, and no later than it is read: where a clock was set back, a start is in a time to come.
+    /// When that began. The time of its run may be in a time to come, where a clock was set back.
     at: Timestamp,
 }
 
@@ -177,14 +181,24 @@ impl Reading {
         }
     }
 
-    /// Begins to read before it is its turn, if there is something to read. One reading after another would leave writers
-    /// no moment in between.
-    pub(super) fn begin(&mut self) {
-        if !matches!(self.strategy, Strategy::NotModified(_))
-            && !self.source.keeps_writers_waiting()
-        {
-            self.begun = Some(self.start());
+    /// Sees whether the source is fresh, and begins to read it if there is something to read. Comes back when there are
+    /// members to compare, or when it is interrupted: a source may take long for that, so nothing of the snapshot is used.
+    pub(super) fn begin(&self) -> Result<Found, SourceError> {
+        self.source
+            .must_be_fresh(&self.audience, Timestamp::now(), &self.interrupt)?;
+        if let Strategy::NotModified(last) = &self.strategy {
+            return Ok(Found::AsBefore(last.clone()));
         }
+        let mut begun = self.start();
+        begun.members.wait();
+        if let Strategy::AskFirst(last) = &self.strategy
+            && !self.interrupt.is_requested()
+            && begun.members.is_as_before()
+        {
+            tracing::debug!(audience = %self.audience.key, "the source was not modified");
+            return Ok(Found::AsBefore(last.clone()));
+        }
+        Ok(Found::Members(begun))
     }
 
     fn start(&self) -> Begun {
@@ -195,8 +209,8 @@ impl Reading {
             Strategy::Everyone | Strategy::AskFirst(_) => vec![Question::Members],
             Strategy::Reconcile(since) => vec![changes(since), Question::Members],
         };
-        // Before anything is read.
-        let at = self.started_at.min(Timestamp::now());
+        // What the source gets from now on is for the next runs.
+        let at = Timestamp::now();
         let known = match &self.strategy {
             Strategy::AskFirst(last) => last[0].from.as_deref(),
             _ => None,
@@ -207,23 +221,19 @@ impl Reading {
         Begun { members, at }
     }
 
+    /// Compares members with those that were delivered, on the snapshot's thread.
     pub(super) fn go(
-        mut self,
+        self,
+        found: Found,
         delivered: Vec<Delivered<'_>>,
         scopes: &[Scope],
         journals: &mut [Journal<'_>],
     ) -> Result<Decided, PlanError> {
-        self.source
-            .must_be_fresh(&self.audience, Timestamp::now(), &self.interrupt)?;
-        if let Strategy::NotModified(last) = &self.strategy {
-            return self.find_not_modified(last);
-        }
-        let mut begun = self.begun.take().unwrap_or_else(|| self.start());
-        let (tallies, watermark) = match &self.strategy {
-            Strategy::AskFirst(last) if begun.members.is_as_before() => {
-                tracing::debug!(audience = %self.audience.key, "the source was not modified");
-                return self.find_not_modified(last);
-            }
+        let mut begun = match found {
+            Found::AsBefore(last) => return self.find_not_modified(&last),
+            Found::Members(begun) => begun,
+        };
+        let (tallies, watermark) = match self.strategy {
             Strategy::Changes(_) => self.follow(&mut begun, &delivered, journals)?,
             Strategy::Reconcile(_) => self.reconcile(&mut begun, delivered, scopes, journals)?,
             Strategy::NotModified(_) | Strategy::AskFirst(_) | Strategy::Everyone => {

@@ -1,11 +1,16 @@
 //! Many audiences at once: they share calls, commits and waiting, and each still has what is its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::firehose::{mapped, numbers, sorted, user};
 use crate::support::endpoint::{Answer, Api, Call, Endpoint};
+use crate::support::web::{Reply, Web};
 use crate::support::{Project, ended, truth};
 
 /// A project with audiences `a000` and so on, which have these users.
@@ -383,4 +388,40 @@ fn destinations_do_not_wait_for_each_other() {
     assert_eq!(running.stdout(), "");
     running.signal("KILL");
     drop(running.end());
+}
+
+/// Two servers that do not answer before the audience after theirs is delivered, which is more than are read ahead.
+#[test]
+fn a_source_that_is_slow_holds_up_no_other_audience() {
+    let project = Project::empty();
+    let delivered = project.path("delivered/members");
+    let seen = Arc::new(AtomicBool::new(true));
+    let all_seen = Arc::clone(&seen);
+    let crm = Web::start(move |_| {
+        let deadline = Instant::now() + Duration::from_secs(100);
+        while !delivered.exists() && Instant::now() < deadline {
+            thread::park_timeout(Duration::from_millis(20));
+        }
+        all_seen.fetch_and(delivered.exists(), Ordering::Relaxed);
+        Reply::json(&json!(["c"]))
+    });
+    project.write(
+        "audience-sync.toml",
+        &format!(
+            "[source.crm]\nurl = \"{}\"\ntimeout = \"120s\"\n{}",
+            crm.url("/{key}"),
+            crate::support::CONFIG
+        ),
+    );
+    project.write(
+        "schedules/main.toml",
+        "[[audience]]\nname = \"one\"\nsource = \"crm\"\n[[audience]]\nname = \"two\"\nsource = \"crm\"\n\
+         [[audience]]\nname = \"quick\"\nsource = \"shop\"\nquery = \"SELECT 'a' AS user_id\"\n",
+    );
+    project.shop("CREATE TABLE memberships (audience INTEGER, user_id TEXT)");
+    let reports = project.succeed(&["sync", "--json"]).lines();
+    assert!(seen.load(Ordering::Relaxed), "{reports:?}");
+    let names: Vec<_> = reports.iter().map(|report| &report["audience"]).collect();
+    assert_eq!(names, ["one", "two", "quick"]);
+    assert_eq!(truth(&project.delivered()).len(), 3);
 }

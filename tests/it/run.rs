@@ -1,11 +1,16 @@
 //! Staying, and syncing by the clock.
 
 use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Project, Running, eventually, truth};
+use crate::firehose;
+use crate::support::endpoint::{Answer, Endpoint};
+use crate::support::web::{Reply, Web};
+use crate::support::{CONFIG, Project, Running, eventually, truth, within};
 
 const EVERY_SECOND: &str = r#"
 cron = "*/1 * * * * *"
@@ -132,6 +137,39 @@ fn a_tick_is_skipped_while_its_schedule_runs() {
         .execute_batch("INSERT INTO members VALUES ('c'); COMMIT")
         .unwrap();
     eventually("the delta", || members(&project) == ["a", "b", "c"]);
+    assert_stops(running, "TERM", &project);
+}
+
+/// A server that answers when the test says so.
+#[test]
+fn a_schedule_whose_source_is_slow_keeps_no_other_from_running() {
+    let project = project(EVERY_SECOND);
+    let [is_asked, may_answer] = [false; 2].map(|no| Arc::new(AtomicBool::new(no)));
+    let crm = Web::start({
+        let (is_asked, may_answer) = (Arc::clone(&is_asked), Arc::clone(&may_answer));
+        move |_| {
+            is_asked.store(true, Ordering::Relaxed);
+            let may_answer = || may_answer.load(Ordering::Relaxed);
+            within(Duration::from_secs(100), "the answer", may_answer);
+            Reply::json(&json!(["slow"]))
+        }
+    });
+    let source = format!(
+        "[source.crm]\nurl = \"{}\"\ntimeout = \"200s\"\n",
+        crm.url("/")
+    );
+    project.write("audience-sync.toml", &(source + CONFIG));
+    let slow = "cron = \"0 0 1 1 *\"\n[[audience]]\nname = \"Slow\"\nsource = \"crm\"\n";
+    project.write("schedules/slow.toml", slow);
+    let running = project.start(&["run"]);
+    eventually("the server is asked", || is_asked.load(Ordering::Relaxed));
+    eventually("the first sync", || members(&project) == ["a", "b"]);
+    project.shop("INSERT INTO members VALUES ('c')");
+    eventually("the delta", || members(&project) == ["a", "b", "c"]);
+    may_answer.store(true, Ordering::Relaxed);
+    eventually("the slow one", || {
+        members(&project).contains(&"slow".to_owned())
+    });
     assert_stops(running, "TERM", &project);
 }
 
@@ -285,22 +323,23 @@ fn a_signal_ends_a_query_that_takes_for_ever() {
     }
 }
 
+/// A call without an answer keeps it from ending.
 #[test]
 fn a_second_signal_ends_it_at_once() {
-    let project = project(EVERY_SECOND);
+    let endpoint = Endpoint::start();
+    let project = firehose::project(&endpoint, "");
+    project.write("schedules/main.toml", EVERY_SECOND);
+    firehose::enter(&project, 0..2);
+    endpoint.answer([Answer::AcceptAndHang]);
     let running = project.start(&["run"]);
-    eventually("the first sync", || members(&project) == ["a", "b"]);
-    let writer = project.shop_connection();
-    eventually("the source is ours", || {
-        writer.execute_batch("BEGIN EXCLUSIVE").is_ok()
-    });
-    // The run that waits for the source keeps it from ending.
-    eventually("a tick is skipped", || running.stderr().contains("skipped"));
+    endpoint.wait_until(|ledger| ledger.accepted.len() == 2);
     running.signal("TERM");
     eventually("it has heard", || running.stderr().contains("stopping"));
     running.signal("TERM");
     assert_eq!(running.end().code, 130);
-    drop(writer);
-    project.shop("INSERT INTO members VALUES ('c')");
-    assert_eq!(project.sync()["added"], 1);
+    let lines = project.succeed(&["sync", "--json"]).lines();
+    assert_eq!(
+        [&lines[0]["delivered"], &lines[1]["outcome"]],
+        [&json!(2), &json!("unchanged")]
+    );
 }
