@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-/// A PutRecordBatch takes so many records,
+/// A PutRecordBatch takes so many records.
 pub const MAX_CALL_RECORDS: usize = 500;
-/// and so many bytes.
+/// A PutRecordBatch takes so many bytes.
 pub const MAX_CALL_BYTES: usize = 4 << 20;
 /// A record takes 1,000 KiB.
 pub const MAX_RECORD_BYTES: usize = 1_024_000;

@@ -9,10 +9,10 @@ use serde::{Serialize, Serializer};
 
 use crate::run::Counts;
 
-/// Dollars for a GB of billed bytes: what us-east-1 takes for the first 500 TB of a month,
+/// Dollars for a GB of billed bytes: what us-east-1 takes for the first 500 TB of a month.
 /// <https://aws.amazon.com/firehose/pricing/>
 pub const PRICE_PER_GB: f64 = 0.029;
-/// as others quoted it then.
+/// When others quoted that price.
 pub const PRICED_IN: &str = "July 2026";
 /// The examples on that page have 1,048,576 KB in a GB.
 const GB: f64 = (1_u64 << 30) as f64;

@@ -1,12 +1,12 @@
 //! Carries chunks from the journal to a stream, and the receipts back.
 //!
 //! The snapshot and the destination do not know each other; this is where they meet. A bounded number of lines is in
-//! flight, taken by credit: what came back while the snapshot was busy is remembered together, and only then are as many
-//! new ones taken. Nothing waits for a queue that waits for it.
+//! flight: what came back while the snapshot was busy is remembered together, and only then are as many new lines taken.
+//! Nothing waits for a queue that waits for it.
 //!
 //! Each stream has a dispatcher of its own, so that one in trouble holds up no other. The audiences of a stream take
-//! turns, and small chunks of several runs go in one call: what many audiences cost is what their records cost, and not a
-//! round trip each.
+//! turns, and small chunks of several runs share a call: many audiences cost what their records cost, and not a round
+//! trip each. Lines that failed are tried alone in a slow lane, beside everything else.
 
 mod fair_queue;
 mod put_batch;
@@ -30,15 +30,15 @@ use crate::stop::Stop;
 use fair_queue::{FairQueue, InFlight};
 use put_batch::{PutBatch, Rendered, batches};
 
-/// What all streams together have in flight, taken and not yet remembered: lines, which a crash can repeat, and their
-/// bytes in the journal. On its way through the SDK each of those is held about five times.
+/// What all streams together have in flight: taken from the journal, and not yet remembered. A crash can repeat these
+/// lines. The bytes are those in the journal; on its way through the SDK each is held about five times.
 const IN_FLIGHT: InFlight = InFlight {
     lines: 16 * MAX_CALL_RECORDS,
     bytes: 4 << 20,
 };
 /// Calls that each stream may have in flight, however many streams there are.
 const LEAST_CALLS: usize = 2;
-/// Bytes of what is tried again slowly, line by line, beside everything else. What is more waits for the next run.
+/// Bytes of the batches whose lines are tried alone. What has no room waits for the next run.
 const MAX_SLOW_BYTES: usize = 16 << 20;
 
 /// A run with something to deliver, and what counts what is sent of it.
@@ -57,11 +57,11 @@ pub struct Sent {
     pub problem: Option<String>,
     /// Whether the stream takes nothing any more.
     pub is_over: bool,
-    /// How many were found that can never be delivered: they are in the way of nothing,
+    /// How many changes can never be delivered. They hold up nothing.
     pub dead: u64,
-    /// and why.
+    /// Why the dead are dead, in words for people.
     pub dead_summary: Option<String>,
-    /// Until the last that could be delivered was.
+    /// How long it took until the last change was accepted.
     pub took: Duration,
 }
 
@@ -97,8 +97,8 @@ impl Route {
     }
 }
 
-/// Delivers what runs to one stream have in the journal, and tells of each what became of it. What could not be
-/// delivered stays there.
+/// Delivers what runs to one stream have in the journal, and tells what became of each run. What could not be delivered
+/// stays there.
 pub async fn deliver(
     snapshot: &Handle,
     outgoing: Vec<Outgoing>,
@@ -204,7 +204,7 @@ struct Returned {
     suspects: Vec<Suspect>,
     dead: Vec<Dead>,
     ended_by: Option<Ended>,
-    /// What it held in the slow lane, and nothing of [`IN_FLIGHT`], if its lines were tried slowly.
+    /// The bytes that it held in the slow lane; `None` if it was in flight as usual.
     slow: Option<usize>,
 }
 
@@ -221,16 +221,16 @@ struct Dispatcher<'p> {
     /// Runs of which something was offered and not accepted.
     left: BTreeSet<usize>,
     slow: SlowLane,
-    /// Runs with lines for which there was no room in it.
+    /// Runs with lines for which the slow lane had no room.
     put_off: BTreeSet<usize>,
 }
 
-/// Batches with lines that are tried alone, slowly, beside everything else.
+/// Batches with lines that failed. Each line is tried alone, beside everything else.
 #[derive(Default)]
 struct SlowLane {
     waiting: VecDeque<(PutBatch, Rendered, Vec<Suspect>)>,
     under_way: usize,
-    /// Of both, of [`MAX_SLOW_BYTES`].
+    /// Those that wait and those under way; at most [`MAX_SLOW_BYTES`].
     bytes: usize,
 }
 
@@ -324,7 +324,7 @@ impl<'p> Dispatcher<'p> {
         }
     }
 
-    /// Counts what came back, and hands it on to be remembered. Lines that failed alone wait in the slow lane.
+    /// Counts what came back, and hands it on to be remembered. Lines that failed wait in the slow lane.
     fn take_back(&mut self, returned: Returned) -> Vec<(usize, Settled)> {
         let Returned {
             mut batch,
@@ -362,8 +362,8 @@ impl<'p> Dispatcher<'p> {
         parts
     }
 
-    /// What is tried slowly next. While the stream accepts nothing it is one batch at a time, and after all others: the
-    /// stream itself may be to blame, and each line alone is a call.
+    /// The next batch whose lines are tried alone. While the stream accepts nothing, it is one batch at a time, after all
+    /// that is in flight: the stream itself may be to blame, and each line alone is a call.
     fn next_slow(
         &mut self,
         is_offering: bool,
@@ -470,14 +470,14 @@ async fn send(
     })
 }
 
-/// What a batch holds while its lines are tried slowly.
+/// The bytes that a batch holds while its lines are tried alone.
 fn slow_bytes(batch: &PutBatch, suspects: &[Suspect]) -> usize {
     let chunks = batch.chunks().map(|chunk| chunk.entries.len());
     let lines = suspects.iter().map(|suspect| suspect.record.data.len());
     chunks.chain(lines).sum()
 }
 
-/// Tries lines alone that failed among others, until each is delivered or dead.
+/// Tries alone the lines that failed, until each is delivered or dead.
 async fn retry(
     batch: PutBatch,
     mut rendered: Rendered,

@@ -92,9 +92,9 @@ pub enum Refusal {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub cause: Cause,
-    /// AWS's code, such as `InternalFailure`,
+    /// AWS's code, such as `InternalFailure`.
     pub code: String,
-    /// and its words, which may repeat what it was sent.
+    /// AWS's words, which may repeat what it was sent.
     pub message: String,
     /// The stream may have accepted it all the same.
     pub is_maybe_accepted: bool,

@@ -152,7 +152,7 @@ pub enum Outcome {
     Delivered,
     /// There was nothing to deliver.
     Unchanged,
-    /// The guard keeps removals back; everything else is delivered.
+    /// The guard holds something; everything else is delivered.
     Held,
     /// Something is still in the journal, or can never be delivered.
     Undelivered,

@@ -1,7 +1,7 @@
 //! Segment calls that people give us, through the same mapping, journal and writer as the identifies.
 //!
-//! Lines go in batches: written to the journal, then delivered. What a destination does not accept stays there, and
-//! later lines for it are journalled too, so that a pipe never loses its end.
+//! Lines go in batches: written to the journal, then delivered. What a stream does not accept stays there, and later lines
+//! for it are journalled too, so that a pipe never loses its end.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -24,13 +24,13 @@ use crate::run::{Counts, Outcome, RunId, Timestamp};
 use crate::snapshot::{JournaledRun, SnapshotError};
 use crate::sync::{Outlet, Runner};
 
-/// A batch is this many lines,
+/// A batch has at most about this many lines.
 const BATCH_LINES: usize = 8_000;
-/// or this many bytes,
+/// A batch has at most about this many bytes.
 const BATCH_BYTES: usize = 8 << 20;
 /// Lines that are read ahead: few, since each may be as long as a record.
 const LINES_AHEAD: usize = 32;
-/// or what has come in for so long.
+/// What has come in is a batch after this long, however little it is.
 const BATCH_AGE: Duration = Duration::from_secs(1);
 
 /// What came of the lines at one stream. The fields of `send --json`.
@@ -114,9 +114,9 @@ struct Opened {
     problem: Option<String>,
     /// The stream takes nothing any more: what comes is only journalled from now on.
     is_over: bool,
-    /// Lines that can never be delivered,
+    /// Lines that can never be delivered.
     dead: u64,
-    /// and why the last of them cannot.
+    /// Why the last of them cannot.
     dead_summary: Option<String>,
 }
 
@@ -217,7 +217,7 @@ impl<'a> Sender<'a> {
         })
     }
 
-    /// Adds a line to the batch of each destination that it fits.
+    /// Adds a line to the batch of each stream that it goes to.
     fn take(&mut self, line: Line) -> Result<(), Refused> {
         let line = line?;
         if line.trim().is_empty() {

@@ -6,6 +6,11 @@
 //!
 //! A run is planned in one transaction: either the whole plan is on disk or none of it. A chunk leaves the journal
 //! and its changes reach the members in one transaction too, so the snapshot never says more than Firehose did.
+//!
+//! `schema` has the tables. `plan` writes runs, `journal` hands out their chunks and takes back the answers, `apply` and
+//! `overlay` change the members, `dead` and `doubt` keep what was given up. `lock` and `life` say who may write, and which
+//! run was the last. `prune` drops what is old. `history`, `verify` and `dry_run` only read, and `rebuild` makes a lost
+//! file anew.
 
 mod apply;
 pub mod chunk;
@@ -139,7 +144,7 @@ pub struct Snapshot {
     is_all_or_nothing: bool,
     /// Writers that share the transaction that is open.
     sharing: usize,
-    /// The feeds of which something was settled since it was opened.
+    /// The feeds of which something was settled since the file was opened.
     settled: BTreeSet<i64>,
     /// Released last.
     holder: Option<life::Holder>,

@@ -3,6 +3,9 @@
 //! The unit is the feed: one audience at one stream. All feeds that one command or tick is asked for go through each phase
 //! together, and an audience's source is read once for all of its streams. Only a feed of which an earlier run left
 //! something waits until that is delivered; the others are planned and delivered meanwhile.
+//!
+//! [`Runner::run_all`] has all of it. `planning` decides and journals, `reading` gives it the source, `delivery` sends what
+//! is in the journal and closes the runs, and `streams` finds the remembered stream that each mapping means.
 
 mod ahead;
 mod delivery;
@@ -200,7 +203,7 @@ impl Pending {
         }
     }
 
-    /// What was to be delivered stays in the journal when the snapshot fails, which the command reports by itself.
+    /// Notes that what was to be delivered stays in the journal, since the snapshot failed. The command reports that.
     fn stay(&mut self) {
         if self.run.is_some() && self.report.outcome == Outcome::Planned {
             self.report.outcome = Outcome::Undelivered;
@@ -267,10 +270,11 @@ impl<'a> Runner<'a> {
         Ok(reports)
     }
 
-    /// One run of each feed of these audiences; a feed that fails or is stuck stops no other. What an earlier run left
-    /// comes first, and is reported by itself; while it cannot be delivered, nothing new is decided
-    /// about its feed. The reports are in the order of the audiences, those of others before them. They tell what was
-    /// done before an error, too.
+    /// One run of each feed of these audiences; a feed that fails or is stuck stops no other.
+    ///
+    /// What an earlier run left comes first and has a report of its own. While it cannot be delivered, nothing new is
+    /// decided about its feed. Reports are in the order of the audiences, those of other audiences before them. After an
+    /// error they tell what was done before it.
     pub async fn run_all(
         &self,
         keyed: &[Keyed],
@@ -319,8 +323,7 @@ impl<'a> Runner<'a> {
         ran
     }
 
-    /// What earlier runs left. What waits for a stream that no destination leads to
-    /// waits on.
+    /// What earlier runs left. What waits for a stream that no destination leads to waits on.
     async fn left_of(
         &self,
         feeds: &[Feed<'_>],

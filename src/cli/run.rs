@@ -327,7 +327,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// When each audience last began a run that did not fail, the earliest of its destinations; `None` where a run has
+    /// When each audience last began a run that did not fail, the earliest of its feeds; `None` where a run has
     /// left something in the journal since.
     fn last_started(&self) -> anyhow::Result<BTreeMap<AudienceId, Option<DateTime<Utc>>>> {
         let Some(snapshot) = project::inspect(&self.config)? else {

@@ -1,4 +1,4 @@
-//! What goes in one call: the chunk of a large run, or small ones of several.
+//! What goes in one call: the chunk of a large run, or small chunks of several runs.
 
 use std::ops::Range;
 
@@ -58,9 +58,9 @@ pub(super) fn batches(chunks: Vec<(usize, Chunk)>) -> Vec<PutBatch> {
 pub(super) struct Rendered {
     parts: Vec<Part>,
     pub(super) meters: Meters,
-    /// What the stream has accepted,
+    /// Which lines the stream has accepted.
     accepted: Vec<bool>,
-    /// and what it may have accepted without an answer.
+    /// Which lines it may have accepted without an answer.
     maybe_accepted: Vec<bool>,
     /// Lines that an earlier attempt found dead.
     was_dead: Vec<bool>,

@@ -31,9 +31,9 @@ pub struct Identify {
     key: Vec<u8>,
     /// From the end of the traits to the message id.
     context: Vec<u8>,
-    /// From the message id to the newline, for users who leave,
+    /// From the message id to the newline, for users who leave.
     leaving: Vec<u8>,
-    /// and for all others.
+    /// The same for all others.
     entering: Vec<u8>,
     /// Stream, audience and run, hashed once.
     digest: Sha256,

@@ -35,9 +35,9 @@ pub struct Statement<'l> {
     /// The timestamp of the record.
     pub at: Timestamp,
     pub message_id: Cow<'l, str>,
-    /// Which identifier the user is known by,
+    /// Which identifier the user is known by.
     pub kind: UserKind,
-    /// and its value.
+    /// The identifier itself.
     pub id: Cow<'l, str>,
     /// Carried along with a user id.
     pub anonymous_id: Option<Cow<'l, str>>,

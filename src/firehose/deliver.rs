@@ -1,4 +1,4 @@
-//! Sends records until each line is delivered, or waits for a retry, or there is a reason to end.
+//! Sends records until each line is delivered or waits for its retry, or until there is a reason to end.
 
 mod batch;
 mod failed;
@@ -38,9 +38,9 @@ pub struct Delivery {
 pub struct Rejected {
     /// Of one line.
     pub record: Record,
-    /// AWS's code, such as `ValidationException`,
+    /// AWS's code, such as `ValidationException`.
     pub code: String,
-    /// and its words, which may repeat what it was sent.
+    /// AWS's words, which may repeat what it was sent.
     pub message: String,
 }
 

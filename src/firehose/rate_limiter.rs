@@ -107,10 +107,10 @@ fn fitting(limits: &[(f64, Duration); 4], records: &[Record], singly: bool) -> (
     (count, amounts)
 }
 
-/// This part of the quota is sent steadily,
+/// This part of the quota is sent steadily.
 const STEADY: f64 = 0.9;
-/// and after a pause this much of it at once, which is also the most for one call. Both together are within the quota in
-/// any one second.
+/// After a pause this much of the quota is sent at once, which is also the most for one call. Together with [`STEADY`] it
+/// is within the quota in any one second.
 const BURST: Duration = Duration::from_millis(100);
 /// The same where a stream takes less than it should, by the rate that was found out.
 const RATE_BURST: Duration = Duration::from_millis(250);

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use super::{Cause, Failure};
 use crate::batch::{MAX_CALL_RECORDS, Record};
 
-/// A line is dead when it was refused alone this many times,
+/// A line is dead when it was refused alone this many times.
 const REFUSALS: u32 = 5;
-/// over at least this long where the codes mean throttling or an internal error, which pass.
+/// If a code means throttling or an internal error, which pass, the refusals must span at least this long.
 const PASSING_TIME: Duration = Duration::from_secs(30);
 /// Waited after each of these refusals. Together they are [`PASSING_TIME`], and the first ones are short: most such
 /// refusals are over at once.
@@ -24,9 +24,9 @@ const PASSING_GAPS: [Duration; 4] = [
     Duration::from_secs(5),
     Duration::from_secs(24),
 ];
-/// Waited after other failures: this long, then twice as long each time,
+/// Waited after the first of other failures; then twice as long each time.
 const FIRST_GAP: Duration = Duration::from_millis(50);
-/// and at most this long.
+/// Waited at most.
 const LONGEST_GAP: Duration = Duration::from_secs(10);
 /// While a stream accepts nothing, other lines get this long to be offered to it.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -175,9 +175,9 @@ pub(super) struct Evidence {
     answers: u64,
     /// With which of them it last accepted something.
     accepted_at: Option<u64>,
-    /// Lines that were refused alone since then,
+    /// Lines that were refused alone since then.
     refused_alone: usize,
-    /// and those whose content is rejected.
+    /// Those of them whose content is rejected.
     rejected_alone: usize,
     /// Deliveries under way: not all of their lines were offered yet.
     offering: usize,
@@ -218,12 +218,12 @@ impl Evidence {
         self.has_accepted_before |= has_accepted;
     }
 
-    /// A delivery begins to offer its lines,
+    /// A delivery begins to offer its lines.
     pub(super) const fn begin_offering(&mut self) {
         self.offering += 1;
     }
 
-    /// and ends. `is_all`: each of them was offered.
+    /// A delivery ends. `is_all`: each of its lines was offered.
     pub(super) const fn end_offering(&mut self, is_all: bool) {
         self.offering -= 1;
         self.is_cut_short |= !is_all;

@@ -1,4 +1,4 @@
-//! What the guard keeps back, for the people who are asked about it.
+//! What the guard holds, as people are asked about it, and what an approval covers.
 
 use rusqlite::{Connection, OptionalExtension, params};
 use serde::ser::SerializeStruct as _;

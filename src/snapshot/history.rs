@@ -28,9 +28,9 @@ pub struct FeedSummary {
     /// The last run, whatever came of it.
     pub last_run: Option<RunId>,
     pub last_outcome: Option<String>,
-    /// When the last run was planned that did not fail, by the clock of that moment,
+    /// When the last run was planned that did not fail, by the clock of that moment.
     pub last_planned_at: Option<Timestamp>,
-    /// and when it had delivered everything.
+    /// When that run had delivered everything.
     pub last_synced_at: Option<Timestamp>,
     /// Changes in the journal.
     pub pending: u64,

@@ -88,9 +88,9 @@ pub struct Dead {
 #[derive(Debug)]
 pub struct Settled {
     pub chunk: Chunk,
-    /// Which entries the stream has accepted by now,
+    /// Which entries the stream has accepted by now.
     pub accepted: Vec<bool>,
-    /// and which of the others it may have accepted without an answer.
+    /// Which of the others it may have accepted without an answer.
     pub maybe_accepted: Vec<bool>,
     pub dead: Vec<Dead>,
 }

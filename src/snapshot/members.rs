@@ -1,4 +1,4 @@
-//! The members that Firehose has accepted, read in order for a merge.
+//! The members that a stream has accepted, read in order for a merge.
 
 use rusqlite::fallible_streaming_iterator::FallibleStreamingIterator as _;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};

@@ -25,16 +25,16 @@ pub struct Report {
     pub added: u64,
     pub removed: u64,
     pub changed: u64,
-    /// Removals that the guard keeps back,
+    /// Removals that the guard holds.
     pub held: u64,
-    /// additions,
+    /// Additions that the guard holds.
     pub held_added: u64,
-    /// changes,
+    /// Changes that the guard holds.
     pub held_changed: u64,
-    /// and more about them.
+    /// More about what the guard holds.
     #[serde(flatten)]
     pub hold: Option<Held>,
-    /// Changes that Firehose accepted.
+    /// Changes that the stream has accepted.
     pub delivered: u64,
     /// Changes that are still in the journal, or dead.
     pub undelivered: u64,

@@ -1,4 +1,5 @@
-//! `snapshot dead`: what a stream will not accept, and why. With `--retry`, what can be sent again is.
+//! `snapshot dead`: what a stream will not accept, and why. `--retry` sends again what can be sent again, `--drop` forgets
+//! all of it.
 
 use anyhow::Context as _;
 use serde::{Deserialize, Serialize};

@@ -23,9 +23,9 @@ pub(super) struct Failed {
     pub(super) call: usize,
     /// Some of them were delivered.
     pub(super) is_accepted: bool,
-    /// Records with an answer of their own,
+    /// Records with an answer of their own.
     pub(super) one_by_one: Vec<(Record, Failure)>,
-    /// and the others, with the reason.
+    /// The others. `refusal` is their reason.
     pub(super) rest: Vec<Record>,
     pub(super) refusal: Option<Refusal>,
 }
