@@ -180,9 +180,11 @@ impl DeadSummary {
             ));
         }
         let stream = &run.stream.name;
-        words.extend(self.refused.iter().map(|(code, count)| {
-            format!("stream `{stream}` refuses the content of {count} ({code})")
-        }));
+        words.extend(
+            self.refused
+                .iter()
+                .map(|(code, count)| format!("stream `{stream}` will not accept {count} ({code})")),
+        );
         if !self.refused.is_empty() {
             let again = match run.computation {
                 Some(_) => "the next run decides them anew",

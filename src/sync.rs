@@ -47,6 +47,8 @@ const READY_TOGETHER: usize = 64;
 pub struct Project {
     pub sources: BTreeMap<SourceName, Source>,
     pub destinations: BTreeMap<DestinationName, Outlet>,
+    /// All that the schedules name, whatever is wrong with single ones.
+    pub audiences: Vec<Audience>,
     pub space_id: Option<String>,
     /// How long delivered changes are kept.
     pub history: Duration,
@@ -135,6 +137,7 @@ pub enum Left {
     OfFeeds,
     /// Those of these feeds, too.
     Also(BTreeSet<FeedId>),
+    /// Those of all feeds of the configuration, and of `send`.
     All,
 }
 
@@ -323,19 +326,20 @@ impl<'a> Runner<'a> {
         ran
     }
 
-    /// What earlier runs left. What waits for a stream that no destination leads to waits on.
+    /// What earlier runs left. What waits for a feed that is not configured any more waits on.
     async fn left_of(
         &self,
         feeds: &[Feed<'_>],
         which: &Left,
     ) -> Result<Vec<JournaledRun>, SnapshotError> {
         let mut left = self.snapshot.with(|snapshot| snapshot.waiting()).await?;
+        let configured = self.streams.configured(self.project);
         left.retain(|run| {
             let is_asked = feeds.iter().any(|feed| feed.has(run))
                 || match which {
                     Left::OfFeeds => false,
                     Left::Also(feeds) => feeds.contains(&run.feed_id()),
-                    Left::All => true,
+                    Left::All => configured.contains(&run.feed_id()),
                 };
             is_asked && self.streams.find(&run.stream).is_some()
         });

@@ -232,6 +232,7 @@ impl Shop {
         let project = Project {
             sources: BTreeMap::from([(SourceName::new("shop"), self.source())]),
             destinations: BTreeMap::from([(DestinationName::new("main"), outlet)]),
+            audiences: Vec::new(),
             space_id: None,
             history: Duration::MAX,
         };

@@ -12,7 +12,7 @@ use clap::{ArgAction, Parser, Subcommand, ValueEnum};
 #[command(name = "audience-sync", version, max_term_width = 100)]
 #[command(
     after_help = "Exit codes: 0 all delivered or nothing to do, 1 a run failed, 2 usage or configuration,
-3 something is not delivered, 4 removals are held by the guard, 5 another run holds the snapshot.
+3 something is not delivered, 4 the guard holds something, 5 another run holds the snapshot.
 
 New here? Type `audience-sync demo`."
 )]
@@ -154,7 +154,7 @@ pub(super) enum SnapshotCommand {
         /// A key, id or name.
         audience: Option<String>,
         /// At most this many.
-        #[arg(long, value_name = "N", default_value_t = 50)]
+        #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..))]
         limit: u64,
     },
     /// What a stream will not accept, and why.

@@ -11,7 +11,6 @@ use super::sync::{Reports, Selection, deliver_selection};
 use super::{Exit, Refusal, init, project};
 use crate::config::Config;
 use crate::run::RunId;
-use crate::snapshot::Snapshot;
 use crate::sync::{Left, Request};
 
 const FILES: [(&str, &str); 3] = [
@@ -168,8 +167,14 @@ fn sync(output: &Output, dir: &Path) -> anyhow::Result<(Exit, Option<RunId>)> {
     let config = Config::load(&dir.join("audience-sync.toml"))?;
     let project = project::open(&config)?;
     let lock = project::lock(&config, "demo", false)?;
-    let mut snapshot = Snapshot::create(&config.snapshot)?;
-    snapshot.hold(lock)?;
+    let snapshot = match config.snapshot.exists() {
+        true => project::open_snapshot(&config, lock, false)?,
+        false => {
+            let mut snapshot = project::create_snapshot(&config, &lock, false)?;
+            snapshot.hold(lock)?;
+            snapshot
+        }
+    };
     let keyed = project::select(&config, &[], &snapshot.known()?)?;
     let mut reports = Reports::new(*output);
     let selection = Selection {

@@ -29,6 +29,7 @@ pub(super) fn sample(audience: &str, stream: &str, held: &Held) -> String {
         count(held.of)
     );
     match held.removals - held.sample.len() as u64 {
+        _ if held.sample.is_empty() => {}
         0 => text.push(':'),
         _ => text.push_str(", among them:"),
     }

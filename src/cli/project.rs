@@ -82,6 +82,7 @@ pub(super) fn open(config: &Config) -> anyhow::Result<Project> {
     Ok(Project {
         sources: sources(config)?,
         destinations: outlets.collect::<Result<BTreeMap<_, _>, ConfigError>>()?,
+        audiences: config.audiences().map(|it| it.audience.clone()).collect(),
         space_id: config.space_id.clone(),
         history: config.history,
     })
@@ -406,6 +407,30 @@ fn go_on(
     }
     warn_of_the_clock(snapshot.last_started_at()?, Timestamp::now());
     Ok(snapshot.hold(lock)?)
+}
+
+/// Makes an empty snapshot where there is none, unless the lock file names a run of one that is gone. With `anew` it makes
+/// one all the same.
+pub(super) fn create_snapshot(
+    config: &Config,
+    lock: &RunLock,
+    anew: bool,
+) -> anyhow::Result<Snapshot> {
+    if let Some(run) = lock.last_run().filter(|_| !anew) {
+        return Err(Refusal::usage(format!(
+            "the snapshot at {} is gone, and run {run} of it has told people something\n\n\
+             hint: `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered; `audience-sync snapshot \
+             create --anew` begins with nothing, and users who have left since are never told so",
+            config.snapshot.display()
+        ))
+        .into());
+    }
+    let mut snapshot =
+        Snapshot::create(&config.snapshot).with_context(|| unusable(&config.snapshot))?;
+    if let Some(run) = lock.last_run() {
+        snapshot.go_on_from(run)?;
+    }
+    Ok(snapshot)
 }
 
 /// Where the clock is this far behind the last run's time, something is wrong with one of them.

@@ -327,18 +327,26 @@ impl Daemon {
         Ok(())
     }
 
-    /// When each audience last began a run that did not fail, the earliest of its feeds; `None` where a run has
-    /// left something in the journal since.
+    /// When each audience last began a run that did not fail, the earliest of the streams that it is mapped to
+    /// now; `None` where a run has left something in the journal since.
     fn last_started(&self) -> anyhow::Result<BTreeMap<AudienceId, Option<DateTime<Utc>>>> {
         let Some(snapshot) = project::inspect(&self.config)? else {
             return Ok(BTreeMap::new());
         };
+        let streams = project::look_at_streams(&self.project, &snapshot)?;
+        let mut started = BTreeMap::new();
+        for feed in snapshot.feeds()? {
+            let at = feed.last_planned_at.filter(|_| feed.pending == 0);
+            started.insert((Some(feed.id), feed.stream), at.map(|at| at.to_datetime()));
+        }
         let mut last = BTreeMap::new();
-        for audience in snapshot.feeds()? {
-            let started = audience.last_planned_at.filter(|_| audience.pending == 0);
-            let started = started.map(|at| at.to_datetime());
-            let earliest = last.entry(audience.id).or_insert(started);
-            *earliest = started.min(*earliest);
+        for feed in streams.configured(&self.project) {
+            // A stream that is new to its audience was never told anything.
+            let at = started.remove(&feed).flatten();
+            if let (Some(audience), _) = feed {
+                let earliest = last.entry(audience).or_insert(at);
+                *earliest = at.min(*earliest);
+            }
         }
         Ok(last)
     }
@@ -513,16 +521,11 @@ impl Daemon {
         })
     }
 
-    /// What is in the journal and can be delivered: its stream is configured, and so is its audience.
+    /// What is in the journal and is configured.
     fn deliverable(&self, waiting: &[JournaledRun], streams: &Streams) -> BTreeSet<FeedId> {
-        let audiences = self.config.audiences();
-        let audiences: BTreeSet<_> = audiences.map(|it| &it.audience.id).collect();
-        let is_configured = |(audience, stream): &FeedId| {
-            audience.as_ref().is_none_or(|id| audiences.contains(id))
-                && streams.find(stream).is_some()
-        };
+        let configured = streams.configured(&self.project);
         let feeds = waiting.iter().map(JournaledRun::feed_id);
-        feeds.filter(is_configured).collect()
+        feeds.filter(|feed| configured.contains(feed)).collect()
     }
 
     /// Waits for the lock; `None` when asked to stop meanwhile.
@@ -833,9 +836,7 @@ mod tests {
 
         fs::remove_file(folder.path().join("delivered")).unwrap();
         fs::remove_file(folder.path().join("a.sqlite")).unwrap();
-        let mut outcomes = retried(&daemon, due, &mut retries).await;
-        // They were planned as soon as their sources were read.
-        outcomes.sort_by_key(|(of, _)| of.clone());
+        let outcomes = retried(&daemon, due, &mut retries).await;
         let delivered = ["a", "b"].map(|of| (Some(id(of)), Outcome::Delivered));
         assert_eq!(outcomes, delivered);
         assert_eq!(next(&retries), None);

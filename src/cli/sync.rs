@@ -54,7 +54,9 @@ fn run(
     project::report_forgotten(&config, &known);
     let (keyed, refused) = project::check_queries(&config, keyed, &project);
     let mut reports = Reports::new(*output);
+    reports.approval = request.approval;
     let mut labels = Labels::of(&config, &project, &request)?;
+    labels.must_have_stream(&keyed)?;
     for (refused, error) in refused {
         labels.report(&mut reports, &refused, |report| {
             report.outcome = Outcome::Failed;
@@ -144,6 +146,25 @@ impl<'a> Labels<'a> {
             streams,
             known,
         })
+    }
+
+    /// Refuses a stream that none of the audiences goes to.
+    fn must_have_stream(&self, keyed: &[Keyed]) -> anyhow::Result<()> {
+        let Some(stream) = &self.request.stream else {
+            return Ok(());
+        };
+        let feeds = |request| self.streams.feeds(self.project, keyed, request);
+        if !feeds(self.request).is_empty() {
+            return Ok(());
+        }
+        let known = feeds(&Request::default());
+        let known: BTreeSet<_> = known.iter().map(|feed| feed.stream.name.as_str()).collect();
+        let known: Vec<&str> = known.into_iter().collect();
+        Err(Refusal::usage(format!(
+            "no stream is called {stream:?}\n\nhint: these audiences go to {}",
+            known.join(", ")
+        ))
+        .into())
     }
 
     fn report(&mut self, reports: &mut Reports, keyed: &Keyed, fill: impl Fn(&mut Report)) {
@@ -247,6 +268,8 @@ pub(super) struct Reports {
     output: Output,
     rows: Vec<Report>,
     exit: Exit,
+    /// That did not cover what is held.
+    approval: Option<Approval>,
     /// Standard output is gone or full. That ends no run.
     unprinted: Option<std::io::Error>,
 }
@@ -257,6 +280,7 @@ impl Reports {
             output,
             rows: Vec::new(),
             exit: Exit::Success,
+            approval: None,
             unprinted: None,
         }
     }
@@ -274,8 +298,8 @@ impl Reports {
         if !self.output.json && !self.rows.is_empty() {
             self.unprinted = self.print_table().err();
         }
-        for report in &self.rows {
-            self.explain(report);
+        for (position, report) in self.rows.iter().enumerate() {
+            self.explain(report, &self.rows[..position]);
         }
         match &self.unprinted {
             // Whoever read it has seen enough; what was done is done.
@@ -321,9 +345,17 @@ impl Reports {
         self.rows
     }
 
-    fn explain(&self, report: &Report) {
-        let name = report.name();
-        if let Some(error) = &report.error {
+    fn explain(&self, report: &Report, before: &[Report]) {
+        let name = match report.outcome {
+            // It is no stream's fault, and said once.
+            Outcome::Failed => report.name().to_owned(),
+            _ => format!("{} at {}", report.name(), report.stream),
+        };
+        let is_said = before.iter().any(|other| {
+            let is_same = other.audience == report.audience && other.error == report.error;
+            is_same && report.outcome == Outcome::Failed
+        });
+        if let Some(error) = report.error.as_ref().filter(|_| !is_said) {
             self.output.note(format_args!("\n{name}: {error}"));
         }
         let waiting = report.undelivered.saturating_sub(report.dead);
@@ -348,8 +380,17 @@ impl Reports {
             RunKind::Resync => "resync",
             _ => "sync",
         };
+        let uncovered = match self.approval {
+            None => String::new(),
+            Some(Approval::UpTo(most)) => {
+                format!("; that is more than `--approve={most}` covers")
+            }
+            Some(Approval::Shown) => {
+                "; that is more than was shown when it was last held".to_owned()
+            }
+        };
         self.output.note(format_args!(
-            "\n{name}: the guard holds {} of {} delivered members at {}{why}\n\n\
+            "\n{name}: the guard holds {} of {} delivered members at {}{why}{uncovered}\n\n\
              hint: look at the source; if it is right, type `audience-sync {command} {name} --approve`",
             held::words(held),
             count(held.of),

@@ -69,8 +69,12 @@ pub struct RunSummary {
     pub added: u64,
     pub removed: u64,
     pub changed: u64,
-    /// Everything that the guard kept back.
+    /// Removals that the guard kept back,
     pub held: u64,
+    /// additions,
+    pub held_added: u64,
+    /// and changes.
+    pub held_changed: u64,
     pub skipped_rows: u64,
     pub delivered: u64,
     pub dead: u64,
@@ -131,7 +135,7 @@ impl Snapshot {
                     last.id, last.outcome, planned.at, planned.held, planned.held_added, planned.held_changed,
                     planned.held_of, planned.held_sample,
                     (SELECT max(finished_at) FROM (SELECT finished_at FROM run WHERE audience_id = audience.id
-                         AND run.stream = feed.stream AND outcome IN ('delivered', 'unchanged', 'held')
+                         AND run.stream = feed.stream AND outcome IN ('delivered', 'unchanged')
                          ORDER BY number DESC LIMIT 1)),
                     (SELECT coalesce(sum(planned - delivered - dead), 0) FROM run
                      WHERE run.feed = feed.number AND planned > delivered + dead),
@@ -235,7 +239,7 @@ impl Snapshot {
             .connection
             .prepare_cached(&format!(
                 "SELECT run.id, audience_id, destination, kind, started_at, finished_at, outcome, error, members, added,
-                        removed, changed, held + held_added + held_changed, skipped_rows, delivered, dead,
+                        removed, changed, held, held_added, held_changed, skipped_rows, delivered, dead,
                         planned - delivered - dead,
                         (SELECT key FROM audience WHERE audience.id = audience_id LIMIT 1), {STREAM}
                  FROM run JOIN stream ON stream.number = run.stream
@@ -375,7 +379,7 @@ fn run_summary(row: &rusqlite::Row<'_>) -> Result<RunSummary, SnapshotError> {
     Ok(RunSummary {
         id: RunId::parse(&row.get::<_, String>(0)?).ok_or(SnapshotError::Unknown("run id"))?,
         audience: row.get::<_, Option<String>>(1)?.map(AudienceId::new),
-        key: row.get::<_, Option<String>>(17)?.map(Key::new),
+        key: row.get::<_, Option<String>>(19)?.map(Key::new),
         destination: DestinationName::new(row.get::<_, String>(2)?),
         kind: RunKind::parse(&row.get::<_, String>(3)?)
             .ok_or(SnapshotError::Unknown("kind of run"))?,
@@ -388,10 +392,12 @@ fn run_summary(row: &rusqlite::Row<'_>) -> Result<RunSummary, SnapshotError> {
         removed: count(10)?,
         changed: count(11)?,
         held: count(12)?,
-        skipped_rows: count(13)?,
-        delivered: count(14)?,
-        dead: count(15)?,
-        pending: count(16)?,
-        stream: stream_from(row, 18)?,
+        held_added: count(13)?,
+        held_changed: count(14)?,
+        skipped_rows: count(15)?,
+        delivered: count(16)?,
+        dead: count(17)?,
+        pending: count(18)?,
+        stream: stream_from(row, 20)?,
     })
 }

@@ -1,6 +1,6 @@
 //! Sources that are read before it is their turn: one that is slow keeps no other waiting.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
@@ -105,7 +105,9 @@ impl Intended {
 /// What is read ahead. Dropping it ends that.
 #[derive(Default)]
 pub(super) struct Ahead {
-    reading: FuturesUnordered<BeingRead>,
+    /// Each is used in its turn,
+    reading: VecDeque<BeingRead>,
+    /// or as soon as it can be, once it has turned out to be slow.
     slow: FuturesUnordered<BeingRead>,
 }
 
@@ -128,17 +130,26 @@ impl Ahead {
         self.reading.len() < AHEAD
     }
 
-    pub(super) fn begin(&self, intended: Intended, turns: &Arc<Turns>) {
-        self.reading.push(BeingRead {
+    pub(super) fn begin(&mut self, intended: Intended, turns: &Arc<Turns>) {
+        self.reading.push_back(BeingRead {
             interrupt: intended.reading.interrupt.clone(),
             task: tokio::spawn(intended.begin(Arc::clone(turns))),
         });
     }
 
-    /// The first that has something to compare; `None` where none is read.
+    /// The next one; `None` where none is read.
     pub(super) async fn next(&mut self) -> Option<Ready> {
+        let first = async {
+            match self.reading.front_mut() {
+                Some(first) => Some(first.await),
+                None => None,
+            }
+        };
         tokio::select! {
-            Some(ready) = self.reading.next() => Some(ready),
+            Some(ready) = first => {
+                self.reading.pop_front();
+                Some(ready)
+            }
             Some(ready) = self.slow.next() => Some(ready),
             else => None,
         }
@@ -151,7 +162,7 @@ impl Ahead {
 
     /// Makes room for others: those that are read now take long.
     pub(super) fn let_wait(&mut self) {
-        self.slow.extend(std::mem::take(&mut self.reading));
+        self.slow.extend(self.reading.drain(..));
     }
 }
 

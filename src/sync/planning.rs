@@ -55,7 +55,7 @@ impl PlanError {
 pub(super) type KnownFeeds = BTreeSet<(AudienceId, Stream)>;
 
 impl Runner<'_> {
-    /// Plans feeds, each audience as soon as its source gives members, several in one transaction. They are handed on when
+    /// Plans feeds in the order of their audiences, those with a slow source later, several in one transaction. They are handed on when
     /// they are on disk: all together, or those before a source that is slow. Asked to stop, it plans no more.
     pub(super) async fn plan_all(
         &self,

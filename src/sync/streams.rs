@@ -1,11 +1,12 @@
 //! Which stream each destination's mapping means, by the places that the snapshot knows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Feed, Keyed, Project, Request};
 use crate::audience::DestinationName;
 use crate::event::CallType;
 use crate::mapping::StreamName;
+use crate::snapshot::FeedId;
 use crate::stream::{Place, Stream, StreamError, resolve};
 
 /// The streams of all mappings.
@@ -99,6 +100,22 @@ impl Streams {
                 }
             }
         }
+        feeds
+    }
+
+    /// What tells all feeds of the configuration apart, and what `send` has for its streams.
+    pub fn configured(&self, project: &Project) -> BTreeSet<FeedId> {
+        let mut feeds = BTreeSet::new();
+        for audience in &project.audiences {
+            for destination in &audience.destinations {
+                let mapping = &project.destinations[destination].mapping;
+                for name in mapping.streams(CallType::Identify, None) {
+                    let stream = self.get(destination, &name).clone();
+                    feeds.insert((Some(audience.id.clone()), stream));
+                }
+            }
+        }
+        feeds.extend(self.all().map(|(_, stream)| (None, stream.clone())));
         feeds
     }
 

@@ -52,6 +52,7 @@ impl Shop {
         let project = Project {
             sources: [(shop.clone(), source)].into(),
             destinations: [(main.clone(), Outlet::new(destination, place, mapping))].into(),
+            audiences: Vec::new(),
             space_id: None,
             history: Duration::MAX,
         };

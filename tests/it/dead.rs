@@ -57,7 +57,7 @@ fn one_bad_record_is_found_by_halves_and_the_others_are_delivered_once() {
         endpoint.script(will_not_have("poison", "ValidationException"));
         let report = check(&project.run(&["sync", "--json"]), 700, 1);
         let error = report["error"].as_str().unwrap();
-        let words = "stream `members` refuses the content of 1 (ValidationException)";
+        let words = "stream `members` will not accept 1 (ValidationException)";
         assert!(error.contains(words), "{error}");
 
         let ledger = endpoint.take_ledger();

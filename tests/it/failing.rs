@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use crate::support::{Project, truth};
 
 const CONFIG: &str = r#"
@@ -248,20 +250,68 @@ fn an_extra_trait_that_cannot_be_written_removes_nobody() {
 }
 
 /// The journal does not depend on what the schedules name today.
-#[test]
-fn a_journal_is_delivered_even_when_no_audience_is_left() {
-    let project = Project::new(
-        "[[audience]]\nname = \"Members\"\nsource = \"shop\"\nquery = \"SELECT user_id FROM members\"\n",
-    );
+const ONE: &str =
+    "[[audience]]\nname = \"One\"\nsource = \"shop\"\nquery = \"SELECT user_id FROM members\"\n";
+
+/// With a destination `main` that takes nothing, and another one.
+fn blocked(schedule: &str) -> Project {
+    let project = Project::new(schedule);
+    let config = CONFIG.to_owned()
+        + "[destination.other]\ndirectory = \"other\"\nmapping = { identify = \"members\" }\n";
+    project.write("audience-sync.toml", &config);
     project.shop("CREATE TABLE members (user_id TEXT); INSERT INTO members VALUES ('a')");
     fs::write(project.path("delivered"), "in the way").unwrap();
     assert_eq!(project.run(&["sync"]).code, 3);
     fs::remove_file(project.path("delivered")).unwrap();
+    project
+}
+
+fn kinds(lines: &[Value]) -> Vec<(&str, &str, &str)> {
+    let kinds = lines.iter().map(|line| {
+        let text = ["audience", "kind", "outcome"].map(|name| line[name].as_str().unwrap());
+        (text[0], text[1], text[2])
+    });
+    kinds.collect()
+}
+
+#[test]
+fn what_waits_for_an_audience_that_no_schedule_names_waits_on_and_goes_first_if_it_comes_back() {
+    let schedule = ONE.to_owned() + "destinations = [\"main\"]\n";
+    let project = blocked(&schedule);
     fs::remove_file(project.path("schedules/main.toml")).unwrap();
+    assert_eq!(project.run(&["sync"]).code, 0);
+    assert_eq!(project.delivered().len(), 0);
+    project.write("schedules/main.toml", &schedule);
     let lines = project.succeed(&["sync", "--json"]).lines();
-    assert_eq!(
-        (&lines[0]["kind"], &lines[0]["outcome"]),
-        (&"resume".into(), &"delivered".into())
-    );
+    let expected = [
+        ("one", "resume", "delivered"),
+        ("one", "delta", "unchanged"),
+    ];
+    assert_eq!(kinds(&lines), expected);
     assert_eq!(project.delivered().len(), 1);
+}
+
+/// Another audience still goes there.
+#[test]
+fn what_waits_for_a_stream_that_an_audience_no_longer_maps_to_waits_on() {
+    let two = ONE.replace("One", "Two") + "destinations = [\"main\"]\n";
+    let both = ONE.to_owned() + "destinations = [\"main\", \"other\"]\n" + &two;
+    let project = blocked(&both);
+    let one = ONE.to_owned() + "destinations = [\"other\"]\n" + &two;
+    project.write("schedules/main.toml", &one);
+    let lines = project.succeed(&["sync", "--json"]).lines();
+    let expected = [
+        ("one", "delta", "unchanged"),
+        ("two", "resume", "delivered"),
+        ("two", "delta", "unchanged"),
+    ];
+    assert_eq!(kinds(&lines), expected);
+    project.write("schedules/main.toml", &both);
+    let lines = project.succeed(&["sync", "one", "--json"]).lines();
+    let expected = [
+        ("one", "resume", "delivered"),
+        ("one", "delta", "unchanged"),
+        ("one", "delta", "unchanged"),
+    ];
+    assert_eq!(kinds(&lines), expected);
 }

@@ -150,7 +150,7 @@ fn a_snapshot_that_was_deleted_is_not_taken_for_one_that_knows_nobody() {
         &[&["snapshot", "create"]],
         &[
             "the snapshot at snapshot.sqlite is gone, and run 1 of it has told people something\n\n",
-            "hint: `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered; `--anew` begins with nothing",
+            "hint: `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered; `audience-sync snapshot create --anew` begins with nothing",
         ],
     );
     // Made anew of what was delivered, it knows who is to be told that they have left.

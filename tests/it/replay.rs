@@ -130,6 +130,7 @@ pub(crate) fn project(folder: &Path, source: Source) -> Project {
     Project {
         sources: [(shop, source)].into(),
         destinations: [(main, outlet)].into(),
+        audiences: Vec::new(),
         space_id: None,
         history: std::time::Duration::MAX,
     }

@@ -113,6 +113,8 @@ fn list_has_a_line_for_each_audience_and_stream() {
             "last_synced_at",
             "pending",
             "held",
+            "held_added",
+            "held_changed",
             "dead",
         ],
     );
@@ -578,6 +580,8 @@ fn runs_are_listed_newest_first_with_what_came_of_them() {
             "removed",
             "changed",
             "held",
+            "held_added",
+            "held_changed",
             "skipped_rows",
             "delivered",
             "pending",

@@ -96,7 +96,7 @@ pub(super) fn drop_all(args: &Args, output: &Output, dead: &DeadArgs) -> anyhow:
     let dropped = snapshot
         .drop_dead_letters()
         .with_context(|| project::unusable(&config.snapshot))?;
-    output.note(format_args!("dropped {} dead letters", count(dropped)));
+    output.note(format_args!("dead letters dropped: {}", count(dropped)));
     Ok(Exit::Success)
 }
 

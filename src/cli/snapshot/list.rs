@@ -66,7 +66,12 @@ struct FeedLine<'a> {
     last_outcome: Option<&'a str>,
     last_synced_at: Option<Timestamp>,
     pending: u64,
+    /// Removals,
     held: u64,
+    /// additions,
+    held_added: u64,
+    /// and changes that the guard holds.
+    held_changed: u64,
     dead: u64,
     #[serde(flatten)]
     hold: Option<&'a Held>,
@@ -74,6 +79,7 @@ struct FeedLine<'a> {
 
 impl<'a> FeedLine<'a> {
     fn of(feed: &'a FeedSummary) -> Self {
+        let held = |count: fn(&Held) -> u64| feed.held.as_ref().map_or(0, count);
         Self {
             audience: &feed.key,
             id: &feed.id,
@@ -86,7 +92,9 @@ impl<'a> FeedLine<'a> {
             last_outcome: feed.last_outcome.as_deref(),
             last_synced_at: feed.last_synced_at,
             pending: feed.pending,
-            held: feed.held.as_ref().map_or(0, Held::count),
+            held: held(|held| held.removals),
+            held_added: held(|held| held.additions),
+            held_changed: held(|held| held.changes),
             dead: feed.dead,
             hold: feed.held.as_ref(),
         }

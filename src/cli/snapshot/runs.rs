@@ -74,6 +74,8 @@ struct RunLine<'a> {
     removed: u64,
     changed: u64,
     held: u64,
+    held_added: u64,
+    held_changed: u64,
     skipped_rows: u64,
     delivered: u64,
     pending: u64,
@@ -99,6 +101,8 @@ impl<'a> RunLine<'a> {
             removed: run.removed,
             changed: run.changed,
             held: run.held,
+            held_added: run.held_added,
+            held_changed: run.held_changed,
             skipped_rows: run.skipped_rows,
             delivered: run.delivered,
             pending: run.pending,
@@ -115,7 +119,7 @@ fn outcome(run: &RunSummary) -> &str {
         return run.outcome.as_deref().unwrap_or("unfinished");
     } else if run.dead > 0 {
         Outcome::Undelivered
-    } else if run.held > 0 {
+    } else if held(run) > 0 {
         Outcome::Held
     } else if run.delivered > 0 {
         Outcome::Delivered
@@ -123,6 +127,11 @@ fn outcome(run: &RunSummary) -> &str {
         Outcome::Unchanged
     };
     run.outcome.as_deref().unwrap_or(by_counts.as_str())
+}
+
+/// Everything that the guard kept back.
+const fn held(run: &RunSummary) -> u64 {
+    run.held + run.held_added + run.held_changed
 }
 
 fn run_columns(known: &[Known]) -> [Column; 15] {
@@ -165,7 +174,7 @@ fn run_row(run: &RunSummary, key: Option<&Key>) -> [String; 15] {
         count(run.added),
         count(run.removed),
         count(run.changed),
-        count(run.held),
+        count(held(run)),
         count(run.delivered),
         count(run.pending),
         count(run.dead),
