@@ -20,9 +20,10 @@ pub(super) fn run(config: &Config, output: &Output, args: &CreateArgs) -> anyhow
     if let Some(run) = lock.last_run().filter(|_| !args.anew) {
         return Err(Refusal::usage(format!(
             "the snapshot at {} is gone, and run {run} of it has told people something\n\n\
-             hint: `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered; `--anew` begins with \
-             nothing, and users who have left since are never told so",
-            config.snapshot.display()
+             hint: {}`audience-sync snapshot create --anew` begins with nothing, and users who have left since are never \
+             told so",
+            config.snapshot.display(),
+            project::make_anew(config)
         ))
         .into());
     }
