@@ -62,7 +62,7 @@ pub use journal::{Chunk, Credit, Dead, FeedId, JournaledRun, Settled};
 pub use lock::{Busy, RunLock};
 pub use members::Delivered;
 pub use plan::{Decided, Journal, Plan, Planning};
-pub use rebuild::{Rebuild, RebuildError, Restored, Unsaid, in_the_way};
+pub use rebuild::{Rebuild, RebuildError, Rebuilt, Restored, Unsaid, in_the_way};
 pub use reported::{Reported, ReportedError};
 pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 pub use watermark::{LastPlan, Left, Watermark};
@@ -110,8 +110,9 @@ pub enum SnapshotError {
 }
 
 /// The way out of a file that is damaged.
-const DAMAGED: &str = "move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`; \
-                       a backup does not know what was told since";
+const DAMAGED: &str = "move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`, \
+                       with `--destination NAME` for each destination if there are several; a backup does not know what \
+                       was told since";
 
 /// What happened; SQLite's own words follow as the cause.
 fn in_words(error: &rusqlite::Error) -> String {

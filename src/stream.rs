@@ -198,7 +198,8 @@ pub enum StreamError {
     },
 }
 
-fn list(streams: &[Stream]) -> String {
+/// Streams in a sentence.
+pub fn list(streams: &[Stream]) -> String {
     let streams: Vec<_> = streams.iter().map(Stream::to_string).collect();
     streams.join(", ")
 }

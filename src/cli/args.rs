@@ -160,6 +160,8 @@ pub(super) enum SnapshotCommand {
     /// What a stream will not accept, and why.
     Dead(DeadArgs),
     /// Make a lost snapshot anew from the records that were delivered.
+    ///
+    /// With several destinations, once for each of them: the first one makes the snapshot, the others add to it.
     Rebuild(RebuildArgs),
     /// Compare what landed with what the snapshot says was delivered.
     Verify(VerifyArgs),

@@ -377,36 +377,41 @@ pub(super) fn open_snapshot(
 ) -> anyhow::Result<Snapshot> {
     let opened = Snapshot::open(&config.snapshot).with_context(|| unusable(&config.snapshot))?;
     let mut snapshot = opened.ok_or_else(|| absent(config))?;
-    let held = go_on(config, &mut snapshot, lock, accept_old);
-    held.map_err(|error| match error.is::<SnapshotError>() {
-        true => error.context(unusable(&config.snapshot)),
-        false => error,
-    })?;
+    if !accept_old {
+        must_know_the_last_run(config, &snapshot, &lock)?;
+    }
+    go_on(&mut snapshot, lock).with_context(|| unusable(&config.snapshot))?;
     Ok(snapshot)
 }
 
-fn go_on(
+/// Refuses a snapshot that does not know the last run of which the lock file tells.
+pub(super) fn must_know_the_last_run(
     config: &Config,
-    snapshot: &mut Snapshot,
-    lock: RunLock,
-    accept_old: bool,
+    snapshot: &Snapshot,
+    lock: &RunLock,
 ) -> anyhow::Result<()> {
-    let known = snapshot.last_run()?;
+    let known = snapshot
+        .last_run()
+        .with_context(|| unusable(&config.snapshot))?;
     match lock.last_run() {
-        Some(last) if known < last && !accept_old => {
-            return Err(Refusal::usage(format!(
-                "the snapshot {} knows runs up to {known}, and run {last} has told people something: it is an older copy\n\n\
-                 hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`; \
-                 `--accept-old-snapshot` goes on from the copy, and users who left in between may never be told so",
-                config.snapshot.display()
-            ))
-            .into());
-        }
-        Some(last) => snapshot.go_on_from(last)?,
-        None => {}
+        Some(last) if known < last => Err(Refusal::usage(format!(
+            "the snapshot {} knows runs up to {known}, and run {last} has told people something: it is an older copy\n\n\
+             hint: move it away and {}`audience-sync sync --accept-old-snapshot` goes on from the copy, and users who left \
+             in between may never be told so",
+            config.snapshot.display(),
+            make_anew(config)
+        ))
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+fn go_on(snapshot: &mut Snapshot, lock: RunLock) -> Result<(), SnapshotError> {
+    if let Some(last) = lock.last_run() {
+        snapshot.go_on_from(last)?;
     }
     warn_of_the_clock(snapshot.last_started_at()?, Timestamp::now());
-    Ok(snapshot.hold(lock)?)
+    snapshot.hold(lock)
 }
 
 /// Makes an empty snapshot where there is none, unless the lock file names a run of one that is gone. With `anew` it makes
@@ -419,9 +424,10 @@ pub(super) fn create_snapshot(
     if let Some(run) = lock.last_run().filter(|_| !anew) {
         return Err(Refusal::usage(format!(
             "the snapshot at {} is gone, and run {run} of it has told people something\n\n\
-             hint: `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered; `audience-sync snapshot \
-             create --anew` begins with nothing, and users who have left since are never told so",
-            config.snapshot.display()
+             hint: {}`audience-sync snapshot create --anew` begins with nothing, and users who have left since are never \
+             told so",
+            config.snapshot.display(),
+            make_anew(config)
         ))
         .into());
     }
@@ -448,10 +454,39 @@ fn warn_of_the_clock(last: Option<Timestamp>, now: Timestamp) {
 /// What to do where there is no snapshot.
 pub(super) fn absent(config: &Config) -> Refusal {
     Refusal::usage(format!(
-        "there is no snapshot at {}\n\nhint: if nothing was ever delivered, type `audience-sync snapshot create`; else \
-         `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered",
-        config.snapshot.display()
+        "there is no snapshot at {}\n\nhint: {}if nothing was ever delivered, begin with `audience-sync snapshot create`",
+        config.snapshot.display(),
+        make_anew(config)
     ))
+}
+
+/// The first way out of a snapshot that is lost, as the first half of a hint.
+pub(super) fn make_anew(config: &Config) -> String {
+    let commands = config.destinations.keys();
+    let commands: Vec<_> = commands.map(|name| rebuild_command(config, name)).collect();
+    match &commands[..] {
+        [only] => format!("make it anew from what was delivered: `{only}`; "),
+        commands => format!(
+            "make it anew from what was delivered, one destination after the other:\n  {}\n",
+            commands.join("\n  ")
+        ),
+    }
+}
+
+/// The command that restores what was told to a destination. Where that is a directory, it can be typed as it stands.
+pub(super) fn rebuild_command(config: &Config, destination: &DestinationName) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._/-".contains(c);
+    let folder = match &config.destinations[destination].kind {
+        DestinationKind::Directory(path) => path.to_str(),
+        DestinationKind::Firehose(_) => None,
+    };
+    let folder = folder.filter(|path| path.chars().all(is_plain));
+    let which = match config.destinations.len() {
+        1 => String::new(),
+        _ => format!(" --destination {destination}"),
+    };
+    let folder = folder.unwrap_or("DIR");
+    format!("audience-sync snapshot rebuild{which} --from {folder}")
 }
 
 pub(super) fn unusable(snapshot: &Path) -> String {

@@ -243,7 +243,7 @@ impl Snapshot {
                         planned - delivered - dead,
                         (SELECT key FROM audience WHERE audience.id = audience_id LIMIT 1), {STREAM}
                  FROM run JOIN stream ON stream.number = run.stream
-                 WHERE {which} ORDER BY run.number DESC LIMIT ?2"
+                 WHERE {which} ORDER BY started_at DESC, run.number DESC LIMIT ?2"
             ))
             .map_err(sql)?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);

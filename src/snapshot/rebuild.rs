@@ -1,31 +1,36 @@
 //! A lost snapshot, made anew from the records that were delivered: they are its backup.
 //!
 //! What landed is gathered in a temporary database, sorted there by user and time, and told user by user, so memory
-//! does not grow with it. The new file is written beside its place and moved into it whole: a crash leaves none or all.
+//! does not grow with it. A new file is written beside its place and moved into it whole; what is added to a snapshot is
+//! added in one transaction. So a crash leaves none or all.
+//!
+//! A record does not tell its destination. So what landed is taken from one destination at a time, and added to the
+//! snapshot where that knows nothing of the same streams.
 
 mod gathered;
 #[cfg(test)]
 mod tests;
 mod user_history;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::members::{SqlUser, SqlValue};
-use super::{SnapshotError, create, schema, set_up, streams};
+use super::streams::{STREAM, stream_from};
+use super::{Snapshot, SnapshotError, class, create, schema, set_up, streams};
 use crate::audience::{Action, AudienceId, Class, DestinationName, Key, MemberBuf};
 use crate::disk;
 use crate::event::Statement;
 use crate::run::{Outcome, RunKind};
-use crate::stream::Stream;
-use gathered::{Counted, Gathered, Run, Tallies};
+use crate::stream::{self, Stream};
+use gathered::{Audience, Counted, Gathered, Run, Tallies};
 use user_history::UserHistory;
 
-/// Why there is no snapshot.
+/// Why nothing was restored.
 #[derive(Debug, thiserror::Error)]
 pub enum RebuildError {
     #[error(transparent)]
@@ -35,6 +40,26 @@ pub enum RebuildError {
         "the records of run {run} do not agree on {what}\n\nhint: one of them is not as it was delivered; search the files for that run"
     )]
     Contradiction { run: String, what: &'static str },
+    /// Their users would be known twice.
+    #[error("the snapshot knows what was told to {} already", stream::list(.0))]
+    KnownStreams(Vec<Stream>),
+    /// What landed at one destination was named as what landed at another one.
+    #[error(
+        "the snapshot knows run {run} already, as one that told {stream}\n\nhint: a record does not tell its destination; name only folders of the destination that is asked for"
+    )]
+    KnownRun { run: String, stream: Box<Stream> },
+    #[error(
+        "the snapshot knows the {was} `{id}` by the key `{frozen}`, and what landed later is of the {now} `{id}` with the key `{key}`\n\nhint: move the snapshot away, make one from these records first, and add the others to it",
+        was = was.noun(),
+        now = now.noun()
+    )]
+    OtherKey {
+        id: AudienceId,
+        was: Class,
+        frozen: Key,
+        now: Class,
+        key: Key,
+    },
 }
 
 /// What a snapshot keeps that no record says.
@@ -45,6 +70,15 @@ pub struct Unsaid {
     pub destination: Option<DestinationName>,
     /// The last run that the lock file names: numbers go on from it.
     pub last_run: i64,
+}
+
+/// What was restored.
+#[derive(Debug)]
+pub struct Rebuilt {
+    /// In order of key.
+    pub feeds: Vec<Restored>,
+    /// Keys, each with one that its audience had before an earlier loss. What was delivered under that is not restored.
+    pub former_keys: BTreeSet<(Key, Key)>,
 }
 
 /// One audience at one stream, as it was made anew.
@@ -60,8 +94,8 @@ pub struct Restored {
     pub records: u64,
     /// Users who were members, and are none now.
     pub left: u64,
-    /// Keys that it had before an earlier loss. What was delivered under them is not restored.
-    pub former_keys: Vec<Key>,
+    /// The number of the feed.
+    number: i64,
 }
 
 /// Takes in records, and makes a snapshot of them.
@@ -86,17 +120,29 @@ impl Rebuild {
         self.gathered.audiences.is_empty()
     }
 
-    /// Writes the snapshot, in order of key. Whoever calls this holds the lock, and has seen that nothing is in the way.
-    pub fn write(self, path: &Path, unsaid: &Unsaid) -> Result<Vec<Restored>, RebuildError> {
+    /// Adds to a snapshot that knows nothing of these streams; all or nothing.
+    pub fn add(
+        mut self,
+        snapshot: &mut Snapshot,
+        unsaid: &Unsaid,
+    ) -> Result<Rebuilt, RebuildError> {
+        let transaction = snapshot.begin()?;
+        let rebuilt = self.fill(&transaction, unsaid)?;
+        transaction.commit().map_err(SnapshotError::from)?;
+        Ok(rebuilt)
+    }
+
+    /// Makes a snapshot. Whoever calls this holds the lock, and has seen that nothing is in the way.
+    pub fn write(mut self, path: &Path, unsaid: &Unsaid) -> Result<Rebuilt, RebuildError> {
         // The file that a link leads to is made, and the link stays.
         let path = disk::target(path);
         let temporary = beside(&path);
         // One that a crash has left.
         remove(&temporary).map_err(SnapshotError::Create)?;
-        let restored = self.fill(&temporary, unsaid);
-        let placed = restored.and_then(|restored| {
+        let rebuilt = self.fill_new(&temporary, unsaid);
+        let placed = rebuilt.and_then(|rebuilt| {
             put(&temporary, &path).map_err(SnapshotError::Create)?;
-            Ok(restored)
+            Ok(rebuilt)
         });
         if placed.is_err() {
             // What matters is the first error, and the next rebuild replaces it.
@@ -105,34 +151,131 @@ impl Rebuild {
         placed
     }
 
-    fn fill(&self, temporary: &Path, unsaid: &Unsaid) -> Result<Vec<Restored>, RebuildError> {
+    fn fill_new(&mut self, temporary: &Path, unsaid: &Unsaid) -> Result<Rebuilt, RebuildError> {
         let connection = open_new(temporary)?;
         let transaction = connection
             .unchecked_transaction()
             .map_err(SnapshotError::from)?;
-        self.gathered.place_runs()?;
+        let rebuilt = self.fill(&transaction, unsaid)?;
+        transaction.commit().map_err(SnapshotError::from)?;
+        connection
+            .close()
+            .map_err(|(_, error)| SnapshotError::from(error))?;
+        Ok(rebuilt)
+    }
+
+    fn fill(&mut self, connection: &Connection, unsaid: &Unsaid) -> Result<Rebuilt, RebuildError> {
+        self.gathered
+            .settle_keys(|latest| frozen(connection, latest))?;
+        let known = with_feeds(connection, self.gathered.streams())?;
+        if !known.is_empty() {
+            return Err(RebuildError::KnownStreams(known));
+        }
+        self.gathered.place_runs(last_run(connection)?)?;
+        must_be_new(connection, &self.gathered)?;
         let writer = Writer {
             gathered: &self.gathered,
             unsaid,
-            connection: &transaction,
+            connection,
         };
         let mut restored = writer.audiences()?;
         writer.members(&mut restored)?;
         writer.runs(&mut restored)?;
-        transaction
+        connection
             .execute(
                 "UPDATE life SET last_run = max(last_run, ?1)",
                 [unsaid.last_run],
             )
             .map_err(SnapshotError::from)?;
-        transaction.commit().map_err(SnapshotError::from)?;
-        connection
-            .close()
-            .map_err(|(_, error)| SnapshotError::from(error))?;
-        let mut restored: Vec<_> = restored.into_values().collect();
-        restored.sort_by(|a, b| (&a.key, &a.stream).cmp(&(&b.key, &b.stream)));
-        Ok(restored)
+        let mut feeds: Vec<_> = restored.into_values().collect();
+        feeds.sort_by(|a, b| (&a.key, &a.stream).cmp(&(&b.key, &b.stream)));
+        Ok(Rebuilt {
+            feeds,
+            former_keys: self.gathered.former_keys(),
+        })
     }
+}
+
+impl Snapshot {
+    /// Those of some streams that it knows something of.
+    pub fn with_feeds(&self, streams: &[Stream]) -> Result<Vec<Stream>, SnapshotError> {
+        with_feeds(&self.connection, streams)
+    }
+}
+
+fn with_feeds<'s>(
+    connection: &Connection,
+    streams: impl IntoIterator<Item = &'s Stream>,
+) -> Result<Vec<Stream>, SnapshotError> {
+    let mut known = Vec::new();
+    for stream in streams {
+        let number = streams::find(connection, stream)?;
+        let has_feed: bool = connection
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM feed WHERE stream = ?1)")?
+            .query_row([number], |row| row.get(0))?;
+        if has_feed {
+            known.push(stream.clone());
+        }
+    }
+    Ok(known)
+}
+
+/// The key by which a snapshot knows an audience. One that landed later is refused: the audience has it now.
+fn frozen(
+    connection: &Connection,
+    latest: &Audience,
+) -> Result<Option<(Key, Class)>, RebuildError> {
+    let find = || {
+        connection
+            .prepare_cached(
+                "SELECT key, class, (SELECT max(started_at) FROM run WHERE audience_id = audience.id)
+                 FROM audience WHERE id = ?1",
+            )?
+            .query_row([latest.id.as_str()], |row| {
+                Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get(2)?))
+            })
+            .optional()
+    };
+    let known: Option<(String, String, Option<i64>)> = find().map_err(SnapshotError::from)?;
+    let Some((key, was, last_at)) = known else {
+        return Ok(None);
+    };
+    let (key, was) = (Key::new(key), class(&was)?);
+    let is_same = key == latest.key && was == latest.class;
+    if !is_same && last_at.is_none_or(|last_at| last_at < latest.last_at.millis()) {
+        return Err(RebuildError::OtherKey {
+            id: latest.id.clone(),
+            was,
+            frozen: key,
+            now: latest.class,
+            key: latest.key.clone(),
+        });
+    }
+    Ok(Some((key, was)))
+}
+
+fn last_run(connection: &Connection) -> Result<i64, SnapshotError> {
+    let select = "SELECT last_run FROM life";
+    Ok(connection.query_row(select, [], |row| row.get(0))?)
+}
+
+/// No run may be known already: it told one stream only.
+fn must_be_new(connection: &Connection, gathered: &Gathered) -> Result<(), RebuildError> {
+    let mut find = connection
+        .prepare(&format!(
+            "SELECT {STREAM} FROM run JOIN stream ON stream.number = run.stream WHERE run.id = ?1"
+        ))
+        .map_err(SnapshotError::from)?;
+    gathered.each_run(|run| {
+        let mut rows = find.query([&run.id]).map_err(SnapshotError::from)?;
+        match rows.next().map_err(SnapshotError::from)? {
+            None => Ok(()),
+            Some(row) => Err(RebuildError::KnownRun {
+                run: run.id,
+                stream: Box::new(stream_from(row, 0)?),
+            }),
+        }
+    })
 }
 
 /// What stands where a snapshot is to be: the file, or what SQLite has left beside one and would read into another.
@@ -205,7 +348,7 @@ fn put(temporary: &Path, path: &Path) -> io::Result<()> {
     disk::sync_folder(disk::above(path))
 }
 
-/// Writes into the new file, by the numbers that audiences were found under.
+/// Writes into the snapshot, by the numbers that audiences were found under.
 struct Writer<'w> {
     gathered: &'w Gathered,
     unsaid: &'w Unsaid,
@@ -236,14 +379,10 @@ impl Writer<'_> {
                 "UPDATE stream SET has_accepted = 1 WHERE number = ?1",
                 [stream],
             )?;
-            self.connection.execute(
-                "INSERT INTO feed (number, audience, stream, destination) VALUES (?1, ?2, ?3, ?4)",
-                params![
-                    number as i64 + 1,
-                    audience_number,
-                    stream,
-                    self.destination()
-                ],
+            let feed = self.connection.query_row(
+                "INSERT INTO feed (audience, stream, destination) VALUES (?1, ?2, ?3) RETURNING number",
+                params![audience_number, stream, self.destination()],
+                |row| row.get(0),
             )?;
             restored.insert(
                 number,
@@ -256,7 +395,7 @@ impl Writer<'_> {
                     runs: 0,
                     records: 0,
                     left: 0,
-                    former_keys: self.gathered.former_keys(number),
+                    number: feed,
                 },
             );
         }
@@ -285,7 +424,7 @@ impl Writer<'_> {
             };
             restored.members += 1;
             let inserted = insert.execute(params![
-                *audience as i64 + 1,
+                restored.number,
                 SqlUser(user.user()),
                 member.anonymous_id,
                 SqlValue(member.value.as_value()),
@@ -326,8 +465,8 @@ impl Writer<'_> {
         if let Some(ended) = &current {
             close(ended)?;
         }
-        for (number, restored) in restored.iter() {
-            let members = [*number as i64 + 1, restored.members as i64];
+        for restored in restored.values() {
+            let members = [restored.number, restored.members as i64];
             self.connection
                 .execute("UPDATE feed SET members = ?2 WHERE number = ?1", members)
                 .map_err(SnapshotError::from)?;
@@ -364,7 +503,7 @@ impl Writer<'_> {
             insert.execute(params![
                 run.number,
                 run.id,
-                run.audience as i64 + 1,
+                restored.number,
                 restored.id.as_str(),
                 self.destination(),
                 kind(&run, restored.runs == 1).as_str(),

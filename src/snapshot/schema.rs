@@ -140,6 +140,7 @@ const TABLES: &str = "
     CREATE INDEX run_by_audience ON run (audience_id, stream, number);
     CREATE INDEX run_in_journal ON run (number) WHERE planned > delivered + dead;
     CREATE INDEX run_by_stream ON run (stream, number);
+    CREATE INDEX run_by_time ON run (started_at);
     CREATE INDEX run_unchanged ON run (at) WHERE planned = 0;
 
     -- Journal and history: as many changes as one Put call carries, in the order of users within a run and kind; its

@@ -91,7 +91,8 @@ fn line(kind: &str, outcome: &str, added: u64, removed: u64) -> [Value; 4] {
 
 const BOTH_WAYS_OUT: [&str; 2] = [
     "there is no snapshot at snapshot.sqlite\n\n",
-    "hint: if nothing was ever delivered, type `audience-sync snapshot create`; else `audience-sync snapshot rebuild --from DIR`",
+    "hint: make it anew from what was delivered: `audience-sync snapshot rebuild --from delivered`; if nothing was ever \
+     delivered, begin with `audience-sync snapshot create`",
 ];
 
 #[test]
@@ -150,7 +151,8 @@ fn a_snapshot_that_was_deleted_is_not_taken_for_one_that_knows_nobody() {
         &[&["snapshot", "create"]],
         &[
             "the snapshot at snapshot.sqlite is gone, and run 1 of it has told people something\n\n",
-            "hint: `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered; `audience-sync snapshot create --anew` begins with nothing",
+            "hint: make it anew from what was delivered: `audience-sync snapshot rebuild --from delivered`; \
+             `audience-sync snapshot create --anew` begins with nothing",
         ],
     );
     // Made anew of what was delivered, it knows who is to be told that they have left.
@@ -196,8 +198,8 @@ fn a_backup_is_refused_and_may_be_accepted() {
     let words = [
         "the snapshot snapshot.sqlite knows runs up to 1, and run ",
         " has told people something: it is an older copy\n\n",
-        "hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`; \
-         `--accept-old-snapshot` goes on from the copy",
+        "hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from delivered`; \
+         `audience-sync sync --accept-old-snapshot` goes on from the copy",
     ];
     check_refused(&project, &WRITERS, &words);
     // Looking is allowed.

@@ -376,7 +376,7 @@ fn every_stream_is_what_it_was_before() {
     check_goes_on(&project, &before);
 }
 
-/// Nothing is known of the others then, so they begin with a first sync.
+/// Nothing is known of the others then. Each is added, or begins with a first sync.
 #[test]
 fn one_stream_alone_is_made_anew() {
     let project = with_a_past(STREAMS);
@@ -393,18 +393,38 @@ fn one_stream_alone_is_made_anew() {
         lose(&project);
         let ran = project.succeed(&[&["snapshot", "rebuild", "--json"], more].concat());
         assert_eq!(ran.lines().len(), AUDIENCES.len(), "{ran:?}");
-        for stream in ["one", "three"] {
-            let words = format!(
-                "nothing of `members` has landed in {stream}: its next sync there is its first\n\nhint: "
-            );
-            assert!(ran.stderr.contains(&words), "{ran:?}");
-        }
+        assert!(
+            ran.stderr.ends_with(
+                "\nthe snapshot does not know what one, three of `main` was told: the next sync there is a first one, \
+                 and users who have left are not told so\n\n\
+                 hint: if anything was delivered there, add it before that sync:\n  \
+                 audience-sync snapshot rebuild --from delivered --stream one\n  \
+                 audience-sync snapshot rebuild --from delivered --stream three\n"
+            ),
+            "{ran:?}"
+        );
         assert_eq!(known(&project), of_two(&before));
     }
+    let command = ["snapshot", "rebuild", "--from", "delivered"];
+    let ran = project.run(&command);
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (
+            2,
+            "error: the snapshot snapshot.sqlite already knows what was told to two in delivered/\n\n\
+             hint: `--stream one` or `--stream three` adds only what was told there; to make all of it anew, move the \
+             snapshot away\n"
+        )
+    );
+    let ran = project.succeed(&[&command[..], &["--stream", "three"]].concat());
+    assert!(
+        ran.stderr.contains("what one of `main` was told"),
+        "{ran:?}"
+    );
     let lines = project.succeed(&["sync", "--json"]).lines();
     for (stream, line) in at_streams(&lines, "members") {
         let (kind, outcome, added) = match stream {
-            "two" => ("delta", "unchanged", 0),
+            "two" | "three" => ("delta", "unchanged", 0),
             _ => ("first", "delivered", 13),
         };
         assert_eq!(
@@ -472,8 +492,9 @@ fn a_stream_that_is_not_mapped_any_more_is_made_anew_too() {
     let ran = project.succeed(&["snapshot", "rebuild", "--from", "delivered", "--json"]);
     assert_eq!(ran.lines().len(), AUDIENCES.len());
     assert!(
-        ran.stderr
-            .contains("nothing of `members` has landed in moved: its next sync there is its first"),
+        ran.stderr.contains(
+            "the snapshot does not know what `main` was told: the next sync there is a first one"
+        ),
         "{ran:?}"
     );
     for line in project.succeed(&["sync", "--json"]).lines() {
@@ -508,13 +529,19 @@ directory = "elsewhere"
 mapping = { identify = "members" }
 "#;
 
-#[test]
-fn one_destination_is_made_anew_from_what_landed_in_its_place() {
+/// What one destination was told from the beginning, and another one later.
+fn at_two() -> Project {
     let project = with_a_past(CONFIG);
     project.write("audience-sync.toml", TWO);
     let everywhere = SCHEDULE.replace("source =", "destinations = [\"main\", \"other\"]\nsource =");
     project.write("schedules/main.toml", &everywhere);
     project.succeed(&["sync"]);
+    project
+}
+
+#[test]
+fn one_destination_is_made_anew_from_what_landed_in_its_place() {
+    let project = at_two();
     let before = known(&project);
     lose(&project);
     // A record tells its stream, and not where that is.
@@ -543,11 +570,12 @@ fn one_destination_is_made_anew_from_what_landed_in_its_place() {
     let lines = ran.lines();
     assert_eq!(lines.len(), AUDIENCES.len());
     assert!(lines.iter().all(|line| line["destination"] == "other"));
-    assert!(
-        ran.stderr.contains(
-            "what main was told is not in the new snapshot: each next sync there is a first one"
-        ),
-        "{ran:?}"
+    assert_eq!(
+        ran.stderr,
+        "\nthe snapshot does not know what `main` was told: the next sync there is a first one, and users who have left \
+         are not told so\n\n\
+         hint: if anything was delivered there, add it before that sync:\n  \
+         audience-sync snapshot rebuild --destination main --from delivered\n"
     );
     let at_other: Vec<_> = before
         .into_iter()
@@ -568,6 +596,250 @@ fn one_destination_is_made_anew_from_what_landed_in_its_place() {
             "{line}"
         );
     }
+}
+
+#[track_caller]
+fn rebuild_at(project: &Project, destination: &str, from: &str) -> Ran {
+    let arguments = ["--destination", destination, "--from", from];
+    project.run(&[&["snapshot", "rebuild"], &arguments[..]].concat())
+}
+
+fn query<T: rusqlite::types::FromSql>(project: &Project, sql: &str) -> T {
+    let snapshot = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
+    snapshot.query_row(sql, [], |row| row.get(0)).unwrap()
+}
+
+#[test]
+fn each_destination_is_added_to_what_the_snapshot_knows() {
+    let places = [("main", "delivered"), ("other", "elsewhere")];
+    for order in [[0, 1], [1, 0]] {
+        let project = at_two();
+        let before = known(&project);
+        lose(&project);
+        let [first, second] = order.map(|place| places[place]);
+        let ran = rebuild_at(&project, first.0, first.1);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        let last: i64 = query(&project, "SELECT last_run FROM life");
+        let ran = rebuild_at(&project, second.0, second.1);
+        assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{ran:?}");
+        let numbers = format!(
+            "SELECT min(number) FROM run WHERE destination = '{}'",
+            second.0
+        );
+        assert_eq!(query::<i64>(&project, &numbers), last + 1);
+        check_goes_on(&project, &before);
+        let runs = project.succeed(&["snapshot", "runs", "--json"]).lines();
+        let times: Vec<_> = runs.iter().map(|run| run["started_at"].as_str()).collect();
+        assert!(times.is_sorted_by(|a, b| a >= b), "{times:?}");
+        // Who leaves is told so by both, later than everything that landed in either.
+        let landed = || places.map(|(_, place)| records(&project.path(place)));
+        let [main, other] = landed();
+        let time = |record: &Value| record["timestamp"].as_str().unwrap().to_owned();
+        let latest = main.iter().chain(&other).map(time).max().unwrap();
+        project.shop("DELETE FROM members WHERE user_id = 'b'");
+        project.succeed(&["sync"]);
+        let left = landed();
+        for (left, known) in left.iter().zip([main.len(), other.len()]) {
+            let mut left: Vec<_> = left.iter().filter(|record| time(record) > latest).collect();
+            assert_eq!((left.len(), known), (2, known));
+            left.sort_by_key(|record| record["traits"].to_string());
+            assert_eq!(left[0]["traits"], json!({"members": false}));
+            assert_eq!(left[1]["traits"], json!({"spend": null}));
+        }
+    }
+}
+
+/// An empty one knows nothing of any stream. `init` makes one on a new machine.
+#[test]
+fn an_empty_snapshot_is_filled() {
+    let project = with_a_past(CONFIG);
+    let before = known(&project);
+    lose(&project);
+    fs::remove_file(project.path("snapshot.sqlite.lock")).unwrap();
+    project.succeed(&["snapshot", "create"]);
+    rebuild(&project, "delivered");
+    check_goes_on(&project, &before);
+}
+
+/// The commands of a hint, as they stand: in quotes, or each on a line of its own.
+fn rebuilds(stderr: &str) -> Vec<Vec<String>> {
+    let commands = stderr.split(['`', '\n']).map(str::trim);
+    let rebuilds = commands.filter_map(|it| it.strip_prefix("audience-sync snapshot rebuild "));
+    let words = rebuilds.map(|rest| rest.split(' ').map(str::to_owned).collect());
+    words.collect()
+}
+
+#[test]
+fn the_commands_of_the_hints_work_as_they_stand() {
+    for (make, count) in [
+        ((|| with_a_past(CONFIG)) as fn() -> Project, 1),
+        (at_two, 2),
+    ] {
+        let project = make();
+        let before = known(&project);
+        fs::copy(project.path("snapshot.sqlite"), project.path("copy")).unwrap();
+        lose(&project);
+        let mut hints = vec![
+            project.run(&["snapshot", "list"]).stderr,
+            project.run(&["snapshot", "create"]).stderr,
+            project.run(&["sync"]).stderr,
+        ];
+        // An older copy of a snapshot that has told somebody something since.
+        fs::rename(project.path("copy"), project.path("snapshot.sqlite")).unwrap();
+        fs::write(
+            project.path("snapshot.sqlite.lock"),
+            "last run 0000000000000000999\n",
+        )
+        .unwrap();
+        hints.push(project.run(&["sync"]).stderr);
+        hints.push(rebuild_at(&project, "main", "delivered").stderr);
+        for hint in &hints {
+            let place = hint.find("audience-sync snapshot rebuild ");
+            let other = hint.find("audience-sync s").unwrap();
+            assert_eq!(place, Some(other), "another way out comes first: {hint}");
+            lose(&project);
+            let commands = rebuilds(hint);
+            assert_eq!(commands.len(), count, "{hint}");
+            for command in commands {
+                let words: Vec<_> = command.iter().map(String::as_str).collect();
+                project.succeed(&[&["snapshot", "rebuild"], &words[..]].concat());
+            }
+            check_goes_on(&project, &before);
+        }
+    }
+}
+
+#[test]
+fn what_landed_at_another_destination_is_not_added() {
+    let project = at_two();
+    let run = project.succeed(&["snapshot", "runs", "--json"]).lines();
+    let of_main = run.iter().filter(|run| run["destination"] == "main");
+    let of_main: Vec<_> = of_main.map(|run| run["run"].as_str().unwrap()).collect();
+    lose(&project);
+    rebuild_at(&project, "main", "delivered");
+    let before = known(&project);
+    let ran = rebuild_at(&project, "other", "delivered");
+    assert_eq!(ran.code, 2, "{ran:?}");
+    let run = ran.stderr.split(' ').nth(5).unwrap();
+    assert!(of_main.contains(&run), "{ran:?}");
+    assert_eq!(
+        ran.stderr,
+        format!(
+            "error: the snapshot knows run {run} already, as one that told members in delivered/\n\n\
+             hint: a record does not tell its destination; name only folders of the destination that is asked for\n"
+        )
+    );
+    assert_eq!(known(&project), before);
+    assert_eq!(rebuild_at(&project, "other", "elsewhere").code, 0);
+}
+
+#[test]
+fn nothing_is_added_to_an_older_copy() {
+    let project = at_two();
+    lose(&project);
+    rebuild_at(&project, "main", "delivered");
+    let before = fs::read(project.path("snapshot.sqlite")).unwrap();
+    fs::write(
+        project.path("snapshot.sqlite.lock"),
+        "last run 0000000000000000999\n",
+    )
+    .unwrap();
+    let ran = rebuild_at(&project, "other", "elsewhere");
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("and run 999 has told people something: it is an older copy\n\nhint: "),
+        "{ran:?}"
+    );
+    assert!(before == fs::read(project.path("snapshot.sqlite")).unwrap());
+}
+
+/// Two destinations, of which one was told nothing since an audience was begun anew under another key.
+fn with_another_key() -> Project {
+    let project = at_two();
+    lose(&project);
+    let renamed =
+        "name = \"Members\"\nid = \"members\"\nkey = \"people\"\ndestinations = [\"main\"]";
+    let schedule = SCHEDULE
+        .replace("source =", "destinations = [\"main\", \"other\"]\nsource =")
+        .replace(
+            "name = \"Members\"\ndestinations = [\"main\", \"other\"]",
+            renamed,
+        );
+    project.write("schedules/main.toml", &schedule);
+    project.succeed(&["snapshot", "create", "--anew"]);
+    project.succeed(&["sync"]);
+    lose(&project);
+    project
+}
+
+#[test]
+fn the_keys_of_two_destinations_agree() {
+    let keys = |project: &Project| -> Vec<Value> {
+        let list = project.succeed(&["snapshot", "list", "--json"]).lines();
+        let of_members = list.iter().filter(|line| line["id"] == "members");
+        of_members
+            .map(|line| json!([line["audience"], line["destination"]]))
+            .collect()
+    };
+    // What landed later has the key that the audience goes by.
+    let project = with_another_key();
+    assert_eq!(rebuild_at(&project, "main", "delivered").code, 0);
+    let ran = rebuild_at(&project, "other", "elsewhere");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains("people: it went by the key `members` once"),
+        "{ran:?}"
+    );
+    assert_eq!(keys(&project), [json!(["people", "main"])]);
+    for line in project.succeed(&["sync", "--json"]).lines() {
+        assert_eq!(line["outcome"], "unchanged", "{line}");
+    }
+    // The other way round, the snapshot would know the audience by a key that it does not have any more.
+    let project = with_another_key();
+    assert_eq!(rebuild_at(&project, "other", "elsewhere").code, 0);
+    let before = keys(&project);
+    let ran = rebuild_at(&project, "main", "delivered");
+    assert_eq!(
+        (ran.code, ran.stderr.as_str()),
+        (
+            2,
+            "error: the snapshot knows the audience `members` by the key `members`, and what landed later is of the \
+             audience `members` with the key `people`\n\n\
+             hint: move the snapshot away, make one from these records first, and add the others to it\n"
+        )
+    );
+    assert_eq!(keys(&project), before);
+}
+
+/// A stream that was told nothing under the key of today has nothing of that audience.
+#[test]
+fn a_key_is_the_same_in_every_stream() {
+    let project = with_a_past(STREAMS);
+    lose(&project);
+    project.write(
+        "audience-sync.toml",
+        &STREAMS.replace(r#"["one", "two"]"#, r#"["one"]"#),
+    );
+    let renamed = "name = \"Members\"\nid = \"members\"\nkey = \"people\"";
+    project.write(
+        "schedules/main.toml",
+        &SCHEDULE.replace("name = \"Members\"", renamed),
+    );
+    project.succeed(&["snapshot", "create", "--anew"]);
+    project.succeed(&["sync"]);
+    lose(&project);
+    rebuild(&project, "delivered");
+    let list = project.succeed(&["snapshot", "list", "--json"]).lines();
+    let of_members = list.iter().filter(|line| line["id"] == "members");
+    let found: Vec<_> = of_members
+        .map(|line| json!([line["audience"], line["stream"]]))
+        .collect();
+    assert_eq!(
+        found,
+        [json!(["people", "one"]), json!(["people", "three"])]
+    );
 }
 
 /// The name of a destination is a label.
@@ -623,8 +895,8 @@ fn what_is_there_is_never_replaced() {
     let ran = refused(&project, 2);
     assert_eq!(
         ran.stderr,
-        "error: there is something at snapshot.sqlite already, which a new snapshot would take the place of\n\n\
-         hint: if the snapshot is really lost, move it away\n"
+        "error: the snapshot snapshot.sqlite already knows what was told to members in delivered/\n\n\
+         hint: if it is lost or wrong, move the snapshot away, and make all of it anew\n"
     );
     // What a crash left beside a file that is gone would be read into another one.
     fs::rename(
@@ -898,6 +1170,56 @@ fn a_rebuild_that_is_killed_leaves_nothing_or_the_whole() {
             .permissions(),
     );
     assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn an_addition_that_is_killed_leaves_nothing_or_the_whole() {
+    let project = large(10_000);
+    project.write("audience-sync.toml", TWO);
+    let schedule = fs::read_to_string(project.path("schedules/main.toml")).unwrap();
+    let everywhere = schedule.replace("source =", "destinations = [\"main\", \"other\"]\nsource =");
+    project.write("schedules/main.toml", &everywhere);
+    project.succeed(&["sync"]);
+    lose(&project);
+    assert_eq!(rebuild_at(&project, "main", "delivered").code, 0);
+    let log = project.path("snapshot.sqlite-wal");
+    let arguments = ["snapshot", "rebuild", "--destination", "other", "--from"];
+    let arguments = [&arguments[..], &["elsewhere"]].concat();
+    let is_whole = || {
+        check_whole(&project);
+        let list = project.succeed(&["snapshot", "list", "--json"]).lines();
+        let members = list.get(1).map(|line| line["members"].clone());
+        assert!(
+            members.is_none() || members == Some(json!(10_000)),
+            "{list:?}"
+        );
+        members.is_some()
+    };
+    let mut interrupted = 0;
+    for _ in 0..3 {
+        let running = project.start(&arguments);
+        eventually("it writes", || {
+            fs::metadata(&log).is_ok_and(|log| log.len() > 0)
+                || query::<i64>(&project, "SELECT count(*) FROM feed") == 2
+        });
+        running.signal("KILL");
+        drop(running);
+        if is_whole() {
+            break;
+        }
+        interrupted += 1;
+    }
+    assert!(
+        interrupted > 0,
+        "every rebuild was over before it was killed"
+    );
+    if !is_whole() {
+        project.succeed(&arguments);
+    }
+    assert!(is_whole());
+    for line in project.succeed(&["sync", "--json"]).lines() {
+        assert_eq!(line["outcome"], "unchanged", "{line}");
+    }
 }
 
 fn check_whole(project: &Project) {

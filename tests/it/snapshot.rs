@@ -75,8 +75,9 @@ fn where_there_is_no_snapshot_there_is_nothing_to_see_and_nothing_is_made() {
             assert_eq!(ran.stdout, "", "{command:?}");
             assert_eq!(
                 ran.stderr,
-                "there is no snapshot at snapshot.sqlite\n\nhint: if nothing was ever delivered, type `audience-sync \
-                 snapshot create`; else `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered\n"
+                "there is no snapshot at snapshot.sqlite\n\nhint: make it anew from what was delivered: \
+                 `audience-sync snapshot rebuild --from delivered`; if nothing was ever delivered, begin with \
+                 `audience-sync snapshot create`\n"
             );
         }
     }
@@ -738,7 +739,7 @@ fn a_file_that_is_no_snapshot_is_left_alone() {
             ran.stderr,
             format!(
                 "error: the snapshot snapshot.sqlite cannot be used: {reason}\n\n\
-                 hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`; \
+                 hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`, with `--destination NAME` for each destination if there are several; \
                  a backup does not know what was told since\n"
             )
         );

@@ -372,7 +372,7 @@ fn check_unusable(prepare: impl FnOnce(&Path), words: &[&str]) {
     }
 }
 
-const REBUILD: &str = "hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`; \
+const REBUILD: &str = "hint: move it away and make it anew from what was delivered: `audience-sync snapshot rebuild --from DIR`, with `--destination NAME` for each destination if there are several; \
                        a backup does not know what was told since\n";
 
 #[test]

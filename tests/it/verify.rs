@@ -747,8 +747,9 @@ fn what_cannot_be_compared_is_not_in_order() {
         (
             1,
             "",
-            "there is no snapshot at snapshot.sqlite\n\nhint: if nothing was ever delivered, type `audience-sync \
-             snapshot create`; else `audience-sync snapshot rebuild --from DIR` makes it anew from what was delivered\n"
+            "there is no snapshot at snapshot.sqlite\n\nhint: make it anew from what was delivered: \
+             `audience-sync snapshot rebuild --from delivered`; if nothing was ever delivered, begin with \
+             `audience-sync snapshot create`\n"
         )
     );
     project.succeed(&["sync"]);

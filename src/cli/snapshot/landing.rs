@@ -26,7 +26,7 @@ pub(super) struct Landing<'a> {
     place: Place,
     /// Its streams that are asked for.
     pub streams: Vec<Stream>,
-    only: Option<StreamName>,
+    pub only: Option<StreamName>,
 }
 
 /// Where a line was found, and what it is.
@@ -138,10 +138,11 @@ impl<'a> Landing<'a> {
         match origins.find(&statement) {
             None => Whose::Unknown(statement),
             Some(name) if self.only.as_ref().is_none_or(|only| only == name) => {
-                let stream = Stream {
+                let known = self.streams.iter().find(|stream| stream.name == *name);
+                let stream = known.cloned().unwrap_or_else(|| Stream {
                     place: self.place.clone(),
                     name: name.clone(),
-                };
+                });
                 Whose::Ours(statement, stream)
             }
             Some(_) => Whose::Elsewhere,

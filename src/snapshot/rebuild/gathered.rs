@@ -1,6 +1,6 @@
 //! The records that landed, in a temporary database: as they come, and then in the order of users and time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use rusqlite::{Connection, OptionalExtension, params};
 
@@ -44,6 +44,8 @@ pub(super) struct Audience {
     pub(super) key: Key,
     pub(super) class: Class,
     pub(super) last_at: Timestamp,
+    /// Whether the audience goes by this key. One that was begun anew may have had another one.
+    is_current: bool,
 }
 
 /// The run of the record that came last.
@@ -57,6 +59,8 @@ struct Current {
 pub(super) struct Gathered {
     connection: Connection,
     pub(super) audiences: Vec<Audience>,
+    /// What each audience goes by, once that is settled.
+    keys: HashMap<AudienceId, (Key, Class)>,
     current: Option<Current>,
 }
 
@@ -87,6 +91,7 @@ impl Gathered {
         Ok(Self {
             connection: scratch(TABLES).map_err(SnapshotError::Scratch)?,
             audiences: Vec::new(),
+            keys: HashMap::new(),
             current: None,
         })
     }
@@ -135,6 +140,7 @@ impl Gathered {
                 key: Key::new(&*statement.key),
                 class: statement.class,
                 last_at: statement.at,
+                is_current: true,
             });
             self.audiences.len() - 1
         });
@@ -195,9 +201,9 @@ impl Gathered {
         })
     }
 
-    /// Gives runs their places in the order of time. Those of an audience under a key that it does not have any more
-    /// have none, and neither have their records.
-    pub(super) fn place_runs(&self) -> Result<(), SnapshotError> {
+    /// Gives runs their places after a number, in the order of time. Those of an audience under a key that it does not
+    /// have any more have none, and neither have their records.
+    pub(super) fn place_runs(&self, after: i64) -> Result<(), SnapshotError> {
         let place = || {
             let mut select = self
                 .connection
@@ -206,7 +212,7 @@ impl Gathered {
                 .connection
                 .prepare("INSERT INTO place VALUES (?1, ?2)")?;
             let mut rows = select.query([])?;
-            let mut number = 0;
+            let mut number = after;
             while let Some(row) = rows.next()? {
                 let (run, audience): (i64, i64) = (row.get(0)?, row.get(1)?);
                 if self.is_current(audience as usize) {
@@ -219,29 +225,42 @@ impl Gathered {
         place().map_err(SnapshotError::Scratch)
     }
 
-    /// Whether an audience goes by its latest key. One that was begun anew may have had another one.
+    /// Decides which key each audience goes by, in all of its streams: the one that `frozen` has, or the latest.
+    pub(super) fn settle_keys(
+        &mut self,
+        frozen: impl Fn(&Audience) -> Result<Option<(Key, Class)>, RebuildError>,
+    ) -> Result<(), RebuildError> {
+        let mut by_time: Vec<&Audience> = self.audiences.iter().collect();
+        by_time.sort_by_key(|audience| audience.last_at);
+        let latest: HashMap<_, _> = by_time.into_iter().map(|it| (&it.id, it)).collect();
+        let mut keys = HashMap::new();
+        for (id, latest) in latest {
+            let key = frozen(latest)?.unwrap_or_else(|| (latest.key.clone(), latest.class));
+            keys.insert(id.clone(), key);
+        }
+        for audience in &mut self.audiences {
+            let (key, class) = &keys[&audience.id];
+            audience.is_current = audience.key == *key && audience.class == *class;
+        }
+        self.keys = keys;
+        Ok(())
+    }
+
     pub(super) fn is_current(&self, audience: usize) -> bool {
-        let this = &self.audiences[audience];
-        let is_later =
-            |number: usize| (self.audiences[number].last_at, number) > (this.last_at, audience);
-        !self.same(audience).any(is_later)
+        self.audiences[audience].is_current
     }
 
-    /// The keys that it had before.
-    pub(super) fn former_keys(&self, audience: usize) -> Vec<Key> {
-        let others = self.same(audience).filter(|other| *other != audience);
-        others
-            .map(|other| self.audiences[other].key.clone())
-            .collect()
+    /// The streams of which something is restored.
+    pub(super) fn streams(&self) -> BTreeSet<&Stream> {
+        let current = self.audiences.iter().filter(|it| it.is_current);
+        current.map(|audience| &audience.stream).collect()
     }
 
-    /// The same audience under all of its keys.
-    fn same(&self, audience: usize) -> impl Iterator<Item = usize> {
-        let this = &self.audiences[audience];
-        let audiences = self.audiences.iter().enumerate();
-        let same =
-            audiences.filter(|(_, other)| other.id == this.id && other.stream == this.stream);
-        same.map(|(number, _)| number)
+    /// The key of each audience with one that it had before.
+    pub(super) fn former_keys(&self) -> BTreeSet<(Key, Key)> {
+        let former = self.audiences.iter().filter(|it| !it.is_current);
+        let keys = former.map(|former| (self.keys[&former.id].0.clone(), former.key.clone()));
+        keys.collect()
     }
 
     /// Hands on each record, in the order of audiences, users and time. The runs are known by their places.
@@ -289,10 +308,10 @@ impl Gathered {
     }
 
     /// Hands on each run that has a place, in that order.
-    pub(super) fn each_run(
+    pub(super) fn each_run<E: From<SnapshotError>>(
         &self,
-        mut each: impl FnMut(Run) -> Result<(), SnapshotError>,
-    ) -> Result<(), SnapshotError> {
+        mut each: impl FnMut(Run) -> Result<(), E>,
+    ) -> Result<(), E> {
         let sql = SnapshotError::Scratch;
         let mut runs = self
             .connection

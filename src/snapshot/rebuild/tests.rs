@@ -8,6 +8,16 @@ use crate::stream::Place;
 
 /// Takes a record as it would have been delivered; `value` is `None` for one who has left.
 fn push(rebuild: &mut Rebuild, run: &Computation, user: &str, value: Option<i64>) {
+    push_to(rebuild, &stream(), run, user, value);
+}
+
+fn push_to(
+    rebuild: &mut Rebuild,
+    stream: &Stream,
+    run: &Computation,
+    user: &str,
+    value: Option<i64>,
+) {
     let member = Member {
         user: User {
             kind: UserKind::UserId,
@@ -24,7 +34,7 @@ fn push(rebuild: &mut Rebuild, run: &Computation, user: &str, value: Option<i64>
     let Landed::Ours(statement) = Landed::parse(&line).unwrap() else {
         panic!("{line}");
     };
-    rebuild.push(&stream(), &statement).unwrap();
+    rebuild.push(stream, &statement).unwrap();
 }
 
 fn stream() -> Stream {
@@ -62,7 +72,7 @@ fn any_number_of_runs_is_counted() {
         push(&mut rebuild, run, "b", (number % 2 == 0).then_some(1));
     }
     let restored = rebuild.write(&path, &Unsaid::default()).unwrap();
-    let found = &restored[0];
+    let found = &restored.feeds[0];
     assert_eq!(
         (found.members, found.runs, found.records, found.left),
         (1, RUNS as u64, 2 * RUNS as u64, 1)
@@ -131,4 +141,42 @@ fn the_file_is_whole_without_others_beside_it() {
     assert_eq!(beside, 1);
     assert!(in_the_way(&path).is_some());
     assert!(Snapshot::open(&path).unwrap().is_some());
+}
+
+#[test]
+fn what_cannot_be_added_leaves_the_snapshot_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("snapshot.sqlite");
+    let mut first = Rebuild::new().unwrap();
+    push(&mut first, &run(1_795_428_000_000), "a", Some(1));
+    first.write(&path, &Unsaid::default()).unwrap();
+    let mut snapshot = Snapshot::open(&path).unwrap().unwrap();
+    let feeds = |snapshot: &Snapshot| format!("{:?}", snapshot.feeds().unwrap());
+    let before = feeds(&snapshot);
+
+    let mut second = Rebuild::new().unwrap();
+    let stream = Stream {
+        place: Place::Directory("elsewhere".into()),
+        ..stream()
+    };
+    let later = run(1_795_428_000_002);
+    push_to(&mut second, &stream, &later, "a", Some(1));
+    push_to(&mut second, &stream, &later, "b", Some(1));
+    push_to(&mut second, &stream, &later, "b", Some(2));
+    let error = second.add(&mut snapshot, &Unsaid::default()).unwrap_err();
+    assert!(
+        matches!(error, RebuildError::Contradiction { .. }),
+        "{error}"
+    );
+    assert_eq!(feeds(&snapshot), before);
+    assert_eq!(snapshot.last_run().unwrap(), 1);
+
+    let mut known = Rebuild::new().unwrap();
+    push(&mut known, &later, "a", Some(1));
+    let error = known.add(&mut snapshot, &Unsaid::default()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "the snapshot knows what was told to members in delivered/ already"
+    );
+    assert_eq!(feeds(&snapshot), before);
 }
