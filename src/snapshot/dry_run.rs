@@ -75,7 +75,7 @@ impl Snapshot {
                 }
             });
             journals.push(Journal::estimate(planning, *estimate));
-            feeds.push((feed, last_shown(&transaction, audience, stream)?));
+            feeds.push((feed, last_shown(&transaction, planning, stream)?));
         }
         let delivered = selects.iter_mut().map(SelectMembers::read);
         let decided = decide(delivered.collect::<Result<_, _>>()?, &mut journals)?;

@@ -33,6 +33,13 @@ pub struct Planning {
     pub approval: Option<Approval>,
 }
 
+impl Planning {
+    /// Whether it is about single users.
+    pub(super) const fn names_users(&self) -> bool {
+        matches!(self.scope, Scope::Users(_))
+    }
+}
+
 /// What was decided.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -118,9 +125,9 @@ fn plan<E: From<SnapshotError>>(
         let class = planning.computation.class;
         let stream = streams::number_of(transaction, &planning.stream)?;
         let feed = feed(transaction, planning, stream)?;
-        let shown = last_shown(transaction, &planning.computation.audience, Some(stream))?;
+        let shown = last_shown(transaction, planning, Some(stream))?;
         let number = insert_run(transaction, planning, Some(feed), stream)?;
-        supersede_dead(transaction, feed, number)?;
+        supersede_dead(transaction, feed, number, &planning.scope)?;
         selects.push(SelectMembers::of(transaction, Some(feed), class)?);
         journals.push(Journal::write(transaction, number, planning)?);
         feeds.push((feed, number, shown));
@@ -140,7 +147,10 @@ fn plan<E: From<SnapshotError>>(
         let planned = tally.decided() - held.as_ref().map_or(0, Held::count);
         note_decided(transaction, number, tally, &decided, held.as_ref(), planned)?;
         let is_complete = held.is_none();
-        Watermark::note(Some(&decided.watermark), transaction, feed, is_complete)?;
+        match planning.names_users() {
+            true => decided.watermark.compare(transaction, feed)?,
+            false => Watermark::note(Some(&decided.watermark), transaction, feed, is_complete)?,
+        }
         plans.push(Plan {
             run: run(transaction, number)?,
             tally: *tally,
@@ -252,8 +262,8 @@ fn insert_run(
     let number = life::next_run(connection, *started_at)?;
     connection
         .prepare_cached(
-            "INSERT INTO run (number, id, feed, audience_id, stream, destination, kind, started_at, at, space_id)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT INTO run (number, id, feed, audience_id, stream, destination, kind, started_at, at, space_id, only_users)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?
         .execute(params![
             number,
@@ -265,7 +275,8 @@ fn insert_run(
             planning.kind.as_str(),
             started_at.millis(),
             Timestamp::now().millis(),
-            space_id
+            space_id,
+            planning.names_users()
         ])?;
     Ok(number)
 }

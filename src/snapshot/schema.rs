@@ -104,7 +104,8 @@ const TABLES: &str = "
 
     -- `audience_id` is NULL for a run of `send`, `feed` also for a run that failed before the first plan of its feed.
     -- `planned` changes are in the chunks: some `delivered`, some `dead`, the rest still in the journal. `started_at` is
-    -- the time in the records, `at` the real clock when the row was written.
+    -- the time in the records, `at` the real clock when the row was written. `only_users` is 1 for a run that was asked
+    -- about single users: it says nothing about the others, so it is not taken for the last run of its feed.
     CREATE TABLE run (
         number          INTEGER PRIMARY KEY,
         id              TEXT NOT NULL UNIQUE,
@@ -119,6 +120,7 @@ const TABLES: &str = "
         outcome         TEXT,
         error           TEXT,
         space_id        TEXT,
+        only_users      INTEGER NOT NULL DEFAULT 0,
         members         INTEGER NOT NULL DEFAULT 0,
         added           INTEGER NOT NULL DEFAULT 0,
         removed         INTEGER NOT NULL DEFAULT 0,

@@ -65,6 +65,12 @@ impl Starts {
         self.last = Some(next);
         next
     }
+
+    /// Whether a feed was ever planned.
+    pub(super) fn has(&self, feed: &Feed<'_>) -> bool {
+        let id = (feed.keyed.audience.id.clone(), feed.stream.clone());
+        self.known.contains(&id)
+    }
 }
 
 impl Runner<'_> {
@@ -163,10 +169,7 @@ impl Runner<'_> {
             destination: feed.destination.clone(),
             name: audience.name.clone(),
             kind,
-            scope: match request.resync {
-                true => Scope::Everyone,
-                false => Scope::Changes,
-            },
+            scope: request.scope.clone(),
             guard: audience.guard,
             approval: request.approval,
         }
@@ -233,6 +236,7 @@ impl Runner<'_> {
         report.hold(plan.held);
         report.skipped_rows = plan.skipped_rows;
         report.missed = plan.missed;
+        report.unknown_users = plan.tally.unknown;
         report.undelivered = plan.run.waiting;
         match plan.estimate {
             Some(estimate) => {
@@ -290,7 +294,8 @@ impl Runner<'_> {
         let destinations: Vec<_> = plannings.iter().map(destination).collect();
         let dry_run = request.dry_run;
         let planned = self.snapshot.with(move |snapshot| {
-            let scopes: Vec<Scope> = plannings.iter().map(|planning| planning.scope).collect();
+            let scopes = plannings.iter().map(|planning| planning.scope.clone());
+            let scopes: Vec<Scope> = scopes.collect();
             let decide = |delivered: Vec<Delivered<'_>>, journals: &mut [Journal<'_>]| {
                 reading.go(delivered, &scopes, journals)
             };

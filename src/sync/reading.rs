@@ -393,7 +393,7 @@ fn followers<'d>(
 ) -> Result<Vec<Follower<Delivered<'d>>>, SnapshotError> {
     let followers = delivered.into_iter().zip(scopes);
     followers
-        .map(|(delivered, scope)| Follower::new(delivered, *scope))
+        .map(|(delivered, scope)| Follower::new(delivered, scope.clone()))
         .collect()
 }
 

@@ -29,6 +29,7 @@ mod moto;
 mod rebuild;
 mod replay;
 mod resync;
+mod resync_users;
 mod run;
 mod schedules;
 mod send;
