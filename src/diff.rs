@@ -37,6 +37,14 @@ pub trait Members {
         Agreement::Known
     }
 
+    /// Whether the source has other extra traits of the user now than the stream was last told, where that matters.
+    fn has_other_traits(&self, _now: &impl Members) -> bool
+    where
+        Self: Sized,
+    {
+        false
+    }
+
     /// Whether the user is a member: a change query also reports users who are not.
     fn membership(&self) -> Membership {
         Membership::Member
@@ -215,6 +223,7 @@ impl<K: Members> Follower<K> {
         let action = match agreement {
             Agreement::Phantom => Some(Action::Enter),
             _ if source.value() != self.members.value() => Some(Action::Change),
+            _ if self.members.has_other_traits(source) => Some(Action::Change),
             Agreement::InDoubt => Some(Action::Repeat),
             Agreement::Known if self.repeats => Some(Action::Repeat),
             Agreement::Known => None,
@@ -276,13 +285,20 @@ where
     Ok(tallies)
 }
 
+/// What the snapshot has of a user.
+pub struct Found {
+    pub member: MemberBuf,
+    /// As [`Members::has_other_traits`].
+    pub has_other_traits: bool,
+}
+
 /// Decides from what a change query reports: each reported user is looked up. About everyone else the snapshot is right.
 ///
-/// `find` tells the member that a user is in the snapshot, which has `delivered` members, none of them in doubt.
+/// `find` looks a reported user up in the snapshot, which has `delivered` members, none of them in doubt.
 pub fn follow<S, E>(
     source: &mut S,
     delivered: &[u64],
-    mut find: impl FnMut(usize, User<'_>) -> Result<Option<MemberBuf>, E>,
+    mut find: impl FnMut(usize, Member<'_>) -> Result<Option<Found>, E>,
     mut each: impl FnMut(usize, Change<'_>) -> Result<(), E>,
 ) -> Result<Vec<Tally>, E>
 where
@@ -297,10 +313,13 @@ where
     while source.advance()? {
         let now = source.current();
         for (position, tally) in tallies.iter_mut().enumerate() {
-            let before = find(position, now.user)?;
+            let before = find(position, now)?;
             let (action, member) = match (source.membership(), &before) {
                 (Membership::Member, None) => (Action::Enter, now),
-                (Membership::Gone, Some(before)) => (Action::Leave, before.as_member()),
+                (Membership::Member, Some(before)) if before.has_other_traits => {
+                    (Action::Change, now)
+                }
+                (Membership::Gone, Some(before)) => (Action::Leave, before.member.as_member()),
                 _ => continue,
             };
             tally.count(action);
@@ -786,9 +805,9 @@ mod laws {
                 Ok::<(), Infallible>(())
             });
             let mut followed = Vec::new();
-            let find = |_, user: User<'_>| {
-                let found = before.iter().find(|(of, _)| of.0 == user.kind && of.1 == user.id);
-                Ok(found.map(|(of, _)| member(of)))
+            let find = |_, now: Member<'_>| {
+                let found = before.iter().find(|(of, _)| user(of) == now.user);
+                Ok(found.map(|(of, _)| Found { member: member(of), has_other_traits: false }))
             };
             let by_changes = follow(&mut reported(), &[before.len() as u64], find, |_, change| {
                 let is_member = change.member.value == Value::True;

@@ -27,6 +27,8 @@ pub struct Planning {
     pub name: String,
     pub kind: RunKind,
     pub scope: Scope,
+    /// Members are also sent again when their extra traits have changed.
+    pub refresh: bool,
     /// `None` where nothing is held.
     pub guard: Option<Guard>,
     /// Delivers what the guard holds, as far as it covers that.
@@ -128,7 +130,12 @@ fn plan<E: From<SnapshotError>>(
         let shown = last_shown(transaction, planning, Some(stream))?;
         let number = insert_run(transaction, planning, Some(feed), stream)?;
         supersede_dead(transaction, feed, number, &planning.scope)?;
-        selects.push(SelectMembers::of(transaction, Some(feed), class)?);
+        selects.push(SelectMembers::of(
+            transaction,
+            Some(feed),
+            class,
+            planning.refresh,
+        )?);
         journals.push(Journal::write(transaction, number, planning)?);
         feeds.push((feed, number, shown));
     }
@@ -222,11 +229,18 @@ fn feed(connection: &Connection, planning: &Planning, stream: i64) -> Result<i64
         )?;
     Ok(connection
         .prepare_cached(
-            "INSERT INTO feed (audience, stream, destination) VALUES (?1, ?2, ?3)
-             ON CONFLICT (audience, stream) DO UPDATE SET destination = excluded.destination RETURNING number",
+            "INSERT INTO feed (audience, stream, destination, keeps_traits) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (audience, stream) DO UPDATE
+             SET destination = excluded.destination, keeps_traits = max(keeps_traits, excluded.keeps_traits)
+             RETURNING number",
         )?
         .query_row(
-            params![audience, stream, planning.destination.as_str()],
+            params![
+                audience,
+                stream,
+                planning.destination.as_str(),
+                planning.refresh
+            ],
             |row| row.get(0),
         )?)
 }

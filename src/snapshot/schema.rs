@@ -60,18 +60,21 @@ const TABLES: &str = "
         planned_from  TEXT,
         planned_at    INTEGER,
         reconciled_at INTEGER,
+        -- Whether `traits_hash` of its members is kept: since its audience has, or once had, `refresh`.
+        keeps_traits  INTEGER NOT NULL DEFAULT 0,
         UNIQUE (audience, stream)
     ) STRICT;
     CREATE INDEX feed_by_stream ON feed (stream);
 
     -- What a stream has accepted. `value` is NULL for an audience; `since` is the number of the run that the member
-    -- entered by, or that changed the value.
+    -- entered by, or that changed the value. `traits_hash` tells the extra traits that were last accepted (NULL: not known).
     CREATE TABLE member (
         feed         INTEGER NOT NULL,
         user         ANY NOT NULL,
         anonymous_id TEXT,
         value        ANY,
         since        INTEGER NOT NULL,
+        traits_hash  INTEGER,
         PRIMARY KEY (feed, user)
     ) WITHOUT ROWID, STRICT;
 
@@ -83,15 +86,16 @@ const TABLES: &str = "
         anonymous_id TEXT,
         value        ANY,
         since        INTEGER,
+        traits_hash  INTEGER,
         PRIMARY KEY (feed, user)
     ) WITHOUT ROWID, STRICT;
 
     -- Both together: what a stream has accepted.
     CREATE VIEW membership AS
-    SELECT feed, user, anonymous_id, value, since FROM member
+    SELECT feed, user, anonymous_id, value, since, traits_hash FROM member
     WHERE NOT EXISTS (SELECT 1 FROM overlay WHERE overlay.feed = member.feed AND overlay.user = member.user)
     UNION ALL
-    SELECT feed, user, anonymous_id, value, since FROM overlay WHERE since IS NOT NULL;
+    SELECT feed, user, anonymous_id, value, since, traits_hash FROM overlay WHERE since IS NOT NULL;
 
     -- Users whose stream may have been told something else than the members say: a line about them may have been
     -- accepted without an answer. Every plan decides about them, until a record ID comes back.

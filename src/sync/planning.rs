@@ -170,6 +170,7 @@ impl Runner<'_> {
             name: audience.name.clone(),
             kind,
             scope: request.scope.clone(),
+            refresh: audience.refresh,
             guard: audience.guard,
             approval: request.approval,
         }

@@ -294,6 +294,8 @@ async fn what_was_asked_for_or_left_open_is_read() {
         other(|audience| audience.query = "SELECT id AS user_id, age FROM users".to_owned()),
         other(|audience| audience.class = Class::Trait),
         other(|audience| audience.traits = vec!["id".to_owned()]),
+        // Nothing is known of the traits that were told.
+        other(|audience| audience.refresh = true),
         other(|audience| {
             audience.changes = Some(Changes {
                 query: "SELECT id AS user_id, 1 AS is_member FROM users WHERE :since > ''"

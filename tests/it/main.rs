@@ -27,6 +27,7 @@ mod lock;
 mod many;
 mod moto;
 mod rebuild;
+mod refresh;
 mod replay;
 mod resync;
 mod resync_users;
