@@ -300,6 +300,25 @@ fn traits_are_known_wherever_members_are_written() {
     }
 }
 
+#[test]
+fn a_rebuilt_snapshot_knows_the_traits_that_landed() {
+    let project = project(&refreshed());
+    project.shop("UPDATE members SET email = 'ä \"quoted\", \\ and \u{1}' WHERE user_id = 'b'");
+    project.sync();
+    project.shop("UPDATE members SET age = 1.50 WHERE user_id = 'a'");
+    project.sync();
+    fs::remove_file(project.path("snapshot.sqlite")).unwrap();
+    project.succeed(&["snapshot", "rebuild", "--from", "delivered"]);
+    fs::remove_dir_all(project.path("delivered")).unwrap();
+    check(&project, [0, 0, 0], &[]);
+    project.shop("UPDATE members SET age = 7 WHERE user_id = 'c'");
+    check(
+        &project,
+        [0, 0, 1],
+        &[r#"c {"age":7,"email":"c@x","members":true}"#],
+    );
+}
+
 /// A dry run plans as if what waits had been delivered.
 #[test]
 fn a_dry_run_knows_the_traits_that_wait() {
