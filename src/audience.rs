@@ -4,6 +4,7 @@
 //! merge and none of them is kept.
 
 pub mod keys;
+mod traits;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,6 +15,8 @@ use heck::ToSnakeCase;
 use icu_normalizer::ComposingNormalizerBorrowed;
 use icu_normalizer::properties::CanonicalCombiningClassMapBorrowed;
 use serde::Serialize;
+
+pub use traits::traits_hash;
 
 /// A text that means one thing only, so that an id cannot be passed where a key belongs.
 macro_rules! names {
@@ -135,7 +138,8 @@ pub struct Audience {
     pub guard: Option<Guard>,
     /// Further columns of the query, sent beside the value.
     pub traits: Vec<String>,
-    /// Whether a member is sent again when one of the traits has changed.
+    /// Whether a member is sent again when one of the traits has changed. Those who were delivered before this was switched
+    /// on are sent once more, since what their stream was told of the traits is not known.
     pub refresh: bool,
     /// A way to hear of changes without reading everyone.
     pub changes: Option<Changes>,

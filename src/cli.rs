@@ -20,6 +20,7 @@ mod signals;
 mod snapshot;
 mod streams;
 mod sync;
+mod users;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -3,9 +3,14 @@
 //! One pass over cursors in the same order, whatever their size: the source is read once, and met by every stream's
 //! members. Pure, so that "why was this person sent twice?" can be answered by a test instead of a log.
 
+mod named;
+
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 use crate::audience::{Action, Change, Guard, Member, MemberBuf, User, Value};
+use named::Named;
+pub use named::UserIds;
 
 /// Members in strictly ascending order of [`User`], one at a time.
 pub trait Members {
@@ -30,6 +35,14 @@ pub trait Members {
     /// Whether the stream may have been told something else about the user.
     fn agreement(&self) -> Agreement {
         Agreement::Known
+    }
+
+    /// Whether the source has other extra traits of the user now than the stream was last told, where that matters.
+    fn has_other_traits(&self, _now: &impl Members) -> bool
+    where
+        Self: Sized,
+    {
+        false
     }
 
     /// Whether the user is a member: a change query also reports users who are not.
@@ -58,13 +71,15 @@ pub enum Agreement {
 }
 
 /// Which users a plan decides about.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Scope {
     /// Users who entered, changed or left.
     #[default]
     Changes,
     /// Also every member who stays.
     Everyone,
+    /// The same, but only these users.
+    Users(Arc<UserIds>),
 }
 
 /// What a merge saw and decided.
@@ -79,6 +94,8 @@ pub struct Tally {
     pub removed: u64,
     /// Sent again unchanged: by a resync, or since the stream may have been told something else.
     pub repeated: u64,
+    /// Ids in the scope that are neither in the source nor in the snapshot; `None` where the scope names no users.
+    pub unknown: Option<u64>,
 }
 
 impl Tally {
@@ -126,7 +143,10 @@ pub struct Holds {
 /// One feed in a merge: what its stream has accepted, and how far the merge has come in it.
 pub struct Follower<K> {
     members: K,
-    scope: Scope,
+    /// Members who stay are sent again.
+    repeats: bool,
+    /// `None` where every user is decided about.
+    named: Option<Named>,
     /// Whether `members` stands on a member that the source has not reached yet.
     has_next: bool,
     tally: Tally,
@@ -136,9 +156,15 @@ impl<K: Members> Follower<K> {
     /// Starts at the first member.
     pub fn new(mut members: K, scope: Scope) -> Result<Self, K::Error> {
         let has_next = members.advance()?;
+        let repeats = scope != Scope::Changes;
+        let named = match scope {
+            Scope::Users(ids) => Some(Named::new(ids)),
+            Scope::Changes | Scope::Everyone => None,
+        };
         Ok(Self {
             members,
-            scope,
+            repeats,
+            named,
             has_next,
             tally: Tally::default(),
         })
@@ -158,11 +184,13 @@ impl<K: Members> Follower<K> {
     ) -> Result<(), E> {
         while self.has_next && until.is_none_or(|until| self.members.user() < until) {
             self.tally.delivered += u64::from(self.members.agreement() != Agreement::Phantom);
-            self.tally.count(Action::Leave);
-            each(Change {
-                action: Action::Leave,
-                member: self.members.current(),
-            })?;
+            if is_in_scope(&mut self.named, || self.members.user()) {
+                self.tally.count(Action::Leave);
+                each(Change {
+                    action: Action::Leave,
+                    member: self.members.current(),
+                })?;
+            }
             self.next()?;
         }
         Ok(())
@@ -195,11 +223,14 @@ impl<K: Members> Follower<K> {
         let action = match agreement {
             Agreement::Phantom => Some(Action::Enter),
             _ if source.value() != self.members.value() => Some(Action::Change),
+            _ if self.members.has_other_traits(source) => Some(Action::Change),
             Agreement::InDoubt => Some(Action::Repeat),
-            Agreement::Known if self.scope == Scope::Everyone => Some(Action::Repeat),
+            Agreement::Known if self.repeats => Some(Action::Repeat),
             Agreement::Known => None,
         };
-        if let Some(action) = action {
+        if let Some(action) = action
+            && is_in_scope(&mut self.named, || source.user())
+        {
             self.tally.count(action);
             each(Change {
                 action,
@@ -211,6 +242,20 @@ impl<K: Members> Follower<K> {
         }
         Ok(())
     }
+
+    /// What the merge saw and decided until now.
+    fn tally(&self) -> Tally {
+        Tally {
+            unknown: self.named.as_ref().map(Named::not_found),
+            ..self.tally
+        }
+    }
+}
+
+/// Whether a plan decides about a user. It asks in the order of users, and about each who may be decided about.
+#[inline]
+fn is_in_scope<'u>(named: &mut Option<Named>, user: impl FnOnce() -> User<'u>) -> bool {
+    named.as_mut().is_none_or(|named| named.has(user()))
 }
 
 /// Compares the source with each follower and hands on each change with the follower's position; each follower's
@@ -235,18 +280,25 @@ where
     let mut tallies = Vec::with_capacity(followers.len());
     for (position, follower) in followers.iter_mut().enumerate() {
         follower.leave_until(None, &mut |change| each(position, change))?;
-        tallies.push(follower.tally);
+        tallies.push(follower.tally());
     }
     Ok(tallies)
 }
 
+/// What the snapshot has of a user.
+pub struct Found {
+    pub member: MemberBuf,
+    /// As [`Members::has_other_traits`].
+    pub has_other_traits: bool,
+}
+
 /// Decides from what a change query reports: each reported user is looked up. About everyone else the snapshot is right.
 ///
-/// `find` tells the member that a user is in the snapshot, which has `delivered` members, none of them in doubt.
+/// `find` looks a reported user up in the snapshot, which has `delivered` members, none of them in doubt.
 pub fn follow<S, E>(
     source: &mut S,
     delivered: &[u64],
-    mut find: impl FnMut(usize, User<'_>) -> Result<Option<MemberBuf>, E>,
+    mut find: impl FnMut(usize, Member<'_>) -> Result<Option<Found>, E>,
     mut each: impl FnMut(usize, Change<'_>) -> Result<(), E>,
 ) -> Result<Vec<Tally>, E>
 where
@@ -261,10 +313,13 @@ where
     while source.advance()? {
         let now = source.current();
         for (position, tally) in tallies.iter_mut().enumerate() {
-            let before = find(position, now.user)?;
+            let before = find(position, now)?;
             let (action, member) = match (source.membership(), &before) {
                 (Membership::Member, None) => (Action::Enter, now),
-                (Membership::Gone, Some(before)) => (Action::Leave, before.as_member()),
+                (Membership::Member, Some(before)) if before.has_other_traits => {
+                    (Action::Change, now)
+                }
+                (Membership::Gone, Some(before)) => (Action::Leave, before.member.as_member()),
                 _ => continue,
             };
             tally.count(action);
@@ -445,6 +500,46 @@ mod tests {
         );
     }
 
+    fn only(ids: &[&str]) -> Scope {
+        let ids = ids.iter().map(|id| (*id).into()).collect();
+        Scope::Users(Arc::new(UserIds::new(ids)))
+    }
+
+    #[test]
+    fn only_users_who_are_named_are_decided() {
+        let source = [("a", 1), ("c", 1), ("d", 2), ("e", 1), ("f", 2)];
+        let snapshot = [("b", 1), ("bb", 1), ("c", 1), ("d", 1), ("f", 1), ("g", 1)];
+        let everyone = [
+            (Enter, "a"),
+            (Leave, "b"),
+            (Leave, "bb"),
+            (Repeat, "c"),
+            (Changed, "d"),
+            (Enter, "e"),
+            (Changed, "f"),
+            (Leave, "g"),
+        ];
+        check(&source, &snapshot, Scope::Everyone, &everyone);
+        for first in 0..everyone.len() {
+            for last in first..everyone.len() {
+                let named = &everyone[first..=last];
+                let ids: Vec<&str> = named.iter().map(|(_, id)| *id).collect();
+                check(&source, &snapshot, only(&ids), named);
+            }
+        }
+        check(&source, &snapshot, only(&["", "aa", "h"]), &[]);
+    }
+
+    #[test]
+    fn a_stream_that_may_have_been_told_otherwise_is_told_only_about_those_who_are_named() {
+        check(
+            &[("?a", 1), ("?b", 2)],
+            &[("-a", 1), ("-b", 1), ("?a", 1), ("?b", 1), ("?c", 1)],
+            only(&["-b", "?a", "?c"]),
+            &[(Leave, "-b"), (Repeat, "?a"), (Leave, "?c")],
+        );
+    }
+
     #[test]
     fn the_guard_holds_only_what_is_both_many_and_a_large_part() {
         let guard = Guard::default();
@@ -558,19 +653,49 @@ mod laws {
     type Decided = (UserKind, String, Action, Option<i64>);
 
     /// The same by looking each user up in both sets.
-    fn looked_up(source: &Users<i64>, snapshot: &Users<i64>, scope: Scope) -> Vec<Decided> {
+    fn looked_up(source: &Users<i64>, snapshot: &Users<i64>, scope: &Scope) -> Vec<Decided> {
         let everyone: BTreeSet<_> = source.keys().chain(snapshot.keys()).collect();
         let decide = |of: &(UserKind, String)| {
+            if let Scope::Users(ids) = scope
+                && !ids.contains(user(of))
+            {
+                return None;
+            }
             let (action, value) = match (source.get(of), snapshot.get(of)) {
                 (Some(now), None) => (Action::Enter, now),
                 (None, Some(before)) => (Action::Leave, before),
                 (Some(now), Some(before)) if now != before => (Action::Change, now),
-                (Some(now), Some(_)) if scope == Scope::Everyone => (Action::Repeat, now),
+                (Some(now), Some(_)) if *scope != Scope::Changes => (Action::Repeat, now),
                 _ => return None,
             };
             Some((of.0, of.1.clone(), action, Some(*value)))
         };
         everyone.into_iter().filter_map(decide).collect()
+    }
+
+    /// Ids in a scope that are in neither, whatever their kind.
+    fn unknown(source: &Users<i64>, snapshot: &Users<i64>, scope: &Scope) -> Option<u64> {
+        let Scope::Users(ids) = scope else {
+            return None;
+        };
+        let known: BTreeSet<&str> = source
+            .keys()
+            .chain(snapshot.keys())
+            .map(|of| &*of.1)
+            .collect();
+        Some(ids.0.iter().filter(|id| !known.contains(&***id)).count() as u64)
+    }
+
+    fn scopes() -> impl Strategy<Value = Scope> {
+        let named = |users: Users<i64>| {
+            let ids = users.into_keys().map(|(_, id)| id.into()).collect();
+            Scope::Users(Arc::new(UserIds::new(ids)))
+        };
+        prop_oneof![
+            Just(Scope::Changes),
+            Just(Scope::Everyone),
+            users(0..1_i64).prop_map(named)
+        ]
     }
 
     proptest! {
@@ -580,11 +705,10 @@ mod laws {
         #[test]
         fn a_merge_decides_what_looking_everyone_up_decides(
             source in users(0..3_i64),
-            snapshots in vec((users(0..3_i64), any::<bool>()), 1..4),
+            snapshots in vec((users(0..3_i64), scopes()), 1..4),
         ) {
-            let scope = |everyone| if everyone { Scope::Everyone } else { Scope::Changes };
-            let follower = |(snapshot, everyone)| Follower::new(Listed::new(snapshot), scope(everyone)).unwrap();
-            let mut followers: Vec<_> = snapshots.iter().map(|(snapshot, everyone)| follower((snapshot, *everyone))).collect();
+            let followers = snapshots.iter().map(|(snapshot, scope)| Follower::new(Listed::new(snapshot), scope.clone()));
+            let mut followers = followers.collect::<Result<Vec<_>, _>>().unwrap();
             let mut decided: Vec<Vec<Decided>> = vec![Vec::new(); snapshots.len()];
             let tallies = merge(
                 &mut Listed::new(&source),
@@ -600,8 +724,8 @@ mod laws {
                 },
             )
             .unwrap();
-            for (position, (snapshot, everyone)) in snapshots.iter().enumerate() {
-                let expected = looked_up(&source, snapshot, scope(*everyone));
+            for (position, (snapshot, scope)) in snapshots.iter().enumerate() {
+                let expected = looked_up(&source, snapshot, scope);
                 let count = |action| expected.iter().filter(|decided| decided.2 == action).count() as u64;
                 prop_assert_eq!(
                     tallies[position],
@@ -612,6 +736,7 @@ mod laws {
                         changed: count(Action::Change),
                         removed: count(Action::Leave),
                         repeated: count(Action::Repeat),
+                        unknown: unknown(&source, snapshot, scope),
                     }
                 );
                 prop_assert_eq!(&decided[position], &expected);
@@ -680,9 +805,9 @@ mod laws {
                 Ok::<(), Infallible>(())
             });
             let mut followed = Vec::new();
-            let find = |_, user: User<'_>| {
-                let found = before.iter().find(|(of, _)| of.0 == user.kind && of.1 == user.id);
-                Ok(found.map(|(of, _)| member(of)))
+            let find = |_, now: Member<'_>| {
+                let found = before.iter().find(|(of, _)| user(of) == now.user);
+                Ok(found.map(|(of, _)| Found { member: member(of), has_other_traits: false }))
             };
             let by_changes = follow(&mut reported(), &[before.len() as u64], find, |_, change| {
                 let is_member = change.member.value == Value::True;

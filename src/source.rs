@@ -304,11 +304,16 @@ impl Source {
 
     /// What decides the members of an audience beside what the source holds: how it is asked, and by whom.
     pub fn definition(&self, audience: &Audience) -> String {
-        match self {
+        let definition = match self {
             Self::Sqlite(sqlite) => sqlite.definition(audience),
             Self::Files(files) => files.definition(audience),
             Self::Adbc(adbc) => adbc.definition(audience),
             Self::Http(http) => http.definition(audience),
+        };
+        // Extra traits of those who stay are looked at by one, and not by the other.
+        match audience.refresh {
+            true => definition + " with refresh",
+            false => definition,
         }
     }
 

@@ -27,6 +27,7 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use crate::audience::{Audience, AudienceId, DestinationName, Key, SourceName};
 use crate::deliver::Route;
+use crate::diff::Scope;
 use crate::firehose::Destination;
 use crate::mapping::Mapping;
 use crate::progress::Progress;
@@ -78,8 +79,8 @@ impl Outlet {
 /// What a run is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
-    /// Send everyone again.
-    pub resync: bool,
+    /// Which users are decided about.
+    pub scope: Scope,
     /// Only at streams of this name.
     pub stream: Option<String>,
     /// Deliver what the guard holds, as far as this covers it.
@@ -116,12 +117,16 @@ pub struct Feed<'a> {
 impl Feed<'_> {
     /// What a run is for, by the feeds that the snapshot knows.
     pub fn kind(&self, known: &BTreeSet<(AudienceId, Stream)>, request: &Request) -> RunKind {
-        let is_known = known.contains(&(self.keyed.audience.id.clone(), self.stream.clone()));
-        match (is_known, request.resync) {
+        match (self.is_known(known), &request.scope) {
+            (_, Scope::Users(_)) | (true, Scope::Everyone) => RunKind::Resync,
             (false, _) => RunKind::First,
-            (true, true) => RunKind::Resync,
-            (true, false) => RunKind::Delta,
+            (true, Scope::Changes) => RunKind::Delta,
         }
+    }
+
+    /// Whether it was ever planned, by the feeds that the snapshot knows.
+    fn is_known(&self, known: &BTreeSet<(AudienceId, Stream)>) -> bool {
+        known.contains(&(self.keyed.audience.id.clone(), self.stream.clone()))
     }
 
     fn has(&self, run: &JournaledRun) -> bool {
@@ -191,6 +196,24 @@ struct Pending {
 }
 
 impl Pending {
+    /// Of a feed that cannot send single users again: its first sync, which sends everyone, is yet to come.
+    fn refused(feed: &Feed<'_>) -> Self {
+        let (key, to, stream) = (&feed.keyed.key, feed.destination.clone(), &feed.stream.name);
+        let mut report = Report::new(
+            Some(key.clone()),
+            to,
+            stream.clone(),
+            RunKind::Resync,
+            Outcome::Failed,
+        );
+        report.misconfigured = true;
+        report.error = Some(format!(
+            "stream {stream} has not had its first sync, and single users are only sent again after that\n\n\
+             hint: type `audience-sync sync {key}`, which sends every member"
+        ));
+        Self { run: None, report }
+    }
+
     /// Of an earlier run.
     fn left(run: JournaledRun) -> Self {
         let computation = run.computation.as_ref();
@@ -285,10 +308,16 @@ impl<'a> Runner<'a> {
         request: &Request,
         reports: &mut Vec<Report>,
     ) -> Result<(), SnapshotError> {
-        let feeds = self.streams.feeds(self.project, keyed, request);
-        let left = self.left_of(&feeds, left).await?;
+        let all = self.streams.feeds(self.project, keyed, request);
         let known = self.known_feeds().await?;
-        let (mut fresh, mut resumed) = (Vec::new(), Vec::new());
+        let names_users = matches!(request.scope, Scope::Users(_));
+        let (feeds, refused): (Vec<_>, Vec<_>) = all
+            .iter()
+            .cloned()
+            .partition(|feed| !names_users || feed.is_known(&known));
+        let left = self.left_of(&feeds, left).await?;
+        let mut fresh: Vec<Pending> = refused.iter().map(Pending::refused).collect();
+        let mut resumed = Vec::new();
         let (behind, free): (Vec<_>, Vec<_>) = feeds
             .iter()
             .cloned()
@@ -317,7 +346,7 @@ impl<'a> Runner<'a> {
         reports.extend(pending.into_iter().map(|pending| pending.report));
         // The position of others is none, which comes before all.
         reports.sort_by_cached_key(|report| {
-            feeds.iter().position(|feed| {
+            all.iter().position(|feed| {
                 report.audience.as_ref() == Some(&feed.keyed.key)
                     && report.destination == *feed.destination
                     && report.stream == feed.stream.name

@@ -180,6 +180,7 @@ fn plan(shop: &Shop, kind: RunKind, changes: u64) -> anyhow::Result<()> {
         name: audience.name.clone(),
         kind,
         scope: Scope::Changes,
+        refresh: false,
         guard: None,
         approval: None,
     };

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, bail, ensure};
 use audience_sync::audience::{DestinationName, SourceName};
-use audience_sync::diff::Members as _;
+use audience_sync::diff::{Members as _, Scope};
 use audience_sync::event::Identify;
 use audience_sync::firehose::{Api, Aws, AwsSettings, Destination, Quota};
 use audience_sync::secret::Secret;
@@ -91,7 +91,7 @@ pub(crate) fn run(step: &str, shop: &Shop, url: &str) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     let started = Instant::now();
     let resync = Request {
-        resync: true,
+        scope: Scope::Everyone,
         ..Request::default()
     };
     match step {

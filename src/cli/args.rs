@@ -114,7 +114,19 @@ pub(super) struct ResyncArgs {
     #[arg(long, value_name = "STREAM")]
     pub stream: Option<String>,
     #[command(flatten)]
+    pub users: UserOptions,
+    #[command(flatten)]
     pub options: RunOptions,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct UserOptions {
+    /// Only this user, by user id or anonymous id. May be given several times.
+    #[arg(long = "user", value_name = "USER")]
+    pub named: Vec<String>,
+    /// Only the users of this file, one id a line, at most a million; `-` is standard input.
+    #[arg(long = "users-from", value_name = "FILE")]
+    pub from: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

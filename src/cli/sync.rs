@@ -1,14 +1,16 @@
 //! `sync` and `resync`.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 
 use super::args::{Args, ResyncArgs, RunOptions, SyncArgs};
 use super::output::{Output, bytes, count, table};
-use super::{Exit, Refusal, bill, held, progress, project, signals};
+use super::{Exit, Refusal, bill, held, progress, project, signals, users};
 use crate::audience::AudienceId;
 use crate::config::Config;
+use crate::diff::Scope;
 use crate::progress::Progress;
 use crate::run::{Outcome, RunId, RunKind};
 use crate::snapshot::{Approval, Handle, Held, Snapshot};
@@ -26,8 +28,12 @@ pub(super) fn sync(args: &Args, output: &Output, sync: &SyncArgs) -> anyhow::Res
 }
 
 pub(super) fn resync(args: &Args, output: &Output, resync: &ResyncArgs) -> anyhow::Result<Exit> {
+    let scope = match users::read(&resync.users)? {
+        Some(ids) => Scope::Users(Arc::new(ids)),
+        None => Scope::Everyone,
+    };
     let request = Request {
-        resync: true,
+        scope,
         stream: resync.stream.clone(),
         approval: approval(&resync.options),
         dry_run: resync.options.dry_run,
@@ -71,7 +77,10 @@ fn run(
         }
         return Ok(reports.close());
     }
-    let command = if request.resync { "resync" } else { "sync" };
+    let command = match request.scope {
+        Scope::Changes => "sync",
+        Scope::Everyone | Scope::Users(_) => "resync",
+    };
     let lock = if request.dry_run {
         Ok(None)
     } else {
@@ -365,6 +374,14 @@ impl Reports {
                 count(waiting)
             ));
         }
+        if let Some(unknown @ 1..) = report.unknown_users {
+            self.output.note(format_args!(
+                "\n{name}: {} of the users who were named are neither in the source nor known as members at {}; \
+                 nothing is sent about them",
+                count(unknown),
+                report.stream
+            ));
+        }
         if let Some(held) = &report.hold {
             self.hint_held(report, held);
         }
@@ -376,9 +393,12 @@ impl Reports {
             0 => "; the source has no members".to_owned(),
             members => format!("; the source has {}", count(members)),
         };
-        let command = match report.kind {
-            RunKind::Resync => "resync",
-            _ => "sync",
+        let way_out = match report.kind {
+            _ if report.unknown_users.is_some() => {
+                "type the same command with `--approve`".to_owned()
+            }
+            RunKind::Resync => format!("type `audience-sync resync {name} --approve`"),
+            _ => format!("type `audience-sync sync {name} --approve`"),
         };
         let uncovered = match self.approval {
             None => String::new(),
@@ -391,7 +411,7 @@ impl Reports {
         };
         self.output.note(format_args!(
             "\n{name}: the guard holds {} of {} delivered members at {}{why}{uncovered}\n\n\
-             hint: look at the source; if it is right, type `audience-sync {command} {name} --approve`",
+             hint: look at the source; if it is right, {way_out}",
             held::words(held),
             count(held.of),
             report.stream

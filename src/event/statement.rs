@@ -4,16 +4,18 @@
 //! ours that cannot be understood is, for whoever passed over it would know less than was delivered.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
+use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::Computation;
 use super::call::position_only;
 use super::pick::pick;
 use crate::audience::{
-    Action, AudienceId, Change, Class, Key, Member, User, UserKind, Value, ValueBuf,
+    Action, AudienceId, Change, Class, Key, Member, User, UserKind, Value, ValueBuf, traits_hash,
 };
 use crate::mapping::StreamName;
 use crate::run::{RunId, Timestamp};
@@ -43,6 +45,8 @@ pub struct Statement<'l> {
     pub anonymous_id: Option<Cow<'l, str>>,
     /// `None` for one who has left.
     pub value: Option<ValueBuf>,
+    /// The value and extra traits, as JSON.
+    traits: &'l RawValue,
 }
 
 /// Why a line is not understood. The line itself is never repeated: it holds personal data.
@@ -106,6 +110,7 @@ impl<'l> Landed<'l> {
             value: traits
                 .and_then(|traits| value(class, traits, &personas.key))
                 .ok_or(StatementError::Value)?,
+            traits: traits.ok_or(StatementError::Value)?,
             kind,
             id,
             anonymous_id,
@@ -133,6 +138,15 @@ impl Statement<'_> {
                 traits: "",
             },
         }
+    }
+
+    /// Tells its extra traits from others, as the snapshot does.
+    pub fn traits_hash(&self) -> i64 {
+        let traits: BTreeMap<String, &RawValue> =
+            serde_json::from_str(self.traits.get()).expect("its value was found among them");
+        let extra = traits.iter().filter(|(name, _)| **name != self.key);
+        let written = extra.map(|(name, value)| format!(",{}:{value}", json!(name)));
+        traits_hash(&written.collect::<String>())
     }
 
     /// When its run began.

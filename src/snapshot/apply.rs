@@ -8,7 +8,7 @@ use super::SnapshotError;
 use super::journal::JournaledRun;
 use super::members::{SqlUser, SqlValue, is_member};
 use super::overlay::{has_overlay, is_large};
-use crate::audience::{Action, Change, Member, User};
+use crate::audience::{Action, Change, Member, User, Value, traits_hash};
 
 /// Changes the members of one feed by what a run decided; `'e` is as long as its changes are kept.
 pub(super) struct Apply<'c, 'e> {
@@ -16,6 +16,7 @@ pub(super) struct Apply<'c, 'e> {
     feed: i64,
     run: i64,
     is_in_place: bool,
+    keeps_traits: bool,
     put: CachedStatement<'c>,
     put_rows: CachedStatement<'c>,
     remove: CachedStatement<'c>,
@@ -40,15 +41,17 @@ impl<'c, 'e> Apply<'c, 'e> {
             true => "DELETE FROM member WHERE feed = ?1 AND user = ?2",
             false => {
                 "INSERT INTO overlay (feed, user) VALUES (?1, ?2)
-                 ON CONFLICT (feed, user) DO UPDATE SET anonymous_id = NULL, value = NULL, since = NULL"
+                 ON CONFLICT (feed, user) DO UPDATE
+                 SET anonymous_id = NULL, value = NULL, since = NULL, traits_hash = NULL"
             }
         };
-        let [put, put_rows] = &PUT[usize::from(!is_in_place)];
+        let [put, put_rows] = &PUT[usize::from(!is_in_place)][usize::from(run.keeps_traits)];
         Ok(Self {
             connection,
             feed,
             run: run.number,
             is_in_place,
+            keeps_traits: run.keeps_traits,
             put: connection.prepare_cached(put)?,
             put_rows: connection.prepare_cached(put_rows)?,
             remove: connection.prepare_cached(remove)?,
@@ -62,15 +65,15 @@ impl<'c, 'e> Apply<'c, 'e> {
         let member = &change.member;
         match change.action {
             Action::Enter => self.more += 1,
-            Action::Change => {}
+            // Of an audience, only extra traits change.
+            Action::Change if member.value != Value::True => {}
             // A member with this value already, since an earlier run.
-            Action::Repeat => return self.note_identifiers(member),
+            Action::Change | Action::Repeat => return self.note_repeated(member),
             Action::Leave => return self.remove(member.user),
         }
         self.waiting.push(*member);
         if self.waiting.len() == ROWS {
-            put_all(&mut self.put_rows, self.feed, self.run, &self.waiting)?;
-            self.waiting.clear();
+            self.put_waiting()?;
         }
         Ok(())
     }
@@ -83,36 +86,48 @@ impl<'c, 'e> Apply<'c, 'e> {
         Ok(())
     }
 
-    /// A user leaves by the identifiers that the stream was last told.
-    fn note_identifiers(&self, member: &Member<'_>) -> Result<(), SnapshotError> {
-        if member.anonymous_id.is_none() {
+    /// A user leaves by the identifiers that the stream was last told, and is refreshed when the traits are others.
+    fn note_repeated(&self, member: &Member<'_>) -> Result<(), SnapshotError> {
+        if member.anonymous_id.is_none() && !self.keeps_traits {
             return Ok(());
         }
         let note = match self.is_in_place {
             true => {
-                "UPDATE member SET anonymous_id = ?3
-                 WHERE feed = ?1 AND user = ?2 AND anonymous_id IS NOT ?3"
+                "UPDATE member SET anonymous_id = ?3, traits_hash = ?4
+                 WHERE feed = ?1 AND user = ?2 AND (anonymous_id IS NOT ?3 OR traits_hash IS NOT ?4)"
             }
             false => {
-                "INSERT INTO overlay (feed, user, anonymous_id, value, since)
-                 SELECT feed, user, ?3, value, since FROM membership
-                 WHERE feed = ?1 AND user = ?2 AND anonymous_id IS NOT ?3
-                 ON CONFLICT (feed, user) DO UPDATE SET anonymous_id = excluded.anonymous_id"
+                "INSERT INTO overlay (feed, user, anonymous_id, value, since, traits_hash)
+                 SELECT feed, user, ?3, value, since, ?4 FROM membership
+                 WHERE feed = ?1 AND user = ?2 AND (anonymous_id IS NOT ?3 OR traits_hash IS NOT ?4)
+                 ON CONFLICT (feed, user) DO UPDATE
+                 SET anonymous_id = excluded.anonymous_id, traits_hash = excluded.traits_hash"
             }
         };
         self.connection.prepare_cached(note)?.execute(params![
             self.feed,
             SqlUser(member.user),
-            member.anonymous_id
+            member.anonymous_id,
+            self.keeps_traits.then(|| traits_hash(member.traits))
         ])?;
+        Ok(())
+    }
+
+    fn put_waiting(&mut self) -> Result<(), SnapshotError> {
+        let (rows, put) = match self.waiting.len() {
+            ROWS => (ROWS, &mut self.put_rows),
+            _ => (1, &mut self.put),
+        };
+        for members in self.waiting.chunks(rows) {
+            put_all(put, self.feed, self.run, self.keeps_traits, members)?;
+        }
+        self.waiting.clear();
         Ok(())
     }
 
     /// Writes what waits, and how many members there are now.
     pub(super) fn finish(mut self) -> Result<(), SnapshotError> {
-        for row in self.waiting.chunks(1) {
-            put_all(&mut self.put, self.feed, self.run, row)?;
-        }
+        self.put_waiting()?;
         if self.more != 0 {
             self.connection
                 .prepare_cached("UPDATE feed SET members = members + ?2 WHERE number = ?1")?
@@ -122,39 +137,59 @@ impl<'c, 'e> Apply<'c, 'e> {
     }
 }
 
-/// Puts members in their place and in the overlay, one by one and several by one statement.
-static PUT: LazyLock<[[String; 2]; 2]> =
-    LazyLock::new(|| ["member", "overlay"].map(|table| [1, ROWS].map(|rows| put(table, rows))));
+/// Puts members in their place and in the overlay, without and with a hash of their traits, one by one and several by one
+/// statement.
+static PUT: LazyLock<[[[String; 2]; 2]; 2]> = LazyLock::new(|| {
+    ["member", "overlay"]
+        .map(|table| [false, true].map(|traits| [1, ROWS].map(|rows| put(table, traits, rows))))
+});
 
-fn put(table: &str, rows: usize) -> String {
-    let rows: Vec<String> = (0..rows)
-        .map(|row| FIRST_OF_ROW + row * PARAMETERS_OF_ROW)
-        .map(|first| format!("(?1, ?{first}, ?{}, ?{}, ?2)", first + 1, first + 2))
-        .collect();
+fn put(table: &str, keeps_traits: bool, rows: usize) -> String {
+    let (column, set) = match keeps_traits {
+        true => (", traits_hash", ", traits_hash = excluded.traits_hash"),
+        false => ("", ""),
+    };
+    let row = |row| {
+        let first = FIRST_OF_ROW + row * parameters_of_row(keeps_traits);
+        let hash = if keeps_traits {
+            format!(", ?{}", first + 3)
+        } else {
+            String::new()
+        };
+        format!("(?1, ?{first}, ?{}, ?{}, ?2{hash})", first + 1, first + 2)
+    };
+    let rows: Vec<String> = (0..rows).map(row).collect();
     format!(
-        "INSERT INTO {table} (feed, user, anonymous_id, value, since) VALUES {}
+        "INSERT INTO {table} (feed, user, anonymous_id, value, since{column}) VALUES {}
          ON CONFLICT (feed, user) DO UPDATE
-         SET anonymous_id = excluded.anonymous_id, value = excluded.value, since = excluded.since",
+         SET anonymous_id = excluded.anonymous_id, value = excluded.value, since = excluded.since{set}",
         rows.join(", ")
     )
 }
 
 const FIRST_OF_ROW: usize = 3;
-const PARAMETERS_OF_ROW: usize = 3;
+
+const fn parameters_of_row(keeps_traits: bool) -> usize {
+    if keeps_traits { 4 } else { 3 }
+}
 
 fn put_all(
     put: &mut CachedStatement<'_>,
     feed: i64,
     run: i64,
+    keeps_traits: bool,
     rows: &[Member<'_>],
 ) -> Result<(), SnapshotError> {
     put.raw_bind_parameter(1, feed)?;
     put.raw_bind_parameter(2, run)?;
     for (row, member) in rows.iter().enumerate() {
-        let first = FIRST_OF_ROW + row * PARAMETERS_OF_ROW;
+        let first = FIRST_OF_ROW + row * parameters_of_row(keeps_traits);
         put.raw_bind_parameter(first, SqlUser(member.user))?;
         put.raw_bind_parameter(first + 1, member.anonymous_id)?;
         put.raw_bind_parameter(first + 2, SqlValue(member.value))?;
+        if keeps_traits {
+            put.raw_bind_parameter(first + 3, traits_hash(member.traits))?;
+        }
     }
     put.raw_execute()?;
     Ok(())

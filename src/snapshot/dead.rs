@@ -11,6 +11,7 @@ use super::journal::{self, JournaledRun, unreadable};
 use super::writer::{ChunkKind, ChunkWriter};
 use super::{Snapshot, SnapshotError};
 use crate::audience::{Action, Change};
+use crate::diff::{Scope, UserIds};
 use crate::event::Computation;
 use crate::run::Timestamp;
 
@@ -48,6 +49,8 @@ impl Snapshot {
             .connection
             .prepare(
                 "SELECT run, seq, position, reason, at, entry FROM dead WHERE superseded_by IS NULL
+                 AND (entry IS NOT NULL
+                      OR EXISTS (SELECT 1 FROM chunk WHERE chunk.run = dead.run AND chunk.seq = dead.seq))
                  ORDER BY run, seq, position",
             )
             .map_err(sql)?;
@@ -179,17 +182,60 @@ fn content<'a>(
     }
 }
 
-/// Notes that a run has decided about everyone in its feed anew: the letters of earlier runs are not sent any more.
+/// Notes that a run decides anew about the users in its scope: letters of earlier runs about them are not sent any more.
 pub(super) fn supersede_dead(
     connection: &Connection,
     feed: i64,
     run: i64,
+    scope: &Scope,
 ) -> Result<(), SnapshotError> {
-    connection
-        .prepare_cached(
-            "UPDATE dead SET superseded_by = ?1, entry = NULL
-             WHERE superseded_by IS NULL AND (SELECT feed FROM run WHERE run.number = dead.run) = ?2",
-        )?
-        .execute(params![run, feed])?;
+    let Scope::Users(ids) = scope else {
+        connection
+            .prepare_cached(
+                "UPDATE dead SET superseded_by = ?1, entry = NULL
+                 WHERE superseded_by IS NULL AND (SELECT feed FROM run WHERE run.number = dead.run) = ?2",
+            )?
+            .execute(params![run, feed])?;
+        return Ok(());
+    };
+    let mut supersede = connection.prepare_cached(
+        "UPDATE dead SET superseded_by = ?1, entry = NULL WHERE run = ?2 AND seq = ?3 AND position = ?4",
+    )?;
+    for [of, seq, position] in letters_about(connection, feed, ids)? {
+        supersede.execute([run, of, seq, position])?;
+    }
     Ok(())
+}
+
+/// The run, chunk and position of each letter of a feed about these users. Of one that is not kept, the chunk still names
+/// the user.
+fn letters_about(
+    connection: &Connection,
+    feed: i64,
+    ids: &UserIds,
+) -> Result<Vec<[i64; 3]>, SnapshotError> {
+    let mut select = connection.prepare_cached(
+        "SELECT dead.run, dead.seq, dead.position, iif(entry IS NULL, dead.position, 0), coalesce(entry, entries)
+         FROM dead JOIN run ON run.number = dead.run
+         LEFT JOIN chunk ON entry IS NULL AND chunk.run = dead.run AND chunk.seq = dead.seq
+         LEFT JOIN bytes ON bytes.id = chunk.bytes
+         WHERE superseded_by IS NULL AND run.feed = ?1",
+    )?;
+    let mut rows = select.query([feed])?;
+    let mut letters = Vec::new();
+    while let Some(row) = rows.next()? {
+        let letter: [i64; 3] = [row.get(0)?, row.get(1)?, row.get(2)?];
+        let [run, seq, _] = letter;
+        let position = row.get::<_, i64>(3)? as usize;
+        let Some(entries) = row.get::<_, Option<Vec<u8>>>(4)? else {
+            continue;
+        };
+        let change = chunk::changes(&entries).nth(position);
+        let change = change.and_then(Result::ok);
+        let change = change.ok_or(SnapshotError::UnreadableChunk { run, seq })?;
+        if ids.contains(change.member.user) {
+            letters.push(letter);
+        }
+    }
+    Ok(letters)
 }

@@ -14,7 +14,7 @@ use super::writer::is_full;
 use super::{
     Delivered, Held, Journal, JournaledRun, Plan, Planning, Snapshot, SnapshotError, chunk, streams,
 };
-use crate::audience::{Action, Change};
+use crate::audience::{Action, Change, traits_hash};
 use crate::batch::{LineBuffer, Lines};
 use crate::bill::Foreseen;
 use crate::diff::Tally;
@@ -26,15 +26,16 @@ const PENDING: &str = "
         anonymous_id TEXT,
         value        ANY,
         is_member    INTEGER NOT NULL,
+        traits_hash  INTEGER,
         PRIMARY KEY (feed, user)
     ) WITHOUT ROWID, STRICT";
 
 const ORDERED_WITH_PENDING: &str = "
-    SELECT user, anonymous_id, value FROM membership
+    SELECT user, anonymous_id, value, traits_hash FROM membership
     WHERE feed = ?1 AND NOT EXISTS
         (SELECT 1 FROM pending WHERE pending.feed = ?1 AND pending.user = membership.user)
     UNION ALL
-    SELECT user, anonymous_id, value FROM pending WHERE feed = ?1 AND is_member
+    SELECT user, anonymous_id, value, traits_hash FROM pending WHERE feed = ?1 AND is_member
     ORDER BY user";
 
 impl Snapshot {
@@ -67,15 +68,16 @@ impl Snapshot {
                 .iter()
                 .filter(|run| feed.is_some() && run.feed == feed)
                 .collect();
+            let (class, refresh) = (planning.computation.class, planning.refresh);
             selects.push(match waiting.is_empty() {
-                true => SelectMembers::of(&transaction, feed, planning.computation.class)?,
+                true => SelectMembers::of(&transaction, feed, class, refresh)?,
                 false => {
-                    lay_over(&transaction, feed, &waiting)?;
-                    SelectMembers::from_query(&transaction, feed, ORDERED_WITH_PENDING)?
+                    lay_over(&transaction, feed, &waiting, refresh)?;
+                    SelectMembers::from_query(&transaction, feed, ORDERED_WITH_PENDING, refresh)?
                 }
             });
             journals.push(Journal::estimate(planning, *estimate));
-            feeds.push((feed, last_shown(&transaction, audience, stream)?));
+            feeds.push((feed, last_shown(&transaction, planning, stream)?));
         }
         let delivered = selects.iter_mut().map(SelectMembers::read);
         let decided = decide(delivered.collect::<Result<_, _>>()?, &mut journals)?;
@@ -173,6 +175,7 @@ fn would_be(
         waiting: planned,
         after: -1,
         was_interrupted: false,
+        keeps_traits: false,
     }
 }
 
@@ -181,10 +184,11 @@ fn lay_over(
     connection: &Connection,
     feed: Option<i64>,
     waiting: &[&JournaledRun],
+    refresh: bool,
 ) -> Result<(), SnapshotError> {
     connection.execute_batch(PENDING)?;
     let mut put =
-        connection.prepare("INSERT OR REPLACE INTO pending VALUES (?1, ?2, ?3, ?4, ?5)")?;
+        connection.prepare("INSERT OR REPLACE INTO pending VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?;
     for run in waiting {
         let mut after = -1;
         while let Some(chunk) = take(connection, run, after, Credit::ONE)?.pop() {
@@ -197,7 +201,8 @@ fn lay_over(
                 let is_member = match action {
                     Action::Enter | Action::Change => true,
                     // A member already, who stays one.
-                    Action::Repeat => continue,
+                    Action::Repeat if !refresh => continue,
+                    Action::Repeat => true,
                     Action::Leave => false,
                 };
                 put.execute(params![
@@ -205,7 +210,8 @@ fn lay_over(
                     SqlUser(member.user),
                     member.anonymous_id,
                     SqlValue(member.value),
-                    is_member
+                    is_member,
+                    refresh.then(|| traits_hash(member.traits))
                 ])?;
             }
             after = chunk.seq;

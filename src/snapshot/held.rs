@@ -4,8 +4,8 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::ser::SerializeStruct as _;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::SnapshotError;
-use crate::audience::{AudienceId, User, UserKind};
+use super::{Planning, SnapshotError};
+use crate::audience::{User, UserKind};
 use crate::run::Outcome;
 
 /// How many users a sample names.
@@ -96,19 +96,26 @@ pub enum Approval {
     UpTo(u64),
 }
 
-/// What the last run of a feed showed as held: removals, additions, changes. Nothing, where that run held nothing.
+/// What the last run of a feed showed as held: removals, additions, changes. Nothing, where that run held nothing. What a
+/// run about single users held was shown to nobody who approves a plan about everyone.
 pub(super) fn last_shown(
     connection: &Connection,
-    audience: &AudienceId,
+    planning: &Planning,
     stream: Option<i64>,
 ) -> Result<[u64; 3], SnapshotError> {
     let last = connection
         .prepare_cached(
             "SELECT held, held_added, held_changed FROM run
-             WHERE audience_id = ?1 AND stream = ?2 AND outcome IS NOT ?3 ORDER BY number DESC LIMIT 1",
+             WHERE audience_id = ?1 AND stream = ?2 AND outcome IS NOT ?3 AND (?4 OR NOT only_users)
+             ORDER BY number DESC LIMIT 1",
         )?
         .query_row(
-            params![audience.as_str(), stream, Outcome::Failed.as_str()],
+            params![
+                planning.computation.audience.as_str(),
+                stream,
+                Outcome::Failed.as_str(),
+                planning.names_users()
+            ],
             |row| {
                 let count = |column| row.get::<_, i64>(column).map(|count| count as u64);
                 Ok([count(0)?, count(1)?, count(2)?])

@@ -25,10 +25,10 @@ pub struct FeedSummary {
     pub members: u64,
     /// Users who may have been told that they are members, and are none.
     pub phantoms: u64,
-    /// The last run, whatever came of it.
+    /// The last run about everyone, whatever came of it.
     pub last_run: Option<RunId>,
     pub last_outcome: Option<String>,
-    /// When the last run was planned that did not fail, by the clock of that moment.
+    /// When the last run about everyone was planned that did not fail, by the clock of that moment.
     pub last_planned_at: Option<Timestamp>,
     /// When that run had delivered everything.
     pub last_synced_at: Option<Timestamp>,
@@ -135,7 +135,7 @@ impl Snapshot {
                     last.id, last.outcome, planned.at, planned.held, planned.held_added, planned.held_changed,
                     planned.held_of, planned.held_sample,
                     (SELECT max(finished_at) FROM (SELECT finished_at FROM run WHERE audience_id = audience.id
-                         AND run.stream = feed.stream AND outcome IN ('delivered', 'unchanged')
+                         AND run.stream = feed.stream AND outcome IN ('delivered', 'unchanged') AND NOT only_users
                          ORDER BY number DESC LIMIT 1)),
                     (SELECT coalesce(sum(planned - delivered - dead), 0) FROM run
                      WHERE run.feed = feed.number AND planned > delivered + dead),
@@ -144,10 +144,11 @@ impl Snapshot {
                     {STREAM}
              FROM feed JOIN audience ON audience.number = feed.audience JOIN stream ON stream.number = feed.stream
              LEFT JOIN run AS last ON last.number =
-                    (SELECT max(number) FROM run WHERE audience_id = audience.id AND run.stream = feed.stream)
+                    (SELECT number FROM run WHERE audience_id = audience.id AND run.stream = feed.stream
+                     AND NOT only_users ORDER BY number DESC LIMIT 1)
              LEFT JOIN run AS planned ON planned.number =
                     (SELECT number FROM run WHERE audience_id = audience.id AND run.stream = feed.stream
-                     AND outcome IS NOT 'failed' ORDER BY number DESC LIMIT 1)
+                     AND outcome IS NOT 'failed' AND NOT only_users ORDER BY number DESC LIMIT 1)
              ORDER BY audience.key, feed.destination, stream.name"
         ))?;
         let mut rows = statement.query([])?;

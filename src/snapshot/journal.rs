@@ -40,6 +40,8 @@ pub struct JournaledRun {
     pub after: i64,
     /// A process died while it delivered this run: any line that waits may have been accepted.
     pub was_interrupted: bool,
+    /// Whether the members of its feed are kept with a hash of their traits.
+    pub(super) keeps_traits: bool,
 }
 
 /// What tells a feed apart: its audience and its stream. Without an audience, what `send` has for the stream.
@@ -259,7 +261,7 @@ const RUN_COLUMNS: &str = "
     run.number, run.id, run.kind, run.destination, run.started_at, run.space_id, run.members,
     run.held + run.held_added + run.held_changed, run.planned - run.delivered - run.dead, feed.number, audience.id,
     audience.key, audience.class, run.planned, run.was_interrupted OR run.outcome IS NULL, run.stream,
-    stream.has_accepted";
+    stream.has_accepted, feed.keeps_traits";
 
 static RUN: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
     format!(
@@ -276,7 +278,7 @@ pub(super) fn run(connection: &Connection, number: i64) -> Result<JournaledRun, 
 
 fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
     let id = RunId::parse(&row.get::<_, String>(1)?).ok_or(SnapshotError::Unknown("run id"))?;
-    let stream = stream_from(row, 17)?;
+    let stream = stream_from(row, 18)?;
     let feed: Option<i64> = row.get(9)?;
     let computation = match feed {
         None => None,
@@ -307,6 +309,7 @@ fn journaled_run(row: &Row<'_>) -> Result<JournaledRun, SnapshotError> {
         waiting: row.get::<_, i64>(8)? as u64,
         after: -1,
         was_interrupted: row.get(14)?,
+        keeps_traits: row.get::<_, Option<bool>>(17)?.unwrap_or_default(),
     })
 }
 

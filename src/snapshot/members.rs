@@ -7,8 +7,8 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, Rows, ToSql,
 use super::SnapshotError;
 use super::doubt::has_doubts;
 use super::overlay::has_overlay;
-use crate::audience::{Class, Member, MemberBuf, User, UserKind, Value, ValueBuf};
-use crate::diff::{Agreement, Members};
+use crate::audience::{Class, Member, MemberBuf, User, UserKind, Value, ValueBuf, traits_hash};
+use crate::diff::{Agreement, Found, Members};
 
 /// The members of one feed, in the order of users. What the view `membership` gives, without looking up every member in
 /// the overlay.
@@ -37,6 +37,7 @@ struct Side<'s> {
     has_begun: bool,
     is_over: bool,
     current: MemberBuf,
+    traits_hash: Option<i64>,
 }
 
 /// What is read of each member beside the user and the anonymous id. There are millions, so no more than needed.
@@ -44,6 +45,8 @@ struct Side<'s> {
 struct Columns {
     value: bool,
     agreement: bool,
+    /// Where it is, if it is read.
+    traits_hash: Option<usize>,
 }
 
 /// The statements that read the members of a feed.
@@ -56,25 +59,31 @@ pub(super) struct SelectMembers<'c> {
 }
 
 impl<'c> SelectMembers<'c> {
-    /// `None` is a feed that no plan has made yet. It has no members.
+    /// `None` is a feed that no plan has made yet. It has no members. Extra traits are compared where `refresh` says so.
     pub(super) fn of(
         connection: &'c Connection,
         feed: Option<i64>,
         class: Class,
+        refresh: bool,
     ) -> Result<Self, SnapshotError> {
         let agreement = has_doubts(connection, feed)?;
         let value = class == Class::Trait || agreement;
-        let members = match (agreement, value) {
-            (true, _) => ORDERED_WITH_DOUBTS,
-            (false, true) => {
+        let members = match (agreement, refresh, value) {
+            (true, _, _) => ORDERED_WITH_DOUBTS,
+            (false, true, _) => {
+                "SELECT user, anonymous_id, value, traits_hash FROM member WHERE feed = ?1 ORDER BY user"
+            }
+            (false, false, true) => {
                 "SELECT user, anonymous_id, value FROM member WHERE feed = ?1 ORDER BY user"
             }
-            (false, false) => "SELECT user, anonymous_id FROM member WHERE feed = ?1 ORDER BY user",
+            (false, false, false) => {
+                "SELECT user, anonymous_id FROM member WHERE feed = ?1 ORDER BY user"
+            }
         };
         let overlay = !agreement && has_overlay(connection, feed)?;
         let overlay = overlay.then(|| {
             connection.prepare_cached(
-                "SELECT user, anonymous_id, value, since FROM overlay WHERE feed = ?1 ORDER BY user",
+                "SELECT user, anonymous_id, value, since, traits_hash FROM overlay WHERE feed = ?1 ORDER BY user",
             )
         });
         Ok(Self {
@@ -82,15 +91,20 @@ impl<'c> SelectMembers<'c> {
             feed,
             members: connection.prepare_cached(members)?,
             overlay: overlay.transpose()?,
-            columns: Columns { value, agreement },
+            columns: Columns {
+                value,
+                agreement,
+                traits_hash: refresh.then_some(if agreement { 5 } else { 3 }),
+            },
         })
     }
 
-    /// Those of a query that gives users in order.
+    /// Those of a query that gives users in order, with `traits_hash` as its fourth column where `refresh` says so.
     pub(super) fn from_query(
         connection: &'c Connection,
         feed: Option<i64>,
         query: &str,
+        refresh: bool,
     ) -> Result<Self, SnapshotError> {
         Ok(Self {
             connection,
@@ -100,6 +114,7 @@ impl<'c> SelectMembers<'c> {
             columns: Columns {
                 value: true,
                 agreement: false,
+                traits_hash: refresh.then_some(3),
             },
         })
     }
@@ -112,6 +127,7 @@ impl<'c> SelectMembers<'c> {
                     overlay.query([self.feed])?,
                     Columns {
                         value: true,
+                        traits_hash: self.columns.traits_hash.map(|_| 4),
                         ..self.columns
                     },
                 );
@@ -134,10 +150,10 @@ impl<'c> SelectMembers<'c> {
 /// The members, with the users whose stream may have been told something else, be they members or not.
 const ORDERED_WITH_DOUBTS: &str = "
     SELECT user, anonymous_id, value, 1,
-           EXISTS (SELECT 1 FROM doubt WHERE doubt.feed = ?1 AND doubt.user = membership.user)
+           EXISTS (SELECT 1 FROM doubt WHERE doubt.feed = ?1 AND doubt.user = membership.user), traits_hash
     FROM membership WHERE feed = ?1
     UNION ALL
-    SELECT user, anonymous_id, NULL, 0, 1 FROM doubt
+    SELECT user, anonymous_id, NULL, 0, 1, NULL FROM doubt
     WHERE feed = ?1
       AND NOT EXISTS (SELECT 1 FROM membership WHERE membership.feed = ?1 AND membership.user = doubt.user)
     ORDER BY user";
@@ -150,6 +166,7 @@ impl<'s> Side<'s> {
             has_begun: false,
             is_over: false,
             current: MemberBuf::default(),
+            traits_hash: None,
         }
     }
 
@@ -175,6 +192,9 @@ impl<'s> Side<'s> {
         if self.columns.value {
             self.current.value = row.get::<_, SqlValueBuf>(2)?.0;
         }
+        if let Some(column) = self.columns.traits_hash {
+            self.traits_hash = row.get(column)?;
+        }
         Ok(())
     }
 
@@ -194,21 +214,29 @@ impl Delivered<'_> {
         u64::try_from(count).map_err(|_| SnapshotError::Unknown("number of members"))
     }
 
-    /// The member that a user is, wherever the cursor is.
-    pub fn find(&self, user: User<'_>) -> Result<Option<MemberBuf>, SnapshotError> {
+    /// Looks up a user of the source, wherever the cursor is.
+    pub fn find(&self, now: Member<'_>) -> Result<Option<Found>, SnapshotError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT anonymous_id, value FROM membership WHERE feed = ?1 AND user = ?2",
+            "SELECT anonymous_id, value, traits_hash FROM membership WHERE feed = ?1 AND user = ?2",
         )?;
-        let found = statement.query_row(params![self.feed, SqlUser(user)], |row| {
-            Ok(MemberBuf {
-                kind: user.kind,
-                id: user.id.to_owned(),
-                anonymous_id: row.get(0)?,
-                value: row.get::<_, SqlValueBuf>(1)?.0,
-                traits: String::new(),
+        let found = statement.query_row(params![self.feed, SqlUser(now.user)], |row| {
+            Ok(Found {
+                member: MemberBuf {
+                    kind: now.user.kind,
+                    id: now.user.id.to_owned(),
+                    anonymous_id: row.get(0)?,
+                    value: row.get::<_, SqlValueBuf>(1)?.0,
+                    traits: String::new(),
+                },
+                has_other_traits: self.compares_traits()
+                    && row.get::<_, Option<i64>>(2)? != Some(traits_hash(now.traits)),
             })
         });
         Ok(found.optional()?)
+    }
+
+    const fn compares_traits(&self) -> bool {
+        self.members.columns.traits_hash.is_some()
     }
 
     fn side(&self) -> &Side<'_> {
@@ -288,6 +316,10 @@ impl Members for Delivered<'_> {
 
     fn agreement(&self) -> Agreement {
         self.agreement
+    }
+
+    fn has_other_traits(&self, now: &impl Members) -> bool {
+        self.compares_traits() && self.side().traits_hash != Some(traits_hash(now.current().traits))
     }
 }
 

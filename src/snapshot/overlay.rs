@@ -79,11 +79,12 @@ fn compact_slice(transaction: Writing<'_>, feed: i64, slice: i64) -> Result<bool
         return Ok(false);
     }
     for step in [
-        "INSERT INTO member (feed, user, anonymous_id, value, since)
-         SELECT feed, user, anonymous_id, value, since FROM overlay
+        "INSERT INTO member (feed, user, anonymous_id, value, since, traits_hash)
+         SELECT feed, user, anonymous_id, value, since, traits_hash FROM overlay
          WHERE feed = ?1 AND user <= ?2 AND since IS NOT NULL ORDER BY user
          ON CONFLICT (feed, user) DO UPDATE
-         SET anonymous_id = excluded.anonymous_id, value = excluded.value, since = excluded.since",
+         SET anonymous_id = excluded.anonymous_id, value = excluded.value, since = excluded.since,
+             traits_hash = excluded.traits_hash",
         "DELETE FROM member WHERE feed = ?1 AND user IN (
              SELECT user FROM overlay WHERE feed = ?1 AND user <= ?2 AND since IS NULL)",
         "DELETE FROM overlay WHERE feed = ?1 AND user <= ?2",
@@ -183,9 +184,13 @@ mod laws {
     use crate::stream::{Place, Stream};
 
     type Identity = (UserKind, String);
-    /// The value and the anonymous id that a source gives.
-    type Given = (i64, Option<String>);
+    /// The value, the anonymous id and the extra traits that a source gives.
+    type Given = (i64, Option<String>, &'static str);
     type Truth = BTreeMap<Identity, Given>;
+    /// The same as a stream was last told it. Not all traits are known.
+    type Told = BTreeMap<Identity, (i64, Option<String>, Option<&'static str>)>;
+
+    const TRAITS: [&str; 3] = ["", ",\"t\":1", ",\"t\":2"];
 
     fn truths() -> impl Strategy<Value = Vec<Truth>> {
         let user = (0..200_u8).prop_map(|number| {
@@ -194,7 +199,11 @@ mod laws {
         });
         let whole = btree_map(
             user,
-            (0..3_i64, prop::option::weighted(0.3, "[a-c]")),
+            (
+                0..3_i64,
+                prop::option::weighted(0.3, "[a-c]"),
+                prop::sample::select(TRAITS.to_vec()),
+            ),
             // More than one statement puts.
             0..150,
         );
@@ -227,12 +236,12 @@ mod laws {
         }
 
         fn current(&self) -> Member<'_> {
-            let ((kind, id), (value, beside)) = self.0[self.1 - 1];
+            let ((kind, id), (value, beside, traits)) = self.0[self.1 - 1];
             Member {
                 user: User { kind: *kind, id },
                 anonymous_id: beside.as_deref().filter(|_| *kind == UserKind::UserId),
                 value: TraitValue::Integer(*value),
-                traits: "",
+                traits,
             }
         }
     }
@@ -247,7 +256,7 @@ mod laws {
         }
     }
 
-    fn planning(millis: i64) -> Planning {
+    fn planning(millis: i64, refresh: bool) -> Planning {
         let started_at = Timestamp::from_millis(millis);
         let name = StreamName::parse("s").unwrap();
         Planning {
@@ -268,13 +277,15 @@ mod laws {
             name: "A".to_owned(),
             kind: RunKind::Delta,
             scope: Scope::Changes,
+            refresh,
             guard: None,
             approval: None,
         }
     }
 
-    fn sync(snapshot: &mut Snapshot, millis: i64, truth: &Truth) {
-        let plan = snapshot.plan::<Failure>(&[planning(millis)], |delivered, journals| {
+    fn sync(snapshot: &mut Snapshot, millis: i64, truth: &Truth, refresh: bool) {
+        let planning = planning(millis, refresh);
+        let plan = snapshot.plan::<Failure>(&[planning], |delivered, journals| {
             let mut members = List(truth.iter().collect(), 0);
             let follow = |delivered| Follower::new(delivered, Scope::Changes);
             let mut followers: Vec<_> = delivered
@@ -306,26 +317,31 @@ mod laws {
         snapshot.settle(&run, &settled, -1, Credit::NONE).unwrap();
     }
 
-    fn list(mut delivered: Delivered<'_>) -> Truth {
-        let mut members = Truth::new();
+    fn list(mut delivered: Delivered<'_>) -> Told {
+        let mut members = Told::new();
         while delivered.advance().unwrap() {
             let member = delivered.current();
             let TraitValue::Integer(value) = member.value else {
                 panic!("{:?}", member.value);
             };
             let user = (member.user.kind, member.user.id.to_owned());
-            members.insert(user, (value, member.anonymous_id.map(str::to_owned)));
+            let traits = TRAITS.into_iter().find(|traits| {
+                let given = (value, None, *traits);
+                !delivered.has_other_traits(&List(vec![(&user, &given)], 1))
+            });
+            let beside = member.anonymous_id.map(str::to_owned);
+            members.insert(user, (value, beside, traits));
         }
         members
     }
 
     /// What a plan reads, what the view tells, and what is counted are the same.
-    fn check(snapshot: &Snapshot, expected: &Truth) {
+    fn check(snapshot: &Snapshot, expected: &Told) {
         let connection = &snapshot.connection;
-        let mut merged = SelectMembers::of(connection, Some(1), Class::Trait).unwrap();
+        let mut merged = SelectMembers::of(connection, Some(1), Class::Trait, true).unwrap();
         assert_eq!(&list(merged.read().unwrap()), expected);
-        let view = "SELECT user, anonymous_id, value FROM membership WHERE feed = ?1 ORDER BY user";
-        let mut viewed = SelectMembers::from_query(connection, Some(1), view).unwrap();
+        let view = "SELECT user, anonymous_id, value, traits_hash FROM membership WHERE feed = ?1 ORDER BY user";
+        let mut viewed = SelectMembers::from_query(connection, Some(1), view, true).unwrap();
         assert_eq!(&list(viewed.read().unwrap()), expected);
         let counted: i64 = connection
             .query_row("SELECT members FROM feed", [], |row| row.get(0))
@@ -340,21 +356,24 @@ mod laws {
         fn members_are_the_same_wherever_they_are_written(
             truths in truths(),
             compacted in vec(0..4_i64, 9),
+            refreshes in vec(any::<bool>(), 9),
         ) {
             let mut snapshot = Snapshot::empty().unwrap();
-            let mut expected = Truth::new();
+            let mut expected = Told::new();
             for (number, truth) in truths.iter().enumerate() {
-                sync(&mut snapshot, 2 * number as i64 + 2, truth);
-                // Members are known by what the stream was last told: by their last value, and the ids that came with it.
+                let refresh = refreshes[number];
+                sync(&mut snapshot, 2 * number as i64 + 2, truth, refresh);
+                let are_kept = refreshes[..=number].contains(&true);
+                // Members are known by what the stream was last told: by their last value, and what came with it.
                 expected = truth
                     .iter()
-                    .map(|(user, (value, beside))| {
+                    .map(|(user, (value, beside, traits))| {
                         let beside = beside.clone().filter(|_| user.0 == UserKind::UserId);
                         let told = match expected.get(user) {
-                            Some((known, told)) if known == value => told.clone(),
-                            _ => beside,
+                            Some(told) if told.0 == *value && (!refresh || told.2 == Some(*traits)) => told.clone(),
+                            _ => (*value, beside, are_kept.then_some(*traits)),
                         };
-                        (user.clone(), (*value, told))
+                        (user.clone(), told)
                     })
                     .collect();
                 check(&snapshot, &expected);

@@ -27,10 +27,19 @@ pub struct Planning {
     pub name: String,
     pub kind: RunKind,
     pub scope: Scope,
+    /// Members are also sent again when their extra traits have changed.
+    pub refresh: bool,
     /// `None` where nothing is held.
     pub guard: Option<Guard>,
     /// Delivers what the guard holds, as far as it covers that.
     pub approval: Option<Approval>,
+}
+
+impl Planning {
+    /// Whether it is about single users.
+    pub(super) const fn names_users(&self) -> bool {
+        matches!(self.scope, Scope::Users(_))
+    }
 }
 
 /// What was decided.
@@ -118,10 +127,15 @@ fn plan<E: From<SnapshotError>>(
         let class = planning.computation.class;
         let stream = streams::number_of(transaction, &planning.stream)?;
         let feed = feed(transaction, planning, stream)?;
-        let shown = last_shown(transaction, &planning.computation.audience, Some(stream))?;
+        let shown = last_shown(transaction, planning, Some(stream))?;
         let number = insert_run(transaction, planning, Some(feed), stream)?;
-        supersede_dead(transaction, feed, number)?;
-        selects.push(SelectMembers::of(transaction, Some(feed), class)?);
+        supersede_dead(transaction, feed, number, &planning.scope)?;
+        selects.push(SelectMembers::of(
+            transaction,
+            Some(feed),
+            class,
+            planning.refresh,
+        )?);
         journals.push(Journal::write(transaction, number, planning)?);
         feeds.push((feed, number, shown));
     }
@@ -140,7 +154,10 @@ fn plan<E: From<SnapshotError>>(
         let planned = tally.decided() - held.as_ref().map_or(0, Held::count);
         note_decided(transaction, number, tally, &decided, held.as_ref(), planned)?;
         let is_complete = held.is_none();
-        Watermark::note(Some(&decided.watermark), transaction, feed, is_complete)?;
+        match planning.names_users() {
+            true => decided.watermark.compare(transaction, feed)?,
+            false => Watermark::note(Some(&decided.watermark), transaction, feed, is_complete)?,
+        }
         plans.push(Plan {
             run: run(transaction, number)?,
             tally: *tally,
@@ -212,11 +229,18 @@ fn feed(connection: &Connection, planning: &Planning, stream: i64) -> Result<i64
         )?;
     Ok(connection
         .prepare_cached(
-            "INSERT INTO feed (audience, stream, destination) VALUES (?1, ?2, ?3)
-             ON CONFLICT (audience, stream) DO UPDATE SET destination = excluded.destination RETURNING number",
+            "INSERT INTO feed (audience, stream, destination, keeps_traits) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (audience, stream) DO UPDATE
+             SET destination = excluded.destination, keeps_traits = max(keeps_traits, excluded.keeps_traits)
+             RETURNING number",
         )?
         .query_row(
-            params![audience, stream, planning.destination.as_str()],
+            params![
+                audience,
+                stream,
+                planning.destination.as_str(),
+                planning.refresh
+            ],
             |row| row.get(0),
         )?)
 }
@@ -252,8 +276,8 @@ fn insert_run(
     let number = life::next_run(connection, *started_at)?;
     connection
         .prepare_cached(
-            "INSERT INTO run (number, id, feed, audience_id, stream, destination, kind, started_at, at, space_id)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+            "INSERT INTO run (number, id, feed, audience_id, stream, destination, kind, started_at, at, space_id, only_users)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
         )?
         .execute(params![
             number,
@@ -265,7 +289,8 @@ fn insert_run(
             planning.kind.as_str(),
             started_at.millis(),
             Timestamp::now().millis(),
-            space_id
+            space_id,
+            planning.names_users()
         ])?;
     Ok(number)
 }

@@ -104,15 +104,15 @@ fn drop_dead(connection: &Connection, before: Timestamp) -> Result<usize, Snapsh
     Ok(connection
         .prepare_cached(
             "DELETE FROM dead WHERE (run, seq, position) IN (
-                 SELECT run, seq, position FROM dead INDEXED BY dead_superseded
-                 WHERE superseded_by IS NOT NULL AND at < ?1
+                 SELECT run, seq, position FROM dead INDEXED BY dead_without_entry
+                 WHERE entry IS NULL AND at < ?1
                  AND NOT EXISTS (SELECT 1 FROM chunk WHERE chunk.run = dead.run AND chunk.seq = dead.seq)
                  ORDER BY at LIMIT ?2)",
         )?
         .execute(params![before.millis(), SLICE])?)
 }
 
-/// The last run of each feed stays: the next plan and `snapshot list` look at it.
+/// The last run of each feed about everyone stays: the next plan and `snapshot list` look at it.
 fn drop_runs(connection: &Connection, before: Timestamp) -> Result<usize, SnapshotError> {
     Ok(connection
         .prepare_cached(
@@ -120,7 +120,8 @@ fn drop_runs(connection: &Connection, before: Timestamp) -> Result<usize, Snapsh
                  SELECT number FROM run INDEXED BY run_unchanged
                  WHERE planned = 0 AND at < ?1 AND EXISTS (
                      SELECT 1 FROM run AS later WHERE later.audience_id IS run.audience_id
-                     AND later.stream = run.stream AND later.number > run.number AND later.outcome IS NOT 'failed')
+                     AND later.stream = run.stream AND later.number > run.number AND later.outcome IS NOT 'failed'
+                     AND NOT later.only_users)
                  ORDER BY at LIMIT ?2)",
         )?
         .execute(params![before.millis(), SLICE])?)

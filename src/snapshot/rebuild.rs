@@ -12,7 +12,7 @@ mod gathered;
 mod tests;
 mod user_history;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -66,6 +66,8 @@ pub enum RebuildError {
 #[derive(Debug, Default)]
 pub struct Unsaid {
     pub names: HashMap<AudienceId, String>,
+    /// Audiences that send a member again when an extra trait has changed: what was told of the traits is kept for those.
+    pub refreshed: HashSet<AudienceId>,
     /// What the destination is called now.
     pub destination: Option<DestinationName>,
     /// The last run that the lock file names: numbers go on from it.
@@ -380,8 +382,13 @@ impl Writer<'_> {
                 [stream],
             )?;
             let feed = self.connection.query_row(
-                "INSERT INTO feed (audience, stream, destination) VALUES (?1, ?2, ?3) RETURNING number",
-                params![audience_number, stream, self.destination()],
+                "INSERT INTO feed (audience, stream, destination, keeps_traits) VALUES (?1, ?2, ?3, ?4) RETURNING number",
+                params![
+                    audience_number,
+                    stream,
+                    self.destination(),
+                    self.keeps_traits(&audience.id)
+                ],
                 |row| row.get(0),
             )?;
             restored.insert(
@@ -402,6 +409,10 @@ impl Writer<'_> {
         Ok(restored)
     }
 
+    fn keeps_traits(&self, audience: &AudienceId) -> bool {
+        self.unsaid.refreshed.contains(audience)
+    }
+
     fn destination(&self) -> &str {
         let name = self.unsaid.destination.as_ref();
         name.map_or("", DestinationName::as_str)
@@ -410,7 +421,9 @@ impl Writer<'_> {
     fn members(&self, restored: &mut BTreeMap<usize, Restored>) -> Result<(), RebuildError> {
         let mut insert = self
             .connection
-            .prepare("INSERT INTO member (feed, user, anonymous_id, value, since) VALUES (?1, ?2, ?3, ?4, ?5)")
+            .prepare(
+                "INSERT INTO member (feed, user, anonymous_id, value, since, traits_hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            )
             .map_err(SnapshotError::from)?;
         let mut tallies = Tallies::new(self.gathered);
         let mut current: Option<(usize, MemberBuf, UserHistory)> = None;
@@ -428,7 +441,10 @@ impl Writer<'_> {
                 SqlUser(user.user()),
                 member.anonymous_id,
                 SqlValue(member.value.as_value()),
-                member.since
+                member.since,
+                member
+                    .traits_hash
+                    .filter(|_| self.keeps_traits(&restored.id))
             ]);
             inserted.map(|_| ()).map_err(SnapshotError::from)
         };

@@ -60,18 +60,21 @@ const TABLES: &str = "
         planned_from  TEXT,
         planned_at    INTEGER,
         reconciled_at INTEGER,
+        -- Whether `traits_hash` of its members is kept: since its audience has, or once had, `refresh`.
+        keeps_traits  INTEGER NOT NULL DEFAULT 0,
         UNIQUE (audience, stream)
     ) STRICT;
     CREATE INDEX feed_by_stream ON feed (stream);
 
     -- What a stream has accepted. `value` is NULL for an audience; `since` is the number of the run that the member
-    -- entered by, or that changed the value.
+    -- entered by, or that changed the value. `traits_hash` tells the extra traits that were last accepted (NULL: not known).
     CREATE TABLE member (
         feed         INTEGER NOT NULL,
         user         ANY NOT NULL,
         anonymous_id TEXT,
         value        ANY,
         since        INTEGER NOT NULL,
+        traits_hash  INTEGER,
         PRIMARY KEY (feed, user)
     ) WITHOUT ROWID, STRICT;
 
@@ -83,15 +86,16 @@ const TABLES: &str = "
         anonymous_id TEXT,
         value        ANY,
         since        INTEGER,
+        traits_hash  INTEGER,
         PRIMARY KEY (feed, user)
     ) WITHOUT ROWID, STRICT;
 
     -- Both together: what a stream has accepted.
     CREATE VIEW membership AS
-    SELECT feed, user, anonymous_id, value, since FROM member
+    SELECT feed, user, anonymous_id, value, since, traits_hash FROM member
     WHERE NOT EXISTS (SELECT 1 FROM overlay WHERE overlay.feed = member.feed AND overlay.user = member.user)
     UNION ALL
-    SELECT feed, user, anonymous_id, value, since FROM overlay WHERE since IS NOT NULL;
+    SELECT feed, user, anonymous_id, value, since, traits_hash FROM overlay WHERE since IS NOT NULL;
 
     -- Users whose stream may have been told something else than the members say: a line about them may have been
     -- accepted without an answer. Every plan decides about them, until a record ID comes back.
@@ -104,7 +108,8 @@ const TABLES: &str = "
 
     -- `audience_id` is NULL for a run of `send`, `feed` also for a run that failed before the first plan of its feed.
     -- `planned` changes are in the chunks: some `delivered`, some `dead`, the rest still in the journal. `started_at` is
-    -- the time in the records, `at` the real clock when the row was written.
+    -- the time in the records, `at` the real clock when the row was written. `only_users` is 1 for a run that was asked
+    -- about single users: it says nothing about the others, so it is not taken for the last run of its feed.
     CREATE TABLE run (
         number          INTEGER PRIMARY KEY,
         id              TEXT NOT NULL UNIQUE,
@@ -119,6 +124,7 @@ const TABLES: &str = "
         outcome         TEXT,
         error           TEXT,
         space_id        TEXT,
+        only_users      INTEGER NOT NULL DEFAULT 0,
         members         INTEGER NOT NULL DEFAULT 0,
         added           INTEGER NOT NULL DEFAULT 0,
         removed         INTEGER NOT NULL DEFAULT 0,
@@ -183,7 +189,7 @@ const TABLES: &str = "
         PRIMARY KEY (run, seq, position)
     ) WITHOUT ROWID, STRICT;
     CREATE INDEX dead_letter ON dead (run, seq, position) WHERE superseded_by IS NULL;
-    CREATE INDEX dead_superseded ON dead (at) WHERE superseded_by IS NOT NULL;";
+    CREATE INDEX dead_without_entry ON dead (at) WHERE entry IS NULL;";
 
 /// Makes the tables in an empty file.
 pub(super) fn create(connection: &mut Connection) -> Result<(), SnapshotError> {

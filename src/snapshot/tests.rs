@@ -61,6 +61,7 @@ fn planning_for(millis: i64, stream: &str) -> Planning {
         name: "Members".to_owned(),
         kind: RunKind::Delta,
         scope: Scope::Changes,
+        refresh: false,
         guard: Some(Guard::default()),
         approval: None,
     }
@@ -211,7 +212,8 @@ fn state(snapshot: &Snapshot) -> (Vec<String>, u64) {
 
 fn members_of(snapshot: &Snapshot, feed: i64) -> Vec<String> {
     let members = "SELECT user, anonymous_id, value FROM membership WHERE feed = ?1 ORDER BY user";
-    let mut members = SelectMembers::from_query(&snapshot.connection, Some(feed), members).unwrap();
+    let mut members =
+        SelectMembers::from_query(&snapshot.connection, Some(feed), members, false).unwrap();
     let mut delivered = members.read().unwrap();
     let mut members = Vec::new();
     while delivered.advance().unwrap() {
@@ -397,7 +399,8 @@ fn what_may_have_been_accepted_is_decided_about_until_a_record_id_is_back() {
 
 /// How well the stream is known to agree about each user of a plan's cursor.
 fn agreements(snapshot: &Snapshot) -> Vec<(String, Agreement)> {
-    let mut members = SelectMembers::of(&snapshot.connection, Some(1), Class::Trait).unwrap();
+    let mut members =
+        SelectMembers::of(&snapshot.connection, Some(1), Class::Trait, false).unwrap();
     let mut delivered = members.read().unwrap();
     let mut agreements = Vec::new();
     while delivered.advance().unwrap() {

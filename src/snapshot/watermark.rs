@@ -72,6 +72,25 @@ impl Watermark {
         Ok(())
     }
 
+    /// Compares it with the watermark of the last plan, in the transaction of a plan about single users. That watermark
+    /// stays: all others are as the last plan left them. But the single users are as the source is now. Where it was
+    /// another one then, it is read by the next plan, also if it becomes again what it was.
+    pub(super) fn compare(&self, connection: &Connection, feed: i64) -> Result<(), SnapshotError> {
+        let now = match self {
+            Self::NotModified => return Ok(()),
+            Self::Everyone { by, from, .. } => from.as_ref().map(|from| (by, from)),
+            Self::Changes { .. } => None,
+        };
+        let (by, from) = now.unzip();
+        connection
+            .prepare_cached(
+                "UPDATE feed SET planned_from = NULL
+                 WHERE number = ?1 AND (planned_by IS NOT ?2 OR planned_from IS NOT ?3)",
+            )?
+            .execute(params![feed, by, from])?;
+        Ok(())
+    }
+
     pub(super) fn missed(&self) -> Option<u64> {
         match self {
             Self::Everyone { missed, .. } => *missed,
@@ -80,7 +99,7 @@ impl Watermark {
     }
 }
 
-/// The last plan of a feed. Where it left nothing open, the members are what it found.
+/// The last plan of a feed, about everyone. Where it left nothing open, the members are what it found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastPlan {
     /// How the source was asked,
@@ -123,7 +142,8 @@ impl Snapshot {
                  AND NOT EXISTS (SELECT 1 FROM doubt WHERE doubt.feed = feed.number)
                  AND NOT EXISTS (SELECT 1 FROM run WHERE run.feed = feed.number AND planned > delivered + run.dead)
              FROM audience JOIN feed ON feed.audience = audience.number AND feed.stream = ?2
-             JOIN run AS last ON last.number = (SELECT max(number) FROM run WHERE audience_id = ?1 AND stream = ?2)
+             JOIN run AS last ON last.number =
+                 (SELECT number FROM run WHERE audience_id = ?1 AND stream = ?2 AND NOT only_users ORDER BY number DESC LIMIT 1)
              WHERE audience.id = ?1 AND planned_by IS NOT NULL",
         )?;
         let last = select.query_row(params![audience.as_str(), stream], |row| {

@@ -178,10 +178,8 @@ impl Runner<'_> {
             destination: feed.destination.clone(),
             name: audience.name.clone(),
             kind,
-            scope: match request.resync {
-                true => Scope::Everyone,
-                false => Scope::Changes,
-            },
+            scope: request.scope.clone(),
+            refresh: audience.refresh,
             guard: audience.guard,
             approval: request.approval,
         }
@@ -270,6 +268,7 @@ impl Runner<'_> {
         report.hold(plan.held);
         report.skipped_rows = plan.skipped_rows;
         report.missed = plan.missed;
+        report.unknown_users = plan.tally.unknown;
         report.undelivered = plan.run.waiting;
         match plan.estimate {
             Some(estimate) => {
@@ -331,7 +330,8 @@ impl Runner<'_> {
         let shared = Arc::clone(&self.shared);
         let planned = self.snapshot.with(move |snapshot| {
             shared.start(&mut plannings);
-            let scopes: Vec<Scope> = plannings.iter().map(|planning| planning.scope).collect();
+            let scopes = plannings.iter().map(|planning| planning.scope.clone());
+            let scopes: Vec<Scope> = scopes.collect();
             let decide = |delivered: Vec<Delivered<'_>>, journals: &mut [Journal<'_>]| {
                 reading.go(found, delivered, &scopes, journals)
             };

@@ -284,7 +284,7 @@ impl Reading {
         let counts = delivered.iter().map(Delivered::count);
         let counts = counts.collect::<Result<Vec<_>, _>>()?;
         let find =
-            |feed: usize, user: User<'_>| delivered[feed].find(user).map_err(PlanError::from);
+            |feed: usize, now: Member<'_>| delivered[feed].find(now).map_err(PlanError::from);
         let tallies = diff::follow(
             &mut Watched::new(self, &mut begun.members),
             &counts,
@@ -403,7 +403,7 @@ fn followers<'d>(
 ) -> Result<Vec<Follower<Delivered<'d>>>, SnapshotError> {
     let followers = delivered.into_iter().zip(scopes);
     followers
-        .map(|(delivered, scope)| Follower::new(delivered, *scope))
+        .map(|(delivered, scope)| Follower::new(delivered, scope.clone()))
         .collect()
 }
 

@@ -45,6 +45,9 @@ pub struct Report {
     /// Changes that the change query had not reported, where everyone was read to see that.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missed: Option<u64>,
+    /// Users who were asked for and are in neither the source nor the snapshot; `None` where none were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unknown_users: Option<u64>,
     #[serde(flatten)]
     pub counts: Counts,
     /// Of a dry run: both ways to send it.
@@ -93,6 +96,7 @@ impl Report {
             dead: 0,
             skipped_rows: 0,
             missed: None,
+            unknown_users: None,
             counts: Counts::default(),
             bill: None,
             seconds: 0.0,

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::audience::{AudienceId, Changes, Class, Guard};
+use crate::diff::UserIds;
 use crate::event::CallType;
 use crate::firehose::Directory;
 use crate::mapping::{Pattern, StreamName};
@@ -251,7 +252,7 @@ async fn what_was_asked_for_or_left_open_is_read() {
     shop.sync().await;
     for request in [
         Request {
-            resync: true,
+            scope: Scope::Everyone,
             ..Request::default()
         },
         Request {
@@ -294,6 +295,8 @@ async fn what_was_asked_for_or_left_open_is_read() {
         other(|audience| audience.query = "SELECT id AS user_id, age FROM users".to_owned()),
         other(|audience| audience.class = Class::Trait),
         other(|audience| audience.traits = vec!["id".to_owned()]),
+        // Nothing is known of the traits that were told.
+        other(|audience| audience.refresh = true),
         other(|audience| {
             audience.changes = Some(Changes {
                 query: "SELECT id AS user_id, 1 AS is_member FROM users WHERE :since > ''"
@@ -325,6 +328,81 @@ async fn what_was_asked_for_or_left_open_is_read() {
         .sources
         .insert(name.clone(), source(name, path));
     assert!(!shop.reads(Request::default()).await);
+}
+
+fn only(ids: &[&str]) -> Request {
+    let ids = ids.iter().map(|id| (*id).into()).collect();
+    Request {
+        scope: Scope::Users(Arc::new(UserIds::new(ids))),
+        ..Request::default()
+    }
+}
+
+const WATERMARK: &str = "planned_at || ' ' || reconciled_at";
+
+#[tokio::test]
+async fn a_run_about_single_users_leaves_the_watermark_to_the_next_sync() {
+    let shop = Shop::new(USERS);
+    shop.grow_old();
+    shop.sync().await;
+    let watermark = shop.known::<String>(WATERMARK);
+    assert!(watermark.is_some());
+    // The source is what it was, and so are all the others.
+    let report = shop.run(only(&["a"])).await;
+    assert_eq!((report.delivered, report.unknown_users), (1, Some(0)));
+    assert!(!shop.reads(Request::default()).await);
+
+    shop.write("DELETE FROM users WHERE id = 'b' OR id IS NULL; INSERT INTO users VALUES ('c', 1), ('d', 1)");
+    shop.grow_old();
+    let report = shop.run(only(&["c"])).await;
+    assert_eq!((report.added, report.removed), (1, 0));
+    assert_eq!(shop.known::<String>(WATERMARK), watermark);
+    // Should the source become what it was, `c` has yet to leave.
+    assert_eq!(shop.known::<String>("planned_from"), None);
+    assert!(shop.reads(Request::default()).await);
+    let report = shop.sync().await;
+    assert_eq!((report.added, report.removed), (1, 1));
+    assert_eq!(shop.downstream(), shop.truth());
+}
+
+#[tokio::test]
+async fn what_a_sync_left_open_is_open_after_a_run_about_single_users() {
+    let shop = Shop::new(USERS);
+    shop.grow_old();
+    shop.sync().await;
+    for open in [
+        "UPDATE run SET held = 1",
+        "UPDATE run SET dead = 1",
+        "UPDATE run SET outcome = 'failed'",
+    ] {
+        shop.remember(&format!("{open} WHERE number = 1"));
+        shop.run(only(&["a"])).await;
+        assert!(shop.reads(Request::default()).await, "{open}");
+        shop.remember("UPDATE run SET held = 0, dead = 0, outcome = 'delivered'");
+        assert!(!shop.reads(Request::default()).await);
+    }
+    // Nor is it dropped as one that others have followed.
+    shop.remember("UPDATE run SET planned = 0, at = 0");
+    shop.snapshot
+        .with(|snapshot| snapshot.prune(Timestamp::now(), Duration::from_secs(1), || true))
+        .await
+        .unwrap();
+    assert!(!shop.reads(Request::default()).await);
+}
+
+#[tokio::test]
+async fn a_change_query_is_asked_about_all_that_happened_since_the_last_sync() {
+    let shop = told(STAMPED, CHANGES);
+    shop.sync().await;
+    let watermark = shop.known::<String>(WATERMARK);
+    shop.write("UPDATE users SET is_member = 1 - is_member, changed_at = current_timestamp");
+    let report = shop.run(only(&["a", "c"])).await;
+    assert_eq!((report.added, report.removed), (1, 1));
+    assert_eq!(shop.known::<String>(WATERMARK), watermark);
+    let report = shop.sync().await;
+    assert_eq!((report.added, report.removed, report.missed), (0, 1, None));
+    assert_eq!(shop.downstream(), shop.truth());
+    assert_eq!(report.members, Some(1));
 }
 
 #[tokio::test]
@@ -626,7 +704,7 @@ async fn everyone_is_read_where_a_change_query_cannot_be_enough() {
             ..Request::default()
         },
         Request {
-            resync: true,
+            scope: Scope::Everyone,
             ..Request::default()
         },
     ] {

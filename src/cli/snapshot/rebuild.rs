@@ -141,10 +141,14 @@ fn nothing(landing: &Landing<'_>, passed: &Passed) -> anyhow::Error {
 }
 
 fn unsaid(config: &Config, landing: &Landing<'_>, last_run: Option<i64>) -> Unsaid {
-    let audiences = config.audiences().map(|configured| &configured.audience);
+    let audiences = || config.audiences().map(|configured| &configured.audience);
     Unsaid {
-        names: audiences
+        names: audiences()
             .map(|audience| (audience.id.clone(), audience.name.clone()))
+            .collect(),
+        refreshed: audiences()
+            .filter(|audience| audience.refresh)
+            .map(|audience| audience.id.clone())
             .collect(),
         destination: Some(landing.destination.clone()),
         last_run: last_run.unwrap_or_default(),

@@ -32,7 +32,8 @@ const TABLES: &str = "
         run          INTEGER NOT NULL,
         anonymous_id TEXT,
         value        ANY,
-        is_member    INTEGER NOT NULL
+        is_member    INTEGER NOT NULL,
+        traits_hash  INTEGER
     ) STRICT;
     -- The number that a run is going to have: runs are numbered in the order of time.
     CREATE TABLE place (run INTEGER PRIMARY KEY, number INTEGER NOT NULL UNIQUE) STRICT;";
@@ -107,7 +108,7 @@ impl Gathered {
         let value = statement.value.as_ref().map(|value| value.as_value());
         let insert = || {
             self.connection
-                .prepare_cached("INSERT INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
+                .prepare_cached("INSERT INTO record VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)")?
                 .execute(params![
                     audience as i64,
                     SqlUser(change.member.user),
@@ -115,7 +116,8 @@ impl Gathered {
                     run,
                     change.member.anonymous_id,
                     value.map(SqlValue),
-                    value.is_some()
+                    value.is_some(),
+                    value.map(|_| statement.traits_hash())
                 ])
         };
         insert().map_err(SnapshotError::Scratch)?;
@@ -272,7 +274,7 @@ impl Gathered {
         let mut statement = self
             .connection
             .prepare(
-                "SELECT audience, user, anonymous_id, value, is_member, at, place.number
+                "SELECT audience, user, anonymous_id, value, is_member, at, place.number, traits_hash
                  FROM record CROSS JOIN place ON place.run = record.run ORDER BY audience, user, at, record.run",
             )
             .map_err(sql)?;
@@ -289,6 +291,7 @@ impl Gathered {
                     run: row.get(6)?,
                     value: value.map(|value| value.0),
                     anonymous_id: row.get(2)?,
+                    traits_hash: row.get(7)?,
                 })
             };
             let audience: i64 = row.get(0).map_err(sql)?;

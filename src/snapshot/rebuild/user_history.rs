@@ -13,6 +13,7 @@ pub(super) struct Record {
     /// `None` for a user who has left.
     pub(super) value: Option<ValueBuf>,
     pub(super) anonymous_id: Option<String>,
+    pub(super) traits_hash: Option<i64>,
 }
 
 /// What is remembered of a member.
@@ -20,6 +21,7 @@ pub(super) struct Record {
 pub(super) struct Remembered {
     pub(super) value: ValueBuf,
     pub(super) anonymous_id: Option<String>,
+    pub(super) traits_hash: Option<i64>,
     pub(super) since: i64,
 }
 
@@ -60,6 +62,7 @@ impl UserHistory {
         self.member = Some(Remembered {
             value: value.clone(),
             anonymous_id: record.anonymous_id.clone(),
+            traits_hash: record.traits_hash,
             since,
         });
         action
@@ -85,6 +88,7 @@ mod tests {
                 run: *run,
                 value: (*value != "-").then(|| ValueBuf::Text((*value).to_owned())),
                 anonymous_id: Some(format!("anonymous {run}")),
+                traits_hash: None,
             };
             found.extend(history.take(record).unwrap());
         }
@@ -134,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_is_known_by_the_ids_of_the_last_record() {
+    fn a_member_is_known_by_the_ids_and_traits_of_the_last_record() {
         let mut history = UserHistory::default();
         for (run, value) in [(1, 5), (2, 6), (3, 6)] {
             let record = Record {
@@ -142,12 +146,14 @@ mod tests {
                 run,
                 value: Some(ValueBuf::Integer(value)),
                 anonymous_id: Some(format!("anonymous {run}")),
+                traits_hash: Some(run),
             };
             assert!(history.take(record).is_ok());
         }
         let expected = Remembered {
             value: ValueBuf::Integer(6),
             anonymous_id: Some("anonymous 3".to_owned()),
+            traits_hash: Some(3),
             since: 2,
         };
         assert_eq!(history.member(), Some(&expected));
