@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::SnapshotError;
 use crate::audience::{AudienceId, User, UserKind};
-use crate::run::Outcome;
 
 /// How many users a sample names.
 const SAMPLE: usize = 5;
@@ -105,10 +104,10 @@ pub(super) fn last_shown(
     let last = connection
         .prepare_cached(
             "SELECT held, held_added, held_changed FROM run
-             WHERE audience_id = ?1 AND stream = ?2 AND outcome IS NOT ?3 ORDER BY number DESC LIMIT 1",
+             WHERE audience_id = ?1 AND stream = ?2 AND outcome IS NOT 'failed' ORDER BY number DESC LIMIT 1",
         )?
         .query_row(
-            params![audience.as_str(), stream, Outcome::Failed.as_str()],
+            params![audience.as_str(), stream],
             |row| {
                 let count = |column| row.get::<_, i64>(column).map(|count| count as u64);
                 Ok([count(0)?, count(1)?, count(2)?])

@@ -112,7 +112,7 @@ fn drop_dead(connection: &Connection, before: Timestamp) -> Result<usize, Snapsh
         .execute(params![before.millis(), SLICE])?)
 }
 
-/// The last run of each feed stays: the next plan and `snapshot list` look at it.
+/// The last run of each feed stays, and the last one that did not fail: the next plan and `snapshot list` look at them.
 fn drop_runs(connection: &Connection, before: Timestamp) -> Result<usize, SnapshotError> {
     Ok(connection
         .prepare_cached(
@@ -120,7 +120,10 @@ fn drop_runs(connection: &Connection, before: Timestamp) -> Result<usize, Snapsh
                  SELECT number FROM run INDEXED BY run_unchanged
                  WHERE planned = 0 AND at < ?1 AND EXISTS (
                      SELECT 1 FROM run AS later WHERE later.audience_id IS run.audience_id
-                     AND later.stream = run.stream AND later.number > run.number AND later.outcome IS NOT 'failed')
+                     AND later.stream = run.stream AND later.number > run.number)
+                 AND (outcome IS 'failed' OR EXISTS (
+                     SELECT 1 FROM run AS later WHERE later.audience_id IS run.audience_id
+                     AND later.stream = run.stream AND later.number > run.number AND later.outcome IS NOT 'failed'))
                  ORDER BY at LIMIT ?2)",
         )?
         .execute(params![before.millis(), SLICE])?)
