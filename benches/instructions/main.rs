@@ -151,7 +151,7 @@ fn prepare(step: &str, shop: &Shop) -> anyhow::Result<()> {
         let delivered = Directory::new(shop.path("delivered"));
         let destination = Destination::directory(DestinationName::new("main"), false, delivered);
         let runtime = tokio::runtime::Runtime::new()?;
-        runtime.block_on(shop.sync(destination, Request::default()))?;
+        runtime.block_on(shop.sync(destination, &shop::ONE, Request::default()))?;
     }
     if step == "delta" {
         shop.change(0)?;

@@ -222,10 +222,15 @@ impl Shop {
     pub(crate) async fn sync(
         &self,
         destination: Destination,
+        streams: &[&str],
         request: Request,
     ) -> anyhow::Result<()> {
+        let names = streams.iter().map(|name| StreamName::parse(name));
         let mapping = Mapping {
-            rows: vec![(Pattern::Any, vec![stream().name])],
+            rows: vec![(
+                Pattern::Any,
+                names.map(|name| name.expect("a stream name")).collect(),
+            )],
             matching: Match::First,
         };
         let outlet = Outlet::new(destination, stream().place, mapping);
@@ -260,10 +265,13 @@ impl Shop {
     }
 }
 
+/// The only stream of a mapping.
+pub(crate) const ONE: [&str; 1] = ["members"];
+
 pub(crate) fn stream() -> Stream {
     Stream {
         place: Place::Directory("delivered".into()),
-        name: StreamName::parse("members").expect("a stream name"),
+        name: StreamName::parse(ONE[0]).expect("a stream name"),
     }
 }
 

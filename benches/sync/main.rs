@@ -206,7 +206,7 @@ impl<'e> Stage<'e> {
         let snapshot = rusqlite::Connection::open(&path)?;
         // <https://sqlite.org/dbstat.html>
         let alone: f64 = snapshot.query_row(
-            "SELECT sum(pgsize) FROM dbstat WHERE aggregate = TRUE AND name IN ('member', 'moved')",
+            "SELECT sum(pgsize) FROM dbstat WHERE aggregate = TRUE AND name IN ('member', 'overlay')",
             [],
             |row| row.get(0),
         )?;
@@ -256,6 +256,14 @@ fn compare(members: u64, endpoint: &Endpoint) -> anyhow::Result<Bare> {
     })?;
     table.print("bare posting through the SDK", posting_again, None);
     table.print("resync", resync, Some(posting_again));
+    let [one, two] = stage.rounds(long_rounds(members), |_| {
+        stage.forget()?;
+        let one = stage.step("sync")?;
+        stage.forget()?;
+        Ok([one, stage.step("sync-two")?])
+    })?;
+    table.print("first sync, one stream", one, None);
+    table.print("first sync, two streams", two, Some(one));
     let times = |bytes: f64| bytes / ID_BYTES as f64;
     println!(
         "after the first sync, the snapshot has {alone:.1} bytes a member ({:.2} times the id), {all:.1} with its history ({:.2})",

@@ -18,9 +18,11 @@ use aws_sdk_firehose::types::Record;
 use rusqlite::Connection;
 use tokio::task::JoinSet;
 
-use crate::shop::{self, Shop};
+use crate::shop::{self, ONE, Shop};
 use crate::warehouse;
 
+/// The source is read once for both.
+const TWO: [&str; 2] = ["members", "copies"];
 /// All ids have as many.
 pub(crate) const ID_BYTES: usize = 24;
 
@@ -101,8 +103,9 @@ pub(crate) fn run(step: &str, shop: &Shop, url: &str) -> anyhow::Result<()> {
         "warehouse" => read(shop, warehouse()?)?,
         "post" => runtime.block_on(post(shop, shop.members(), url))?,
         "post-changes" => runtime.block_on(post(shop, shop.changes(), url))?,
-        "sync" => runtime.block_on(shop.sync(destination(url), Request::default()))?,
-        "resync" => runtime.block_on(shop.sync(destination(url), resync))?,
+        "sync" => runtime.block_on(shop.sync(destination(url), &ONE, Request::default()))?,
+        "sync-two" => runtime.block_on(shop.sync(destination(url), &TWO, Request::default()))?,
+        "resync" => runtime.block_on(shop.sync(destination(url), &ONE, resync))?,
         other => bail!("there is no step {other}"),
     }
     println!("{} {}", started.elapsed().as_secs_f64(), peak_mib());
@@ -135,9 +138,10 @@ fn scans(shop: &Shop) -> anyhow::Result<()> {
         Connection::open(shop.path("snapshot.sqlite"))?,
         shop.connection()?,
     );
-    let mut number = ours.prepare("SELECT number FROM audience WHERE id = ?1")?;
-    let mut delivered =
-        ours.prepare("SELECT user FROM member WHERE audience = ?1 ORDER BY user")?;
+    let mut number = ours.prepare(
+        "SELECT feed.number FROM feed JOIN audience ON audience.number = feed.audience WHERE audience.id = ?1",
+    )?;
+    let mut delivered = ours.prepare("SELECT user FROM member WHERE feed = ?1 ORDER BY user")?;
     for audience in shop.audiences() {
         let mut members = theirs.prepare(&format!("{} ORDER BY user_id", audience.query))?;
         scan(members.query([])?)?;

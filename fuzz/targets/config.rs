@@ -54,7 +54,7 @@ fn use_it(config: &Config) {
         .map(|configured| &configured.audience)
         .collect();
     // Another trait may have the name of a key; two keys that are one are found by loading.
-    match keys::freeze(audiences.iter().copied(), &[]) {
+    match keys::freeze(audiences.iter().copied(), &[], |it| config.streams_of(it)) {
         Ok(frozen) => assert_eq!(frozen.len(), audiences.len()),
         Err(error) => panic!("{error}"),
     }

@@ -5,10 +5,11 @@
 use std::fs;
 use std::sync::LazyLock;
 
-use audience_sync::audience::DestinationName;
 use audience_sync::event::Landed;
 use audience_sync::landed::Records;
+use audience_sync::mapping::StreamName;
 use audience_sync::snapshot::{Rebuild, Snapshot, Unsaid};
+use audience_sync::stream::{Place, Stream};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
@@ -16,7 +17,10 @@ static FOLDER: LazyLock<TempDir> =
     LazyLock::new(|| tempfile::tempdir_in("/dev/shm").expect("a folder in memory"));
 
 fuzz_target!(|data: &[u8]| {
-    let destination = DestinationName::new("main");
+    let stream = Stream {
+        place: Place::Directory("delivered".into()),
+        name: StreamName::parse("members").expect("a stream name"),
+    };
     let mut rebuild = None;
     let mut records = Records::new(data).expect("memory is read");
     while let Ok(Some((_, landed))) = records.read() {
@@ -24,7 +28,7 @@ fuzz_target!(|data: &[u8]| {
             continue;
         };
         let rebuild = rebuild.get_or_insert_with(|| Rebuild::new().expect("room to gather in"));
-        if rebuild.push(&destination, None, &statement).is_err() {
+        if rebuild.push(&stream, &statement).is_err() {
             return;
         }
     }
@@ -34,14 +38,11 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let snapshot = Snapshot::inspect(&path).expect("what was written is a snapshot");
-    let audiences = snapshot
-        .expect("it is there")
-        .audiences()
-        .expect("it is whole");
+    let feeds = snapshot.expect("it is there").feeds().expect("it is whole");
     let members = |count: Vec<u64>| count.into_iter().sum::<u64>();
     assert_eq!(
-        members(audiences.iter().map(|audience| audience.members).collect()),
-        members(restored.iter().map(|audience| audience.members).collect())
+        members(feeds.iter().map(|feed| feed.members).collect()),
+        members(restored.iter().map(|feed| feed.members).collect())
     );
     fs::remove_file(path).expect("it is ours");
 });

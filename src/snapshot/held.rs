@@ -6,7 +6,6 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::{Planning, SnapshotError};
 use crate::audience::{User, UserKind};
-use crate::run::Outcome;
 
 /// How many users a sample names.
 const SAMPLE: usize = 5;
@@ -106,14 +105,13 @@ pub(super) fn last_shown(
     let last = connection
         .prepare_cached(
             "SELECT held, held_added, held_changed FROM run
-             WHERE audience_id = ?1 AND stream = ?2 AND outcome IS NOT ?3 AND (?4 OR NOT only_users)
+             WHERE audience_id = ?1 AND stream = ?2 AND outcome IS NOT 'failed' AND (?3 OR NOT only_users)
              ORDER BY number DESC LIMIT 1",
         )?
         .query_row(
             params![
                 planning.computation.audience.as_str(),
                 stream,
-                Outcome::Failed.as_str(),
                 planning.names_users()
             ],
             |row| {

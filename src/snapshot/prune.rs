@@ -112,7 +112,8 @@ fn drop_dead(connection: &Connection, before: Timestamp) -> Result<usize, Snapsh
         .execute(params![before.millis(), SLICE])?)
 }
 
-/// The last run of each feed about everyone stays: the next plan and `snapshot list` look at it.
+/// The last run of each feed about everyone stays, and the last such one that did not fail: the next plan and `snapshot list`
+/// look at them.
 fn drop_runs(connection: &Connection, before: Timestamp) -> Result<usize, SnapshotError> {
     Ok(connection
         .prepare_cached(
@@ -120,8 +121,11 @@ fn drop_runs(connection: &Connection, before: Timestamp) -> Result<usize, Snapsh
                  SELECT number FROM run INDEXED BY run_unchanged
                  WHERE planned = 0 AND at < ?1 AND EXISTS (
                      SELECT 1 FROM run AS later WHERE later.audience_id IS run.audience_id
+                     AND later.stream = run.stream AND later.number > run.number AND NOT later.only_users)
+                 AND (outcome IS 'failed' OR EXISTS (
+                     SELECT 1 FROM run AS later WHERE later.audience_id IS run.audience_id
                      AND later.stream = run.stream AND later.number > run.number AND later.outcome IS NOT 'failed'
-                     AND NOT later.only_users)
+                     AND NOT later.only_users))
                  ORDER BY at LIMIT ?2)",
         )?
         .execute(params![before.millis(), SLICE])?)

@@ -145,8 +145,12 @@ const TABLES: &str = "
     ) STRICT;
     CREATE INDEX run_by_audience ON run (audience_id, stream, number);
     CREATE INDEX run_in_journal ON run (number) WHERE planned > delivered + dead;
-    CREATE INDEX run_by_stream ON run (stream, number);
     CREATE INDEX run_by_time ON run (started_at);
+    -- For the newest runs of an audience, and for the last run of a feed that did not fail, and that delivered all:
+    -- thousands of others may have followed.
+    CREATE INDEX run_of_audience ON run (audience_id, started_at);
+    CREATE INDEX run_planned ON run (audience_id, stream, number) WHERE outcome IS NOT 'failed';
+    CREATE INDEX run_synced ON run (audience_id, stream, number) WHERE outcome IN ('delivered', 'unchanged');
     CREATE INDEX run_unchanged ON run (at) WHERE planned = 0;
 
     -- Journal and history: as many changes as one Put call carries, in the order of users within a run and kind; its

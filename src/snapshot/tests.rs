@@ -1,3 +1,5 @@
+mod many_runs;
+
 use std::convert::Infallible;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, FileTimes};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension as _};
 use tempfile::TempDir;
@@ -110,6 +110,12 @@ impl Shop {
 
     async fn sync(&self) -> Report {
         self.run(Request::default()).await
+    }
+
+    fn set_modified(&self, at: SystemTime) {
+        let path = self.path("shop.sqlite");
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_times(FileTimes::new().set_modified(at)).unwrap();
     }
 
     /// Waits until nothing of the source is young any more.
@@ -238,7 +244,11 @@ async fn an_unchanged_source_is_not_read_again_and_reported_as_if_it_were() {
 #[tokio::test]
 async fn a_source_that_was_young_when_it_was_read_is_read_again() {
     let shop = Shop::new(USERS);
+    // However slow this machine is, an hour from now is not over.
+    shop.set_modified(SystemTime::now() + Duration::from_secs(3_600));
     shop.sync().await;
+    assert_eq!(shop.known::<String>("planned_from"), None);
+    shop.set_modified(SystemTime::now() - Duration::from_secs(3_600));
     shop.grow_old();
     assert!(shop.reads(Request::default()).await);
     shop.sync().await;
@@ -504,9 +514,7 @@ fn put_back(shop: &Shop, in_its_place: bool) {
         fs::copy(&saved, shop.path("copy")).unwrap();
         fs::rename(shop.path("copy"), &path).unwrap();
     }
-    let file = File::options().write(true).open(&path).unwrap();
-    file.set_times(FileTimes::new().set_modified(modified))
-        .unwrap();
+    shop.set_modified(modified);
 }
 
 const STAMPED: &str = "

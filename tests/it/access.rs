@@ -32,7 +32,7 @@ fn check_parked(project: &Project, endpoint: &Endpoint, host: &str) {
     let started = Instant::now();
     let ran = project.run(&["sync"]);
     assert_eq!(ran.code, 3, "{ran:?}");
-    assert!(started.elapsed() < Duration::from_secs(10));
+    assert!(started.elapsed() < Duration::from_secs(60));
     let words = format!(
         "members: the address of {host} is on another machine, so https is required\n\nhint: AWS_ENDPOINT_URL, one of"
     );

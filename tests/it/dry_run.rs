@@ -239,9 +239,8 @@ fn a_dry_run_neither_needs_nor_takes_the_right_to_write() {
     project.sync();
     let writer = rusqlite::Connection::open(project.path("snapshot.sqlite")).unwrap();
     writer.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let started = std::time::Instant::now();
+    // Nobody gives that back meanwhile.
     project.succeed(&["sync", "--dry-run"]);
-    assert!(started.elapsed().as_secs() < 5);
 }
 
 #[test]

@@ -38,15 +38,7 @@ fn project_with_role(endpoint: &Endpoint) -> Project {
 
 pub(crate) fn mapped(endpoint: &Endpoint, settings: &str, mapping: &str) -> Project {
     let mut project = Project::new(MEMBERS);
-    let url = endpoint.url();
-    project.write(
-        "audience-sync.toml",
-        &format!(
-            "[source.shop]\nsqlite = \"shop.sqlite\"\n\
-             [destination.main]\nendpoint_url = \"{url}\"\nsts_endpoint_url = \"{url}\"\n{settings}\n\
-             [destination.main.mapping]\n{mapping}\n"
-        ),
-    );
+    project.write("audience-sync.toml", &config(endpoint, settings, mapping));
     let variables = [
         ("AWS_ACCESS_KEY_ID", "AKIAPROJECT"),
         ("AWS_SECRET_ACCESS_KEY", "key"),
@@ -57,6 +49,15 @@ pub(crate) fn mapped(endpoint: &Endpoint, settings: &str, mapping: &str) -> Proj
     project.variables.extend(variables);
     project.shop("CREATE TABLE members (user_id TEXT)");
     project
+}
+
+pub(crate) fn config(endpoint: &Endpoint, settings: &str, mapping: &str) -> String {
+    let url = endpoint.url();
+    format!(
+        "[source.shop]\nsqlite = \"shop.sqlite\"\n\
+         [destination.main]\nendpoint_url = \"{url}\"\nsts_endpoint_url = \"{url}\"\n{settings}\n\
+         [destination.main.mapping]\n{mapping}\n"
+    )
 }
 
 /// Adds users `u00000` and so on.

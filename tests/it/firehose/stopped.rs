@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 use super::{MEMBERS, enter, numbers, project, resumed, sorted, undelivered, user};
 use crate::support::ended;
@@ -129,10 +128,7 @@ fn deliveries_end_when_their_time_is_over_and_the_next_run_goes_on() {
         let refused = (1..call.records.len()).collect();
         Answer::Refuse(refused, "InternalFailure")
     });
-    let started = Instant::now();
     let ran = project.run(&["sync", "--json"]);
-    // The second for both audiences together.
-    assert!(started.elapsed() < Duration::from_secs(3));
     assert_eq!(ran.code, 3, "{ran:?}");
     assert!(
         ran.stderr
@@ -146,7 +142,8 @@ fn deliveries_end_when_their_time_is_over_and_the_next_run_goes_on() {
     let mut delivered = 0;
     for report in [first, second] {
         let [more, undelivered] = numbers(report, ["delivered", "undelivered"]);
-        assert!(more > 0);
+        // The second is over for both.
+        assert!(more > 0 && undelivered > 0);
         assert_eq!(more + undelivered, 600);
         delivered += more;
     }

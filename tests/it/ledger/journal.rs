@@ -1,13 +1,14 @@
 //! What a snapshot says was decided, and which of it still waits: read from the file that a process has left.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use audience_sync::event::Identify;
 use audience_sync::snapshot::{Snapshot, chunk};
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags, Params};
 
 use super::STREAMS;
+use super::source::REFUSED;
 
 /// One change that was decided.
 pub(super) struct Entry {
@@ -16,10 +17,12 @@ pub(super) struct Entry {
     pub stream: usize,
     pub waits: bool,
     pub is_dead: bool,
+    /// It is about the user whom some stream refuses for ever.
+    pub is_refused: bool,
 }
 
 impl Entry {
-    fn is_waiting(&self) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         !self.is_dead && self.waits
     }
 }
@@ -27,8 +30,10 @@ impl Entry {
 /// Reads the journal, and what left it since the last time.
 #[derive(Default)]
 pub(super) struct Journal {
-    /// Runs before this one have nothing in the journal, nor any dead letter that may be put back into it.
-    first: i64,
+    /// The last run that was read.
+    last: i64,
+    /// Earlier runs that had something in the journal then, or a dead letter that may be put back into it.
+    open: BTreeSet<i64>,
 }
 
 impl Journal {
@@ -39,12 +44,17 @@ impl Journal {
         };
         let connection =
             Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
-        let runs = runs(&connection, self.first);
-        let (mut first_waiting, mut behind) = (None, HashSet::new());
-        let mut all = Vec::new();
-        let letter = first_letter(&connection);
-        for number in &runs {
-            let run = snapshot.run(*number).unwrap();
+        let mut runs = std::mem::take(&mut self.open);
+        runs.extend(numbers(
+            &connection,
+            "SELECT number FROM run WHERE number > ?1",
+            [self.last],
+        ));
+        self.last = runs.last().map_or(self.last, |last| self.last.max(*last));
+        self.open = letters(&connection);
+        let (mut behind, mut all) = (HashSet::new(), Vec::new());
+        for number in runs {
+            let run = snapshot.run(number).unwrap();
             let Some(computation) = &run.computation else {
                 continue;
             };
@@ -52,33 +62,34 @@ impl Journal {
                 .iter()
                 .position(|known| *known == run.stream.name.as_str());
             let stream = stream.unwrap();
-            let entries = entries(&connection, *number, stream, &Identify::new(computation));
+            let entries = entries(&connection, number, stream, &Identify::new(computation));
             let waiting = entries.iter().filter(|entry| entry.is_waiting()).count();
             assert_eq!(run.waiting, waiting as u64, "run {number}");
             if waiting > 0 {
-                first_waiting.get_or_insert(*number);
+                self.open.insert(number);
                 // While something waits at a stream, nothing new is decided for it.
                 assert!(behind.insert((computation.audience.clone(), stream)));
             }
             all.extend(entries);
         }
-        let last = runs.last().map_or(self.first, |last| last + 1);
-        let first = first_waiting.unwrap_or(last);
-        self.first = letter.map_or(first, |letter| first.min(letter));
         all
     }
 }
 
-fn first_letter(connection: &Connection) -> Option<i64> {
-    let sql = "SELECT min(run) FROM dead WHERE superseded_by IS NULL";
-    connection.query_row(sql, [], |row| row.get(0)).unwrap()
+/// The runs of dead letters that may be sent again.
+fn letters(connection: &Connection) -> BTreeSet<i64> {
+    let sql = "SELECT run FROM dead WHERE superseded_by IS NULL";
+    numbers(connection, sql, []).collect()
 }
 
-fn runs(connection: &Connection, first: i64) -> Vec<i64> {
-    let sql = "SELECT number FROM run WHERE number >= ?1 ORDER BY number";
-    let mut statement = connection.prepare(sql).unwrap();
-    let runs = statement.query_map([first], |row| row.get(0)).unwrap();
-    runs.map(Result::unwrap).collect()
+fn numbers(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+) -> impl Iterator<Item = i64> {
+    let mut statement = connection.prepare_cached(sql).unwrap();
+    let numbers = statement.query_map(parameters, |row| row.get(0)).unwrap();
+    numbers.map(Result::unwrap).collect::<Vec<_>>().into_iter()
 }
 
 fn entries(connection: &Connection, run: i64, stream: usize, identify: &Identify) -> Vec<Entry> {
@@ -95,11 +106,13 @@ fn entries(connection: &Connection, run: i64, stream: usize, identify: &Identify
         let accepted = |position: usize| accepted.as_ref().is_some_and(|it| it[position] != 0);
         let from = entries.len();
         for (position, change) in chunk::changes(&bytes).enumerate() {
+            let change = change.unwrap();
             entries.push(Entry {
-                id: identify.message_id(&change.unwrap()).as_str().to_owned(),
+                id: identify.message_id(&change).as_str().to_owned(),
                 stream,
                 waits: !is_delivered && !accepted(position),
                 is_dead: false,
+                is_refused: change.member.user.id == REFUSED,
             });
         }
         for position in dead(connection, run, seq) {
@@ -110,12 +123,7 @@ fn entries(connection: &Connection, run: i64, stream: usize, identify: &Identify
 }
 
 /// The entries of a chunk that can never be delivered.
-fn dead(connection: &Connection, run: i64, seq: i64) -> Vec<usize> {
+fn dead(connection: &Connection, run: i64, seq: i64) -> impl Iterator<Item = usize> {
     let sql = "SELECT position FROM dead WHERE run = ?1 AND seq = ?2";
-    let mut statement = connection.prepare_cached(sql).unwrap();
-    let positions = statement.query_map(params![run, seq], |row| row.get::<_, i64>(0));
-    let positions = positions.unwrap();
-    positions
-        .map(|position| position.unwrap() as usize)
-        .collect()
+    numbers(connection, sql, [run, seq]).map(|position| position as usize)
 }

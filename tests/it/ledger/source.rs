@@ -23,9 +23,12 @@ const TOLD: &str = "
     changes = \"SELECT user_id, user_id IN (SELECT user_id FROM guarded) AS is_member FROM told WHERE at > :since\"
     reconcile = \"2s\"";
 
+/// The audience whose removals the guard may hold.
+pub(super) const GUARDED: &str = "guarded";
+
 pub(super) const AUDIENCES: [Audience; 4] = [
     Audience {
-        key: "small",
+        key: WITH_REFUSED,
         users: 30,
         is_trait: false,
         settings: OFF,
@@ -37,7 +40,7 @@ pub(super) const AUDIENCES: [Audience; 4] = [
         settings: OFF,
     },
     Audience {
-        key: "guarded",
+        key: GUARDED,
         users: 300,
         is_trait: false,
         settings: TOLD,
@@ -53,11 +56,16 @@ pub(super) const AUDIENCES: [Audience; 4] = [
 /// Users whose records Firehose may find fault with; they are in every audience.
 pub(super) const POISON: &str = "poison";
 const POISONED: usize = 2;
+/// A user whose records one stream refuses in every call, for as long as the world lasts. Only one audience has such a
+/// user: a stream that refuses the only lines of several audiences looks like one that is out of order.
+pub(super) const REFUSED: &str = "refused";
+const WITH_REFUSED: &str = "small";
 
 impl Audience {
     fn user(&self, number: usize) -> String {
         match number {
             ..POISONED => format!("{POISON}-{number}"),
+            POISONED if self.key == WITH_REFUSED => REFUSED.to_owned(),
             _ => format!("u{number:05}"),
         }
     }
@@ -164,7 +172,12 @@ impl Source {
                 return all.into_iter().filter(|_| dice.u8(..10) < 7).collect();
             }
         };
-        dice.choose_multiple(0..users, count)
+        let mut chosen = dice.choose_multiple(0..users, count);
+        // The user whose records are refused enters and leaves meanwhile.
+        if audience.key == WITH_REFUSED && !chosen.contains(&POISONED) && dice.u8(..3) == 0 {
+            chosen.push(POISONED);
+        }
+        chosen
     }
 
     fn is_member(&self, audience: &Audience, user: &str) -> bool {
@@ -192,6 +205,11 @@ impl Source {
             (*key, user.as_str(), now)
         })
     }
+}
+
+/// Whether some stream may find fault with the user's records.
+pub(super) fn is_blamed(user: &str) -> bool {
+    user.starts_with(POISON) || user == REFUSED
 }
 
 /// Whether this is what is said of who is no member.

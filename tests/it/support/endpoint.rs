@@ -35,6 +35,8 @@ pub(crate) enum Answer {
     Accept,
     /// A 200 in which the records at these indices have this code and no record ID.
     Refuse(Vec<usize>, &'static str),
+    /// The same, but they are accepted all the same.
+    RefuseAccepted(Vec<usize>, &'static str),
     /// Nothing is accepted: status, code and message.
     Error(u16, &'static str, String),
     /// Everything is accepted, and the connection is closed instead of saying so.
@@ -233,11 +235,30 @@ impl Drop for Endpoint {
 
 /// What is told of a call, after it was decided.
 struct Reply {
-    /// The records that were accepted, counted from the first that ever was.
-    accepted: Range<usize>,
-    /// The answer says what was accepted.
-    is_true: bool,
+    /// The records that were accepted and that the answer says were accepted, counted from the first that ever was.
+    acknowledged: Vec<usize>,
     ending: Ending,
+}
+
+/// Which of the records that were accepted the answer says were accepted.
+enum Told {
+    All,
+    Nothing,
+    /// All but these, by their positions.
+    AllBut(Vec<usize>),
+}
+
+impl Told {
+    fn acknowledged(&self, accepted: Range<usize>) -> Vec<usize> {
+        let from = accepted.start;
+        match self {
+            Self::All => accepted.collect(),
+            Self::Nothing => Vec::new(),
+            Self::AllBut(refused) => accepted
+                .filter(|record| !refused.contains(&(record - from)))
+                .collect(),
+        }
+    }
 }
 
 enum Ending {
@@ -301,13 +322,12 @@ impl Shared {
         let mut state = self.lock();
         let answer = state.decide(&call);
         let from = state.taken + state.ledger.accepted.len();
-        let (ending, is_true) = state.settle(&call, answer);
+        let (ending, told) = state.settle(&call, answer);
         let accepted = from..state.taken + state.ledger.accepted.len();
         state.ledger.calls.push(call);
         self.changed.notify_all();
         Reply {
-            accepted,
-            is_true,
+            acknowledged: told.acknowledged(accepted),
             ending,
         }
     }
@@ -325,8 +345,8 @@ impl Shared {
                 }
                 let now = self.lock().now();
                 connection.write_all(&response.to_bytes(now))?;
-                if reply.is_true && delay < CLIENT_PATIENCE {
-                    self.lock().acknowledge(reply.accepted);
+                if delay < CLIENT_PATIENCE {
+                    self.lock().acknowledge(&reply.acknowledged);
                 }
                 Ok(true)
             }
@@ -387,31 +407,41 @@ impl State {
         answer
     }
 
-    /// Accepts what an answer says is accepted; how that is told, and whether it is told as it is.
-    fn settle(&mut self, call: &Call, answer: Answer) -> (Ending, bool) {
+    /// Accepts what an answer says is accepted; how that is told, and of which records.
+    fn settle(&mut self, call: &Call, answer: Answer) -> (Ending, Told) {
         let count = call.records.len();
         let send = |response| Ending::Send(response, Duration::ZERO);
         match answer {
             Answer::Accept if call.api == Api::AssumeRole => {
                 self.sessions += 1;
                 let session = call::session(call.action(), self.sessions, self.now());
-                (send(session), true)
+                (send(session), Told::All)
             }
             Answer::Accept => self.settle(call, Answer::Refuse(Vec::new(), "")),
             Answer::Refuse(refused, code) => {
                 self.accept(call, &refused);
-                (send(call.answer(count, &refused, code)), true)
+                (send(call.answer(count, &refused, code)), Told::All)
+            }
+            Answer::RefuseAccepted(refused, code) => {
+                self.accept(call, &[]);
+                let answer = send(call.answer(count, &refused, code));
+                (answer, Told::AllBut(refused))
             }
             Answer::Error(status, code, message) => {
-                (send(call.error(status, code, &message)), true)
+                (send(call.error(status, code, &message)), Told::All)
             }
             Answer::Late(delay, answer) => match self.settle(call, *answer) {
-                (Ending::Send(response, _), is_true) => (Ending::Send(response, delay), is_true),
+                (Ending::Send(response, _), told) => (Ending::Send(response, delay), told),
                 other => other,
             },
             Answer::Entries(entries) => {
                 self.accept(call, &[]);
-                (send(call.answer(entries, &[], "")), entries == count)
+                let told = if entries == count {
+                    Told::All
+                } else {
+                    Told::Nothing
+                };
+                (send(call.answer(entries, &[], "")), told)
             }
             Answer::AcceptAndCutShort => {
                 let ending = Ending::CutShort(call.answer(count, &[], ""));
@@ -423,9 +453,9 @@ impl State {
         }
     }
 
-    fn lose(&mut self, call: &Call, ending: Ending) -> (Ending, bool) {
+    fn lose(&mut self, call: &Call, ending: Ending) -> (Ending, Told) {
         self.accept(call, &[]);
-        (ending, false)
+        (ending, Told::Nothing)
     }
 
     fn accept(&mut self, call: &Call, refused: &[usize]) {
@@ -437,8 +467,8 @@ impl State {
         self.ledger.acknowledged.resize(count, false);
     }
 
-    fn acknowledge(&mut self, accepted: Range<usize>) {
-        for record in accepted {
+    fn acknowledge(&mut self, records: &[usize]) {
+        for record in records {
             let record = record.checked_sub(self.taken);
             if let Some(acknowledged) = record.and_then(|at| self.ledger.acknowledged.get_mut(at)) {
                 *acknowledged = true;

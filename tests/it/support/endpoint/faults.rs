@@ -37,6 +37,8 @@ pub(crate) enum Kind {
     TooLate,
     /// A record that is not to its liking makes it refuse the whole call, with this code.
     Poisoned(&'static str),
+    /// One record is refused in each call, with this code.
+    RefusedForEver(&'static str),
     NoSuchStream,
     SessionExpired,
     /// Records over the quota are refused in a 200,
@@ -153,7 +155,7 @@ pub(crate) struct Faults {
     dice: Rng,
     rules: Vec<Rule>,
     streams: Option<&'static [&'static str]>,
-    poison: Option<Poison>,
+    poisons: Vec<Poison>,
     lifetime: Option<Lifetime>,
     quota: Option<Quota>,
     late: Range<Duration>,
@@ -168,7 +170,7 @@ impl Faults {
             dice: Rng::with_seed(seed),
             rules: Vec::new(),
             streams: None,
-            poison: None,
+            poisons: Vec::new(),
             lifetime: None,
             quota: None,
             late: Duration::from_millis(1)..Duration::from_millis(60),
@@ -196,22 +198,40 @@ impl Faults {
 
     /// A call with a record that holds this text is refused as a whole, with one of these codes.
     pub(crate) fn poison(mut self, text: &'static str, codes: &'static [&'static str]) -> Self {
-        let stream = None;
-        self.poison = Some(Poison {
+        self.poisons.push(Poison {
             text,
             codes,
-            stream,
+            stream: None,
+            how: How::WholeCall,
         });
+        self
+    }
+
+    /// A record that holds this text is refused in each call, with one of these codes. The others are accepted.
+    pub(crate) fn refuse_for_ever(
+        mut self,
+        text: &'static str,
+        codes: &'static [&'static str],
+    ) -> Self {
+        self = self.poison(text, codes);
+        self.last_poison().how = How::OneRecord { accepted: 0.0 };
+        self
+    }
+
+    /// It is accepted all the same, this often.
+    pub(crate) fn and_accept_it(mut self, chance: f64) -> Self {
+        self.last_poison().how = How::OneRecord { accepted: chance };
         self
     }
 
     /// Only by this stream.
     pub(crate) fn poison_at(mut self, stream: &'static str) -> Self {
-        self.poison = self.poison.map(|poison| Poison {
-            stream: Some(stream),
-            ..poison
-        });
+        self.last_poison().stream = Some(stream);
         self
+    }
+
+    fn last_poison(&mut self) -> &mut Poison {
+        self.poisons.last_mut().expect("there is a poison")
     }
 
     pub(crate) fn sessions(mut self, lifetime: Lifetime) -> Self {
@@ -240,10 +260,11 @@ impl Faults {
 
     pub(super) fn decide(&mut self, call: &Call) -> (Answer, Option<Kind>) {
         let kind = self.state_of_affairs(call).or_else(|| self.throw(call));
-        let kind = match kind {
-            Some(kind) if !kind.accepts() => Some(kind),
-            kind => self.poisoned(call).or(kind),
-        };
+        if kind.is_none_or(Kind::accepts)
+            && let Some((answer, kind)) = self.poisoned(call)
+        {
+            return (answer, Some(kind));
+        }
         match kind {
             Some(kind) => (self.answer(call, kind), Some(kind)),
             None => self.within_quota(call),
@@ -278,10 +299,20 @@ impl Faults {
         rules.find_map(|rule| rule.throw(&mut self.dice))
     }
 
-    fn poisoned(&mut self, call: &Call) -> Option<Kind> {
-        let poison = self.poison.as_ref().filter(|poison| poison.is_in(call))?;
-        let code = self.dice.usize(..poison.codes.len());
-        Some(Kind::Poisoned(poison.codes[code]))
+    fn poisoned(&mut self, call: &Call) -> Option<(Answer, Kind)> {
+        let poison = self.poisons.iter().find(|poison| poison.is_in(call))?;
+        let code = poison.codes[self.dice.usize(..poison.codes.len())];
+        let How::OneRecord { accepted } = poison.how else {
+            return Some((Answer::error(400, code), Kind::Poisoned(code)));
+        };
+        let records = call.records.iter().enumerate();
+        let refused = records.filter(|(_, record)| poison.is_about(record));
+        let refused = refused.map(|(index, _)| index).collect();
+        let answer = match self.dice.f64() < accepted {
+            true => Answer::RefuseAccepted(refused, code),
+            false => Answer::Refuse(refused, code),
+        };
+        Some((answer, Kind::RefusedForEver(code)))
     }
 
     fn answer(&mut self, call: &Call, kind: Kind) -> Answer {
@@ -299,7 +330,6 @@ impl Faults {
                 let delay = CLIENT_PATIENCE + Duration::from_secs(1);
                 Answer::Late(delay, Box::new(Answer::Accept))
             }
-            Kind::Poisoned(code) => Answer::error(400, code),
             Kind::NoSuchStream => {
                 let message = format!(
                     "Firehose {} under account 874699288871 not found.",
@@ -312,9 +342,11 @@ impl Faults {
                 let message = "Slow down.".to_owned();
                 Answer::Error(503, "ServiceUnavailableException", message)
             }
-            Kind::OverQuota | Kind::ResetBeforeReading | Kind::ResetHalfWay => {
-                unreachable!("{kind:?} is no answer of its own")
-            }
+            Kind::OverQuota
+            | Kind::Poisoned(_)
+            | Kind::RefusedForEver(_)
+            | Kind::ResetBeforeReading
+            | Kind::ResetHalfWay => unreachable!("{kind:?} is no answer of its own"),
         }
     }
 
@@ -361,16 +393,28 @@ struct Poison {
     text: &'static str,
     codes: &'static [&'static str],
     stream: Option<&'static str>,
+    how: How,
+}
+
+/// What is refused because of a poison.
+#[derive(Debug, Clone, Copy)]
+enum How {
+    WholeCall,
+    /// It is accepted this often, whatever the answer says.
+    OneRecord {
+        accepted: f64,
+    },
 }
 
 impl Poison {
     fn is_in(&self, call: &Call) -> bool {
-        let has_text = |record: &Vec<u8>| {
-            let text = std::str::from_utf8(record);
-            text.is_ok_and(|text| text.contains(self.text))
-        };
         let is_here = self.stream.is_none_or(|stream| call.stream == stream);
-        is_here && call.records.iter().any(has_text)
+        is_here && call.records.iter().any(|record| self.is_about(record))
+    }
+
+    fn is_about(&self, record: &[u8]) -> bool {
+        let text = std::str::from_utf8(record);
+        text.is_ok_and(|text| text.contains(self.text))
     }
 }
 
