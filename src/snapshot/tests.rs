@@ -395,6 +395,23 @@ fn what_may_have_been_accepted_is_decided_about_until_a_record_id_is_back() {
     assert_eq!(agreements(&snapshot), seen);
 }
 
+/// What is refused by the process that has planned it was surely not accepted. Of a process that died, nobody knows.
+#[test]
+fn a_refused_line_leaves_a_doubt_only_after_an_interruption() {
+    for is_interrupted in [false, true] {
+        let mut snapshot = Snapshot::empty().unwrap();
+        let mut run = plan(&mut snapshot, 1, &[("a", 1), ("b", 2)]).run;
+        snapshot.reopen(std::slice::from_ref(&run)).unwrap();
+        if is_interrupted {
+            run = snapshot.waiting().unwrap().remove(0);
+        }
+        settle(&mut snapshot, &run, &[true, false], &[1]);
+        let agreements = agreements(&snapshot).into_iter();
+        let phantoms = agreements.filter(|(_, agreement)| *agreement == Agreement::Phantom);
+        assert_eq!(phantoms.count(), usize::from(is_interrupted));
+    }
+}
+
 /// How well the stream is known to agree about each user of a plan's cursor.
 fn agreements(snapshot: &Snapshot) -> Vec<(String, Agreement)> {
     let mut members = SelectMembers::of(&snapshot.connection, Some(1), Class::Trait).unwrap();
