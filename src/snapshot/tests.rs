@@ -40,7 +40,7 @@ fn planning(millis: i64) -> Planning {
     planning_for(millis, "s")
 }
 
-fn planning_for(millis: i64, stream: &str) -> Planning {
+pub(super) fn planning_for(millis: i64, stream: &str) -> Planning {
     let started_at = Timestamp::from_millis(millis);
     let name = StreamName::parse(stream).unwrap();
     Planning {
@@ -152,7 +152,7 @@ pub(super) fn plan(snapshot: &mut Snapshot, millis: i64, members: &[(&str, i64)]
 }
 
 /// One plan for each of these streams, from one reading.
-fn plan_for(
+pub(super) fn plan_for(
     snapshot: &mut Snapshot,
     millis: i64,
     streams: &[&str],
@@ -165,7 +165,7 @@ fn plan_for(
     snapshot.plan(&plannings, merge(members, false)).unwrap()
 }
 
-const ALL: Credit = Credit {
+pub(super) const ALL: Credit = Credit {
     chunks: 99,
     bytes: usize::MAX,
 };
@@ -186,7 +186,7 @@ pub(super) fn settle_all(snapshot: &mut Snapshot, run: &JournaledRun) {
     snapshot.settle(run, &settled, -1, Credit::NONE).unwrap();
 }
 
-fn settled(chunk: Chunk, accepted: &[bool], dead: &[usize]) -> Settled {
+pub(super) fn settled(chunk: Chunk, accepted: &[bool], dead: &[usize]) -> Settled {
     let dead = dead.iter().map(|position| Dead {
         position: *position,
         code: Some("InvalidRecord".to_owned()),
@@ -209,7 +209,7 @@ fn state(snapshot: &Snapshot) -> (Vec<String>, u64) {
     )
 }
 
-fn members_of(snapshot: &Snapshot, feed: i64) -> Vec<String> {
+pub(super) fn members_of(snapshot: &Snapshot, feed: i64) -> Vec<String> {
     let members = "SELECT user, anonymous_id, value FROM membership WHERE feed = ?1 ORDER BY user";
     let mut members = SelectMembers::from_query(&snapshot.connection, Some(feed), members).unwrap();
     let mut delivered = members.read().unwrap();
@@ -666,7 +666,7 @@ fn looking_at_a_snapshot_that_is_not_there_makes_none() {
 }
 
 /// A run of two changes, of which the second is dead.
-fn with_a_letter(snapshot: &mut Snapshot) -> JournaledRun {
+pub(super) fn with_a_letter(snapshot: &mut Snapshot) -> JournaledRun {
     let run = plan(snapshot, 1, &[("a", 1), ("b", 2)]).run;
     settle(snapshot, &run, &[true, false], &[1]);
     run
