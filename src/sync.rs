@@ -8,6 +8,7 @@ mod delivery;
 mod planning;
 mod reading;
 mod report;
+mod retire;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use crate::stop::Stop;
 use crate::stream::{Place, Stream};
 use planning::Starts;
 pub use report::Report;
+pub use retire::Retirement;
 pub use streams::Streams;
 
 /// Streams whose journals are delivered at the same moment have their feeds planned together.
@@ -278,8 +280,7 @@ impl<'a> Runner<'a> {
         ran
     }
 
-    /// What earlier runs left. What waits for a stream that no destination leads to
-    /// waits on.
+    /// What earlier runs left. What waits for a stream that no mapping names waits on.
     async fn left_of(
         &self,
         feeds: &[Feed<'_>],
@@ -293,7 +294,7 @@ impl<'a> Runner<'a> {
                     Left::Also(feeds) => feeds.contains(&run.feed_id()),
                     Left::All => true,
                 };
-            is_asked && self.streams.find(&run.stream).is_some()
+            is_asked && self.streams.has_way_for(run)
         });
         Ok(left)
     }
