@@ -16,12 +16,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::args::Args;
 use super::output::{Output, count};
 use super::sync::{Reports, Selection};
-use super::{Exit, Refusal, held, project, signals};
+use super::{Exit, Refusal, held, project, retire, signals};
 use crate::audience::AudienceId;
 use crate::causes::in_one_line;
 use crate::config::{Config, Schedule};
 use crate::progress::Progress;
-use crate::run::Outcome;
+use crate::run::{Outcome, RunKind};
 use crate::schedule::{Backoff, Clock, Timetable, keep};
 use crate::snapshot::{Busy, FeedId, Handle, JournaledRun, RunLock};
 use crate::stop::Stop;
@@ -32,8 +32,8 @@ pub(super) fn run(args: &Args, output: &Output, accept_old: bool) -> anyhow::Res
     let config = Config::load(&args.config)?;
     let project = project::open(&config)?;
     let known = project::known(&config)?;
-    let keyed = project::select(&config, &[], &known)?;
-    project::report_forgotten(&config, &known);
+    let keyed = project::select_not_retired(&config, &known)?;
+    retire::warn(&config, &project)?;
     let schedules: Vec<Scheduled> = config.schedules.iter().filter_map(Scheduled::new).collect();
     if schedules.is_empty() {
         return Err(Refusal::usage(
@@ -351,8 +351,8 @@ impl Daemon {
         let mut snapshot = project::open_snapshot(&self.config, lock, false)?;
         let streams = project::streams(&self.project, &mut snapshot)?;
         let known = snapshot.known()?;
-        let mut keyed = project::select(&self.config, &[], &known)?;
-        project::report_forgotten(&self.config, &known);
+        let mut keyed = project::select_not_retired(&self.config, &known)?;
+        retire::warn_by(&self.config, &streams, &snapshot)?;
         let ids: BTreeMap<_, _> = keyed
             .iter()
             .map(|keyed| (keyed.key.clone(), keyed.audience.id.clone()))
@@ -385,16 +385,18 @@ impl Daemon {
         Ok(())
     }
 
-    /// What is in the journal and can be delivered: its stream is configured, and so is its audience.
+    /// What is in the journal and can be delivered: its stream is configured, and so is its audience. What retires an
+    /// audience needs neither, but a destination that leads there.
     fn deliverable(&self, waiting: &[JournaledRun], streams: &Streams) -> BTreeSet<FeedId> {
         let audiences = self.config.audiences();
         let audiences: BTreeSet<_> = audiences.map(|it| &it.audience.id).collect();
-        let is_configured = |(audience, stream): &FeedId| {
-            audience.as_ref().is_none_or(|id| audiences.contains(id))
-                && streams.find(stream).is_some()
+        let is_configured = |run: &&JournaledRun| {
+            let computation = run.computation.as_ref();
+            let is_named = computation.is_none_or(|it| audiences.contains(&it.audience));
+            streams.has_way_for(run) && (is_named || run.kind == RunKind::Retire)
         };
-        let feeds = waiting.iter().map(JournaledRun::feed_id);
-        feeds.filter(is_configured).collect()
+        let runs = waiting.iter().filter(is_configured);
+        runs.map(JournaledRun::feed_id).collect()
     }
 
     /// Waits for the lock; `None` when asked to stop meanwhile.
@@ -464,9 +466,11 @@ mod tests {
 
     use super::super::args::LogFormat;
     use super::*;
+    use crate::audience::DestinationName;
     use crate::mapping::StreamName;
     use crate::snapshot::Snapshot;
     use crate::stream::{Place, Stream};
+    use crate::sync::Retirement;
 
     fn id(text: &str) -> AudienceId {
         AudienceId::new(text)
@@ -669,5 +673,55 @@ mod tests {
         let delivered = ["a", "b"].map(|of| (Some(id(of)), Outcome::Delivered));
         assert_eq!(outcomes, delivered);
         assert_eq!(retries.next(), None);
+    }
+
+    /// It is retired while the schedules still name it.
+    #[tokio::test]
+    async fn an_audience_that_is_retired_keeps_the_others_from_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (daemon, mut retries) = (daemon(&folder), Backoff::default());
+        add_source(&folder, "a");
+        daemon.run_schedule(0, &mut retries).await;
+        let delivered = folder.path().join("delivered");
+        fs::rename(&delivered, folder.path().join("aside")).unwrap();
+        fs::write(&delivered, "in the way").unwrap();
+        retire(&daemon, "b").await;
+
+        daemon.queue_journals(&mut retries).unwrap();
+        let due = retries.due(Instant::now() + MINUTE);
+        assert_eq!(due, [journal("b")]);
+        fs::remove_file(&delivered).unwrap();
+        let outcomes = retried(&daemon, due, &mut retries).await;
+        assert_eq!(outcomes, [(None, Outcome::Delivered)]);
+        assert_eq!(retries.next(), None);
+
+        let audiences = daemon.schedules[0].audiences.iter().cloned();
+        let work = Work {
+            audiences: audiences.collect(),
+            ..Work::default()
+        };
+        let ran = daemon.run_work(&work).await;
+        assert_eq!(ran.outcomes, [(Some(id("a")), Outcome::Unchanged)]);
+        assert_eq!(ran.left, Some(BTreeSet::new()));
+    }
+
+    /// Retires an audience as the command does. Its stream accepts nothing.
+    async fn retire(daemon: &Daemon, key: &str) {
+        let mut snapshot = Snapshot::open(&daemon.config.snapshot).unwrap().unwrap();
+        let streams = project::streams(&daemon.project, &mut snapshot).unwrap();
+        let mut known = snapshot.known().unwrap();
+        known.retain(|known| known.key.as_str() == key);
+        let stream = snapshot.streams().unwrap().remove(0);
+        let retirement = Retirement {
+            audience: known.remove(0),
+            feeds: vec![(DestinationName::new("main"), stream)],
+            is_whole: true,
+        };
+        let handle = Handle::new(snapshot);
+        let (stop, progress) = (Stop::new(), Progress::default());
+        let runner = Runner::new(&daemon.project, &handle, &streams, stop, progress);
+        let mut reports = Vec::new();
+        runner.retire(&retirement, &mut reports).await.unwrap();
+        assert_eq!(reports[0].outcome, Outcome::Undelivered);
     }
 }

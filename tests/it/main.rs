@@ -29,6 +29,7 @@ mod moto;
 mod rebuild;
 mod replay;
 mod resync;
+mod retire;
 mod run;
 mod schedules;
 mod send;

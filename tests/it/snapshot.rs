@@ -112,6 +112,7 @@ fn list_has_a_line_for_each_audience_and_stream() {
             "last_outcome",
             "last_synced_at",
             "pending",
+            "retired",
             "held",
             "dead",
         ],
