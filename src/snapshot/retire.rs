@@ -44,8 +44,8 @@ impl FeedAudience {
 #[derive(Debug)]
 pub enum Retired {
     /// What an earlier command decided, and did not deliver.
-    Left(JournaledRun),
-    Planned(Plan),
+    Left(Box<JournaledRun>),
+    Planned(Box<Plan>),
 }
 
 impl Snapshot {
@@ -115,7 +115,7 @@ impl Snapshot {
         let is_of_feed = |run: &&JournaledRun| run.is_of(audience) && run.stream == planning.stream;
         let waiting: Vec<&JournaledRun> = waiting.iter().filter(is_of_feed).collect();
         if let Some(run) = waiting.iter().find(|run| run.kind == RunKind::Retire) {
-            return Ok(Retired::Left(JournaledRun::clone(run)));
+            return Ok(Retired::Left(Box::new(JournaledRun::clone(run))));
         }
         for run in waiting {
             withdraw(&self.connection, run)?;
@@ -127,7 +127,7 @@ impl Snapshot {
             // If the audience comes back, its source is read, modified or not.
             Watermark::note(None, &self.connection, feed, true)?;
         }
-        Ok(Retired::Planned(plan))
+        Ok(Retired::Planned(Box::new(plan)))
     }
 
     /// Refuses the key of an audience no longer.

@@ -93,8 +93,8 @@ impl Runner<'_> {
         let retire = move |snapshot: &mut Snapshot| snapshot.retire(&plannings, ends.as_ref());
         for (pending, retired) in pending.iter_mut().zip(self.snapshot.with(retire).await?) {
             match retired {
-                Retired::Left(run) => *pending = Pending::left(run),
-                Retired::Planned(plan) => self.note_plan(pending, plan).await?,
+                Retired::Left(run) => *pending = Pending::left(*run),
+                Retired::Planned(plan) => self.note_plan(pending, *plan).await?,
             }
         }
         Ok(pending)

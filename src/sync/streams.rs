@@ -191,13 +191,15 @@ mod tests {
         Place::firehose(region, None, account).unwrap()
     }
 
-    fn stream(place: Place, name: &str) -> Stream {
-        let name = StreamName::parse(name).unwrap();
-        Stream { place, name }
+    fn stream(place: &Place, name: &str) -> Stream {
+        Stream {
+            place: place.clone(),
+            name: StreamName::parse(name).unwrap(),
+        }
     }
 
     /// With a destination at each place, named `0` and so on, whose mapping names one stream.
-    fn project(places: &[Place], mapped: &str) -> Project {
+    fn project(places: &[&Place], mapped: &str) -> Project {
         let destinations = places.iter().enumerate().map(|(number, place)| {
             let name = DestinationName::new(number.to_string());
             let rows = vec![(Pattern::Any, vec![StreamName::parse(mapped).unwrap()])];
@@ -207,7 +209,7 @@ mod tests {
             };
             let directory = Directory::new("delivered".into());
             let destination = Destination::directory(name.clone(), false, directory);
-            (name, Outlet::new(destination, place.clone(), mapping))
+            (name, Outlet::new(destination, Place::clone(place), mapping))
         });
         Project {
             sources: BTreeMap::new(),
@@ -219,9 +221,9 @@ mod tests {
 
     #[test]
     fn a_destination_leads_to_a_stream_at_its_place_that_no_mapping_names() {
-        let check = |places: &[Place], remembered: &[Place], expected: Option<&str>| {
+        let check = |places: &[&Place], remembered: &[&Place], expected: Option<&str>| {
             let project = project(places, "other");
-            let gone = remembered.iter().cloned();
+            let gone = remembered.iter();
             let gone: Vec<Stream> = gone.map(|place| stream(place, "gone")).collect();
             let streams = Streams::resolve(&project, &gone).unwrap();
             let preferred = DestinationName::new("1");
@@ -233,29 +235,28 @@ mod tests {
         let west = |account| at("us-west-2", account);
         let (none, one, other) = (west(None), west(Some(ONE)), west(Some(OTHER)));
         let east = at("us-east-1", None);
-        let all = [&none, &one, &other, &east].map(Place::clone);
-        check(&[one.clone()], &[one.clone()], Some("0"));
-        check(&[east], &[none.clone()], None);
-        check(&[other.clone()], &[one.clone()], None);
+        check(&[&one], &[&one], Some("0"));
+        check(&[&east], &[&none], None);
+        check(&[&other], &[&one], None);
         // An account that is not known may be any, and a role that is removed changes nothing.
-        check(&[one.clone()], &[none.clone()], Some("0"));
-        check(&[none.clone()], &[one.clone()], Some("0"));
+        check(&[&one], &[&none], Some("0"));
+        check(&[&none], &[&one], Some("0"));
         // An equal one comes first.
-        check(&all, &[one.clone()], Some("1"));
-        check(&all, &[other.clone()], Some("2"));
+        check(&[&none, &one, &other, &east], &[&one], Some("1"));
+        check(&[&none, &one, &other, &east], &[&other], Some("2"));
         // It may be one of several streams.
-        check(&[none.clone()], &[one.clone(), other.clone()], None);
-        check(&[one.clone(), other], &[none.clone()], None);
+        check(&[&none], &[&one, &other], None);
+        check(&[&one, &other], &[&none], None);
         // Of several at one place, the one that was used before.
-        check(&[none.clone(), none.clone()], &[none.clone()], Some("1"));
-        check(&[one.clone(), one], &[none], Some("1"));
+        check(&[&none, &none], &[&none], Some("1"));
+        check(&[&one, &one], &[&none], Some("1"));
     }
 
     #[test]
     fn a_mapping_that_names_a_stream_leads_there() {
         let place = at("us-west-2", None);
-        let remembered = [stream(place.clone(), "gone")];
-        let streams = Streams::resolve(&project(&[place], "gone"), &remembered).unwrap();
+        let remembered = [stream(&place, "gone")];
+        let streams = Streams::resolve(&project(&[&place], "gone"), &remembered).unwrap();
         let preferred = DestinationName::new("1");
         let found = streams.leading_to(&remembered[0], &preferred);
         assert_eq!(found.map(DestinationName::as_str), Some("0"));

@@ -191,25 +191,6 @@ fn an_audience_is_retired_and_its_key_is_refused_until_that_is_undone() {
     );
 }
 
-/// The source is what it was when everyone was read, so a sync without anything to do would not read it.
-#[test]
-fn everyone_is_told_again_after_an_undo_although_the_source_is_as_before() {
-    let project = project(MEMBERS, &["a"]);
-    let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3_600);
-    let shop = fs::File::options()
-        .write(true)
-        .open(project.path("shop.sqlite"))
-        .unwrap();
-    shop.set_modified(old).unwrap();
-    for _ in 0..2 {
-        project.succeed(&["sync"]);
-    }
-    project.succeed(&["retire", "members"]);
-    project.succeed(&["retire", "members", "--undo"]);
-    assert_eq!(project.sync()["added"], 1);
-    check_told(&project, "delivered", [("a", json!(true))]);
-}
-
 #[test]
 fn of_a_computed_trait_everyone_is_told_null() {
     let project = project(SPENT, &["a", "b"]);
@@ -653,6 +634,40 @@ fn a_user_whom_the_stream_refuses_to_let_go_is_told_again_by_the_next_retire() {
     endpoint.accept_everything();
     let delivered = json!(["members", "retire", "delivered", 1, 1]);
     retire(&project, &["members"], 0, &[delivered]);
+}
+
+/// What the resumed run could not deliver for good is decided anew by the same command.
+#[test]
+fn a_retire_that_goes_on_tells_those_again_whose_lines_are_dead() {
+    let endpoint = Endpoint::start();
+    let project = mapped(&endpoint, "", "identify = \"members\"");
+    enter(&project, 0..3);
+    project.succeed(&["sync"]);
+    let refuse = |poison: &'static [&'static str]| {
+        move |call: &Call| {
+            let has_it = |record: &Vec<u8>| poison.contains(&&*user(record));
+            match call.records.iter().any(has_it) {
+                true => Answer::error(400, "ValidationException"),
+                false => Answer::Accept,
+            }
+        }
+    };
+    endpoint.script(refuse(&["u00001", "u00002"]));
+    let undelivered = json!(["members", "retire", "undelivered", 3, 1]);
+    retire(&project, &["members"], 3, &[undelivered]);
+    // Both lines are in the journal again.
+    endpoint.script(only(|_| false));
+    assert_eq!(project.run(&["snapshot", "dead", "--retry"]).code, 3);
+    endpoint.script(refuse(&["u00002"]));
+    retire(
+        &project,
+        &["members"],
+        3,
+        &[
+            json!(["members", "resume", "undelivered", 0, 1]),
+            json!(["members", "retire", "undelivered", 1, 0]),
+        ],
+    );
 }
 
 #[test]
