@@ -14,6 +14,7 @@ mod log;
 mod output;
 mod progress;
 mod project;
+mod retire;
 mod run;
 mod send;
 mod signals;
@@ -131,6 +132,7 @@ fn execute(args: &Args, output: &Output) -> anyhow::Result<Exit> {
         Command::Init { dir } => init::run(output, dir),
         Command::Sync(sync) => sync::sync(args, output, sync),
         Command::Resync(resync) => sync::resync(args, output, resync),
+        Command::Retire(retire) => retire::run(args, output, retire),
         Command::Run {
             accept_old_snapshot,
         } => run::run(args, output, *accept_old_snapshot),

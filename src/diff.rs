@@ -277,6 +277,18 @@ where
             follower.meet(source, &mut |change| each(position, change))?;
         }
     }
+    leave(followers, each)
+}
+
+/// Decides that every member leaves that the merge has not reached. Without a merge, that is every member.
+pub fn leave<K, E>(
+    followers: &mut [Follower<K>],
+    mut each: impl FnMut(usize, Change<'_>) -> Result<(), E>,
+) -> Result<Vec<Tally>, E>
+where
+    K: Members,
+    E: From<K::Error>,
+{
     let mut tallies = Vec::with_capacity(followers.len());
     for (position, follower) in followers.iter_mut().enumerate() {
         follower.leave_until(None, &mut |change| each(position, change))?;

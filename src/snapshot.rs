@@ -29,6 +29,7 @@ mod plan;
 mod prune;
 mod rebuild;
 mod reported;
+mod retire;
 mod schema;
 mod scratch;
 mod streams;
@@ -64,6 +65,7 @@ pub use members::Delivered;
 pub use plan::{Decided, Journal, Plan, Planning};
 pub use rebuild::{Rebuild, RebuildError, Rebuilt, Restored, Unsaid, in_the_way};
 pub use reported::{Reported, ReportedError};
+pub use retire::{FeedAudience, Retired};
 pub use verify::{Comparison, Difference, Sample, Scope, Verified, Verify};
 pub use watermark::{LastPlan, Left, Watermark};
 

@@ -12,6 +12,7 @@ mod delivery;
 mod planning;
 mod reading;
 mod report;
+mod retire;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ use crate::stream::{Place, Stream};
 use ahead::Turns;
 use planning::KnownFeeds;
 pub use report::Report;
+pub use retire::Retirement;
 pub use streams::Streams;
 
 /// Streams whose journals are delivered at the same moment have their feeds planned together.
@@ -355,7 +357,8 @@ impl<'a> Runner<'a> {
         ran
     }
 
-    /// What earlier runs left. What waits for a feed that is not configured any more waits on.
+    /// What earlier runs left. What waits for a feed that is not configured any more waits on, but for what retires an
+    /// audience.
     async fn left_of(
         &self,
         feeds: &[Feed<'_>],
@@ -368,9 +371,9 @@ impl<'a> Runner<'a> {
                 || match which {
                     Left::OfFeeds => false,
                     Left::Also(feeds) => feeds.contains(&run.feed_id()),
-                    Left::All => configured.contains(&run.feed_id()),
+                    Left::All => run.kind == RunKind::Retire || configured.contains(&run.feed_id()),
                 };
-            is_asked && self.streams.find(&run.stream).is_some()
+            is_asked && self.streams.has_way_for(run)
         });
         Ok(left)
     }

@@ -38,7 +38,7 @@ pub enum KeyError {
         owner: AudienceId,
     },
     #[error(
-        "the key `{key}` of {name:?} was retired, so it is refused for good\n\nhint: give it another `key` and `id`, or take that back with `audience-sync retire --undo {key}`"
+        "the key `{key}` of {name:?} was retired, so it is refused for good\n\nhint: remove it from its schedule; a new audience needs another `key` and `id`; or take that back with `audience-sync retire --undo {key}`"
     )]
     Retired { name: String, key: Key },
     #[error(
@@ -209,14 +209,6 @@ fn freeze_one(
             renamed_from: None,
         }),
     }
-}
-
-/// What the snapshot knows and no schedule names any more, and was not retired.
-pub fn forgotten<'k>(audiences: &[&Audience], known: &'k [Known]) -> Vec<&'k Known> {
-    let mut forgotten = unnamed(audiences, known);
-    forgotten.retain(|known| !known.retired);
-    forgotten.dedup_by(|a, b| a.id == b.id);
-    forgotten
 }
 
 fn unnamed<'k>(audiences: &[&Audience], known: &'k [Known]) -> Vec<&'k Known> {
@@ -422,7 +414,6 @@ mod tests {
         check(&audience("Anew", Some("aud_1"), None));
         let other = audience("Others", None, None);
         assert!(freeze([&other], std::slice::from_ref(&retired)).is_ok());
-        assert!(forgotten(&[&other], &[retired]).is_empty());
     }
 
     #[test]
@@ -432,20 +423,6 @@ mod tests {
         check(
             &changed,
             Err("was synced as audience and cannot become computed trait"),
-        );
-    }
-
-    #[test]
-    fn what_no_schedule_names_any_more_is_forgotten() {
-        let snapshot = [known("a", "a", "A"), known("b", "b", "B")];
-        let named = audience("A", None, None);
-        let forgotten = forgotten(&[&named], &snapshot);
-        assert_eq!(
-            forgotten
-                .iter()
-                .map(|known| known.id.as_str())
-                .collect::<Vec<_>>(),
-            ["b"]
         );
     }
 }

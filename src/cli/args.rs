@@ -66,6 +66,8 @@ pub(super) enum Command {
     Sync(SyncArgs),
     /// Send everyone again: true for every member, false for every user delivered earlier and gone since.
     Resync(ResyncArgs),
+    /// End an audience: false (of a trait: null) to everyone who was told otherwise, then its key is refused for good.
+    Retire(RetireArgs),
     /// Stay, and sync by the cron schedules.
     Run {
         /// Go on from a snapshot that is older than the last run: what was told since is not in it.
@@ -127,6 +129,24 @@ pub(super) struct UserOptions {
     /// Only the users of this file, one id a line, at most a million; `-` is standard input.
     #[arg(long = "users-from", value_name = "FILE")]
     pub from: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RetireArgs {
+    /// A key, id or name that the snapshot knows; a schedule need not name it any more.
+    pub audience: String,
+    /// Only at streams of this name, to which the audience does not map any more; its key goes on elsewhere.
+    #[arg(long, value_name = "STREAM")]
+    pub stream: Option<String>,
+    /// Refuse the key no longer. The next sync tells every member true again.
+    #[arg(long, conflicts_with = "stream")]
+    pub undo: bool,
+    /// Wait while another run holds the snapshot.
+    #[arg(long)]
+    pub wait: bool,
+    /// Go on from a snapshot that is older than the last run: what was told since is not in it.
+    #[arg(long)]
+    pub accept_old_snapshot: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::args::Args;
 use super::output::{Output, printable, table};
 use super::project::{self, QueryFault, split_hint};
-use super::{Exit, Refusal};
+use super::{Exit, Refusal, retire};
 use crate::audience::{Audience, AudienceId, Class, DestinationName, Key, SourceName};
 use crate::causes::in_one_line;
 use crate::config::{Config, Schedule};
@@ -26,7 +26,7 @@ pub(super) fn run(args: &Args, output: &Output, looks: bool) -> anyhow::Result<E
     let project = project::open(&config)?;
     let known = project::known(&config)?;
     let keyed = project::select(&config, &[], &known)?;
-    project::report_forgotten(&config, &known);
+    retire::warn(&config, &project)?;
     let findings = Findings::of(&config, &project, &keyed);
     let now = Utc::now();
     let mut rows = Vec::new();

@@ -186,10 +186,33 @@ pub(super) fn select(
     words: &[String],
     known: &[Known],
 ) -> anyhow::Result<Vec<Keyed>> {
-    let all: Vec<&Audience> = config
-        .audiences()
-        .map(|configured| &configured.audience)
-        .collect();
+    let all = config.audiences().map(|configured| &configured.audience);
+    select_of(config, all.collect(), words, known)
+}
+
+/// All audiences but those that were retired since the schedules were read: the others go on.
+pub(super) fn select_not_retired(config: &Config, known: &[Known]) -> anyhow::Result<Vec<Keyed>> {
+    let is_retired = |audience: &Audience| {
+        let known = known.iter().find(|known| known.id == audience.id);
+        known.is_some_and(|known| known.retired)
+    };
+    let all = config.audiences().map(|configured| &configured.audience);
+    let (retired, all): (Vec<_>, Vec<_>) = all.partition(|audience| is_retired(audience));
+    for audience in retired {
+        tracing::error!(
+            "{:?} was retired, so it is not synced. hint: remove it from its schedule",
+            audience.name
+        );
+    }
+    select_of(config, all, &[], known)
+}
+
+fn select_of(
+    config: &Config,
+    all: Vec<&Audience>,
+    words: &[String],
+    known: &[Known],
+) -> anyhow::Result<Vec<Keyed>> {
     let frozen = keys::freeze(all.iter().copied(), known, |it| config.streams_of(it))
         .map_err(|error| Refusal::usage(error.to_string()))?;
     let keyed: Vec<Keyed> = all
@@ -256,23 +279,6 @@ pub(super) fn destinations(
         return Err(Refusal::usage(message).into());
     }
     Ok(named)
-}
-
-/// Says which audiences the snapshot knows and no schedule names any more.
-pub(super) fn report_forgotten(config: &Config, known: &[Known]) {
-    let named: Vec<&Audience> = config
-        .audiences()
-        .map(|configured| &configured.audience)
-        .collect();
-    for forgotten in keys::forgotten(&named, known) {
-        tracing::warn!(
-            "no schedule names {:?} (id `{}`) any more; its members keep their last value downstream. \
-             hint: if it was renamed, set `id = \"{}\"` on the new one",
-            forgotten.name,
-            forgotten.id,
-            forgotten.id
-        );
-    }
 }
 
 /// Sees whether the query of each audience can run, where its source can be reached at all. Returns those that can,

@@ -20,12 +20,12 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::args::Args;
 use super::output::{Output, count};
 use super::sync::{Reports, Selection};
-use super::{Exit, Refusal, held, project, signals};
+use super::{Exit, Refusal, held, project, retire, signals};
 use crate::audience::{AudienceId, Key, SourceName};
 use crate::causes::in_one_line;
 use crate::config::{Config, Schedule};
 use crate::progress::Progress;
-use crate::run::Outcome;
+use crate::run::{Outcome, RunKind};
 use crate::schedule::{Backoff, Clock, Timetable, keep};
 use crate::snapshot::{Busy, FeedId, Handle, JournaledRun, RunLock};
 use crate::stop::Stop;
@@ -37,8 +37,8 @@ pub(super) fn run(args: &Args, output: &Output, accept_old: bool) -> anyhow::Res
     let config = Config::load(&args.config)?;
     let project = project::open(&config)?;
     let known = project::known(&config)?;
-    let keyed = project::select(&config, &[], &known)?;
-    project::report_forgotten(&config, &known);
+    let keyed = project::select_not_retired(&config, &known)?;
+    retire::warn(&config, &project)?;
     let schedules: Vec<Scheduled> = config.schedules.iter().filter_map(Scheduled::new).collect();
     if schedules.is_empty() {
         return Err(Refusal::usage(
@@ -511,8 +511,8 @@ impl Daemon {
         let mut snapshot = project::open_snapshot(&self.config, lock, false)?;
         let streams = project::streams(&self.project, &mut snapshot)?;
         let known = snapshot.known()?;
-        let keyed = project::select(&self.config, &[], &known)?;
-        project::report_forgotten(&self.config, &known);
+        let keyed = project::select_not_retired(&self.config, &known)?;
+        retire::warn_by(&self.config, &streams, &snapshot)?;
         Ok(Session {
             handle: Handle::new(snapshot),
             streams,
@@ -521,11 +521,15 @@ impl Daemon {
         })
     }
 
-    /// What is in the journal and is configured.
+    /// What is in the journal and is configured, and what retires an audience.
     fn deliverable(&self, waiting: &[JournaledRun], streams: &Streams) -> BTreeSet<FeedId> {
         let configured = streams.configured(&self.project);
-        let feeds = waiting.iter().map(JournaledRun::feed_id);
-        feeds.filter(|feed| configured.contains(feed)).collect()
+        let is_deliverable = |run: &&JournaledRun| {
+            streams.has_way_for(run)
+                && (run.kind == RunKind::Retire || configured.contains(&run.feed_id()))
+        };
+        let runs = waiting.iter().filter(is_deliverable);
+        runs.map(JournaledRun::feed_id).collect()
     }
 
     /// Waits for the lock; `None` when asked to stop meanwhile.
@@ -602,9 +606,11 @@ mod tests {
 
     use super::super::args::LogFormat;
     use super::*;
+    use crate::audience::DestinationName;
     use crate::mapping::StreamName;
     use crate::snapshot::Snapshot;
     use crate::stream::{Place, Stream};
+    use crate::sync::Retirement;
 
     fn id(text: &str) -> AudienceId {
         AudienceId::new(text)
@@ -840,5 +846,55 @@ mod tests {
         let delivered = ["a", "b"].map(|of| (Some(id(of)), Outcome::Delivered));
         assert_eq!(outcomes, delivered);
         assert_eq!(next(&retries), None);
+    }
+
+    /// It is retired while the schedules still name it.
+    #[tokio::test]
+    async fn an_audience_that_is_retired_keeps_the_others_from_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (daemon, mut retries) = (daemon(&folder), Backoff::default());
+        add_source(&folder, "a");
+        run_tick(&daemon, &mut retries).await;
+        let delivered = folder.path().join("delivered");
+        fs::rename(&delivered, folder.path().join("aside")).unwrap();
+        fs::write(&delivered, "in the way").unwrap();
+        retire(&daemon, "b").await;
+
+        daemon.queue_journals(&mut retries).unwrap();
+        let due = all_due(&mut retries, Instant::now() + MINUTE);
+        assert_eq!(due, [journal("b")]);
+        fs::remove_file(&delivered).unwrap();
+        let outcomes = retried(&daemon, due, &mut retries).await;
+        assert_eq!(outcomes, [(None, Outcome::Delivered)]);
+        assert_eq!(next(&retries), None);
+
+        let audiences = daemon.schedules[0].audiences.iter().cloned();
+        let work = Work {
+            audiences: audiences.collect(),
+            ..Work::default()
+        };
+        let (_, ran) = daemon.run_work(work).await;
+        assert_eq!(ran.outcomes, [(Some(id("a")), Outcome::Unchanged)]);
+        assert_eq!(ran.left, Some(BTreeSet::new()));
+    }
+
+    /// Retires an audience as the command does. Its stream accepts nothing.
+    async fn retire(daemon: &Daemon, key: &str) {
+        let mut snapshot = Snapshot::open(&daemon.config.snapshot).unwrap().unwrap();
+        let streams = project::streams(&daemon.project, &mut snapshot).unwrap();
+        let mut known = snapshot.known().unwrap();
+        known.retain(|known| known.key.as_str() == key);
+        let stream = snapshot.streams().unwrap().remove(0);
+        let retirement = Retirement {
+            audience: known.remove(0),
+            feeds: vec![(DestinationName::new("main"), stream)],
+            is_whole: true,
+        };
+        let handle = Handle::new(snapshot);
+        let (stop, progress) = (Stop::new(), Progress::default());
+        let runner = Runner::new(&daemon.project, &handle, &streams, stop, progress);
+        let mut reports = Vec::new();
+        runner.retire(&retirement, &mut reports).await.unwrap();
+        assert_eq!(reports[0].outcome, Outcome::Undelivered);
     }
 }

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 
 use super::args::{Args, ResyncArgs, RunOptions, SyncArgs};
 use super::output::{Output, bytes, count, table};
-use super::{Exit, Refusal, bill, held, progress, project, signals, users};
+use super::{Exit, Refusal, bill, held, progress, project, retire, signals, users};
 use crate::audience::AudienceId;
 use crate::config::Config;
 use crate::diff::Scope;
@@ -57,7 +57,7 @@ fn run(
     let project = project::open(&config)?;
     let known = project::known(&config)?;
     let keyed = project::select(&config, words, &known)?;
-    project::report_forgotten(&config, &known);
+    retire::warn(&config, &project)?;
     let (keyed, refused) = project::check_queries(&config, keyed, &project);
     let mut reports = Reports::new(*output);
     reports.approval = request.approval;
@@ -124,7 +124,7 @@ fn run(
     delivered.map(|()| exit)
 }
 
-fn is_busy(error: &anyhow::Error) -> bool {
+pub(super) fn is_busy(error: &anyhow::Error) -> bool {
     let refusal = error.downcast_ref::<Refusal>();
     refusal.is_some_and(|refusal| refusal.exit == Exit::Busy)
 }
@@ -192,7 +192,7 @@ impl<'a> Labels<'a> {
     }
 }
 
-/// Runs a selection on a runtime of its own, with a bar and an ear for signals.
+/// Runs a selection.
 pub(super) fn deliver_selection(
     config: &Config,
     project: &Project,
@@ -205,15 +205,28 @@ pub(super) fn deliver_selection(
         true => project::look_at_streams(project, &snapshot)?,
         false => project::streams(project, &mut snapshot)?,
     };
+    with_runner(config, project, snapshot, &streams, async |runner| {
+        selection.run(runner, request, reports).await
+    })
+}
+
+/// Does something on a runtime of its own, with a bar and an ear for signals.
+pub(super) fn with_runner(
+    config: &Config,
+    project: &Project,
+    snapshot: Snapshot,
+    streams: &Streams,
+    work: impl AsyncFnOnce(&Runner<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     super::runtime()?.block_on(async {
         let stop = Stop::new();
         signals::listen(stop.clone())?;
         let handle = Handle::new(snapshot);
         let shown = Progress::default();
         let _bar = progress::show(shown.clone());
-        let runner = Runner::new(project, &handle, &streams, stop, shown);
-        let ran = selection.run(&runner, request, reports).await;
-        ran.with_context(|| project::unusable(&config.snapshot))
+        let runner = Runner::new(project, &handle, streams, stop, shown);
+        let done = work(&runner).await;
+        done.with_context(|| project::unusable(&config.snapshot))
     })
 }
 
@@ -369,8 +382,14 @@ impl Reports {
         }
         let waiting = report.undelivered.saturating_sub(report.dead);
         if report.outcome == Outcome::Undelivered && waiting > 0 {
+            let goes_on = match report.kind {
+                RunKind::Retire => {
+                    format!("`audience-sync retire {name}` or the next sync goes on with them")
+                }
+                _ => "the next sync sends them first".to_owned(),
+            };
             self.output.note(format_args!(
-                "\n{name}: {} changes are not delivered; they stay in the journal\n\nhint: the next sync sends them first",
+                "\n{name}: {} changes are not delivered; they stay in the journal\n\nhint: {goes_on}",
                 count(waiting)
             ));
         }

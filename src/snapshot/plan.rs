@@ -159,7 +159,11 @@ fn plan<E: From<SnapshotError>>(
             false => Watermark::note(Some(&decided.watermark), transaction, feed, is_complete)?,
         }
         plans.push(Plan {
-            run: run(transaction, number)?,
+            run: JournaledRun {
+                // Nothing of it was sent yet.
+                was_interrupted: false,
+                ..run(transaction, number)?
+            },
             tally: *tally,
             held,
             skipped_rows: decided.skipped_rows,

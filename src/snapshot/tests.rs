@@ -42,7 +42,7 @@ fn planning(millis: i64) -> Planning {
     planning_for(millis, "s")
 }
 
-fn planning_for(millis: i64, stream: &str) -> Planning {
+pub(super) fn planning_for(millis: i64, stream: &str) -> Planning {
     let started_at = Timestamp::from_millis(millis);
     let name = StreamName::parse(stream).unwrap();
     Planning {
@@ -155,7 +155,7 @@ pub(super) fn plan(snapshot: &mut Snapshot, millis: i64, members: &[(&str, i64)]
 }
 
 /// One plan for each of these streams, from one reading.
-fn plan_for(
+pub(super) fn plan_for(
     snapshot: &mut Snapshot,
     millis: i64,
     streams: &[&str],
@@ -168,7 +168,7 @@ fn plan_for(
     snapshot.plan(&plannings, merge(members, false)).unwrap()
 }
 
-const ALL: Credit = Credit {
+pub(super) const ALL: Credit = Credit {
     chunks: 99,
     bytes: usize::MAX,
 };
@@ -189,7 +189,7 @@ pub(super) fn settle_all(snapshot: &mut Snapshot, run: &JournaledRun) {
     snapshot.settle(run, &settled, -1, Credit::NONE).unwrap();
 }
 
-fn settled(chunk: Chunk, accepted: &[bool], dead: &[usize]) -> Settled {
+pub(super) fn settled(chunk: Chunk, accepted: &[bool], dead: &[usize]) -> Settled {
     let dead = dead.iter().map(|position| Dead {
         position: *position,
         code: Some("InvalidRecord".to_owned()),
@@ -212,7 +212,7 @@ fn state(snapshot: &Snapshot) -> (Vec<String>, u64) {
     )
 }
 
-fn members_of(snapshot: &Snapshot, feed: i64) -> Vec<String> {
+pub(super) fn members_of(snapshot: &Snapshot, feed: i64) -> Vec<String> {
     let members = "SELECT user, anonymous_id, value FROM membership WHERE feed = ?1 ORDER BY user";
     let mut members =
         SelectMembers::from_query(&snapshot.connection, Some(feed), members, false).unwrap();
@@ -397,6 +397,23 @@ fn what_may_have_been_accepted_is_decided_about_until_a_record_id_is_back() {
     settle_all(&mut snapshot, &planned.run);
     let seen = expected(&[("a", Known), ("c", Known)]);
     assert_eq!(agreements(&snapshot), seen);
+}
+
+/// What is refused by the process that has planned it was surely not accepted. Of a process that died, nobody knows.
+#[test]
+fn a_refused_line_leaves_a_doubt_only_after_an_interruption() {
+    for is_interrupted in [false, true] {
+        let mut snapshot = Snapshot::empty().unwrap();
+        let mut run = plan(&mut snapshot, 1, &[("a", 1), ("b", 2)]).run;
+        snapshot.reopen(std::slice::from_ref(&run)).unwrap();
+        if is_interrupted {
+            run = snapshot.waiting().unwrap().remove(0);
+        }
+        settle(&mut snapshot, &run, &[true, false], &[1]);
+        let agreements = agreements(&snapshot).into_iter();
+        let phantoms = agreements.filter(|(_, agreement)| *agreement == Agreement::Phantom);
+        assert_eq!(phantoms.count(), usize::from(is_interrupted));
+    }
 }
 
 /// How well the stream is known to agree about each user of a plan's cursor.
@@ -654,7 +671,7 @@ fn looking_at_a_snapshot_that_is_not_there_makes_none() {
 }
 
 /// A run of two changes, of which the second is dead.
-fn with_a_letter(snapshot: &mut Snapshot) -> JournaledRun {
+pub(super) fn with_a_letter(snapshot: &mut Snapshot) -> JournaledRun {
     let run = plan(snapshot, 1, &[("a", 1), ("b", 2)]).run;
     settle(snapshot, &run, &[true, false], &[1]);
     run

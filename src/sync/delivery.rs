@@ -47,14 +47,17 @@ impl Runner<'_> {
         stream: &Stream,
         mut pending: Vec<&mut Pending>,
     ) -> Result<(), SnapshotError> {
-        let destination = self
-            .streams
-            .find(stream)
-            .expect("only runs of configured streams are delivered");
         let runs: Vec<JournaledRun> = pending
             .iter()
             .filter_map(|pending| pending.run.clone())
             .collect();
+        let Some(first) = runs.first() else {
+            return Ok(());
+        };
+        let destination = self
+            .streams
+            .leading_to(stream, &first.destination)
+            .expect("only runs to which a destination leads are delivered");
         let outgoing: Vec<Outgoing> = runs
             .iter()
             .map(|run| Outgoing {
@@ -134,7 +137,7 @@ impl Runner<'_> {
     pub(super) async fn estimate(&self, pending: &mut [Pending]) -> Result<(), SnapshotError> {
         for Pending { run, report } in pending {
             let Some(run) = run else { continue };
-            let Some(destination) = self.streams.find(&run.stream) else {
+            let Some(destination) = self.streams.leading_to(&run.stream, &run.destination) else {
                 continue;
             };
             let destination = &self.project.destinations[destination].destination;

@@ -258,7 +258,11 @@ impl Runner<'_> {
         Ok(())
     }
 
-    async fn note_plan(&self, pending: &mut Pending, plan: Plan) -> Result<(), SnapshotError> {
+    pub(super) async fn note_plan(
+        &self,
+        pending: &mut Pending,
+        plan: Plan,
+    ) -> Result<(), SnapshotError> {
         let Pending { run, report } = pending;
         report.run = Some(plan.run.id);
         report.members = Some(plan.tally.members);
@@ -358,7 +362,7 @@ impl Runner<'_> {
 }
 
 /// What there is to report of a run that is not planned yet.
-fn unplanned(planning: &Planning) -> Pending {
+pub(super) fn unplanned(planning: &Planning) -> Pending {
     let mut report = Report::new(
         Some(planning.computation.key.clone()),
         planning.destination.clone(),

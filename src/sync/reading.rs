@@ -31,7 +31,7 @@ pub(super) enum Found {
     /// It was not modified: its members are those of the last plans, one of each feed.
     AsBefore(Vec<LastPlan>),
     /// It is being read.
-    Members(Begun),
+    Members(Box<Begun>),
 }
 
 /// A source that is being read.
@@ -198,7 +198,7 @@ impl Reading {
             tracing::debug!(audience = %self.audience.key, "the source was not modified");
             return Ok(Found::AsBefore(last.clone()));
         }
-        Ok(Found::Members(begun))
+        Ok(Found::Members(Box::new(begun)))
     }
 
     fn start(&self) -> Begun {

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Feed, Keyed, Project, Request};
+use super::{Feed, Keyed, Outlet, Project, Request};
 use crate::audience::DestinationName;
 use crate::event::CallType;
 use crate::mapping::StreamName;
-use crate::snapshot::FeedId;
+use crate::run::RunKind;
+use crate::snapshot::{FeedId, JournaledRun};
 use crate::stream::{Place, Stream, StreamError, resolve};
 
 /// The streams of all mappings.
@@ -15,6 +16,8 @@ pub struct Streams {
     by_label: BTreeMap<(DestinationName, StreamName), Stream>,
     /// Streams whose account the snapshot does not know yet, with it.
     accounts: Vec<(Stream, String)>,
+    /// Streams that no mapping names, with the destinations that lead to their place.
+    unmapped: BTreeMap<Stream, Vec<DestinationName>>,
 }
 
 impl Streams {
@@ -27,7 +30,14 @@ impl Streams {
                 configured.push((destination.clone(), Stream { place, name }));
             }
         }
-        Self::of(configured, remembered)
+        let mut streams = Self::of(configured, remembered)?;
+        for stream in remembered {
+            if streams.find(stream).is_none() {
+                let destinations = leading_to(stream, project, remembered);
+                streams.unmapped.insert(stream.clone(), destinations);
+            }
+        }
+        Ok(streams)
     }
 
     /// The same for configured streams with their destinations.
@@ -124,7 +134,7 @@ impl Streams {
         &self.by_label[&(destination.clone(), name.clone())]
     }
 
-    /// A destination that leads to a stream; `None` where the configuration has none any more.
+    /// The destination whose mapping names a stream; `None` where none does any more.
     pub fn find(&self, stream: &Stream) -> Option<&DestinationName> {
         let mut labels = self.by_label.iter();
         labels
@@ -132,9 +142,141 @@ impl Streams {
             .map(|((destination, _), _)| destination)
     }
 
+    /// A destination that leads to a stream, be it mapped or not; if there are several, the one with this name.
+    pub fn leading_to(
+        &self,
+        stream: &Stream,
+        preferred: &DestinationName,
+    ) -> Option<&DestinationName> {
+        let unmapped = self.unmapped.get(stream).map_or(&[][..], Vec::as_slice);
+        let preferred = unmapped.iter().find(|name| *name == preferred);
+        self.find(stream).or(preferred).or(unmapped.first())
+    }
+
+    /// Whether what waits of a run is delivered: a mapping names its stream. For a run that retires a feed, a destination
+    /// that leads there is enough.
+    pub fn has_way_for(&self, run: &JournaledRun) -> bool {
+        match run.kind {
+            RunKind::Retire => self.leading_to(&run.stream, &run.destination).is_some(),
+            _ => self.find(&run.stream).is_some(),
+        }
+    }
+
     /// All of them.
     pub fn all(&self) -> impl Iterator<Item = (&DestinationName, &Stream)> {
         let labels = self.by_label.iter();
         labels.map(|((destination, _), stream)| (destination, stream))
+    }
+}
+
+/// The destinations at the place of a stream that no mapping names. Where an account is not known, there are none if another
+/// stream may be meant.
+fn leading_to(stream: &Stream, project: &Project, remembered: &[Stream]) -> Vec<DestinationName> {
+    let at = |outlet: &Outlet| Stream {
+        place: outlet.place.clone(),
+        name: stream.name.clone(),
+    };
+    let leading = |leads: &dyn Fn(&Stream) -> bool| -> Vec<(&DestinationName, Stream)> {
+        let outlets = project.destinations.iter();
+        let outlets = outlets.map(|(name, outlet)| (name, at(outlet)));
+        outlets.filter(|(_, at)| leads(at)).collect()
+    };
+    let mut found = leading(&|at| at == stream);
+    if found.is_empty() {
+        let is_only = |at: &Stream| remembered.iter().filter(|known| at.fits(known)).count() == 1;
+        found = leading(&|at| at.fits(stream) && is_only(at));
+        if found.iter().any(|(_, at)| *at != found[0].1) {
+            found.clear();
+        }
+    }
+    found.into_iter().map(|(name, _)| name.clone()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::firehose::{Destination, Directory};
+    use crate::mapping::{Mapping, Pattern};
+
+    const ONE: &str = "874699288871";
+    const OTHER: &str = "123456789012";
+
+    fn at(region: &str, account: Option<&str>) -> Place {
+        Place::firehose(region, None, account).unwrap()
+    }
+
+    fn stream(place: &Place, name: &str) -> Stream {
+        Stream {
+            place: place.clone(),
+            name: StreamName::parse(name).unwrap(),
+        }
+    }
+
+    /// With a destination at each place, named `0` and so on, whose mapping names one stream.
+    fn project(places: &[&Place], mapped: &str) -> Project {
+        let destinations = places.iter().enumerate().map(|(number, place)| {
+            let name = DestinationName::new(number.to_string());
+            let rows = vec![(Pattern::Any, vec![StreamName::parse(mapped).unwrap()])];
+            let mapping = Mapping {
+                rows,
+                ..Mapping::default()
+            };
+            let directory = Directory::new("delivered".into());
+            let destination = Destination::directory(name.clone(), false, directory);
+            (name, Outlet::new(destination, Place::clone(place), mapping))
+        });
+        Project {
+            sources: BTreeMap::new(),
+            destinations: destinations.collect(),
+            audiences: Vec::new(),
+            space_id: None,
+            history: Duration::MAX,
+        }
+    }
+
+    #[test]
+    fn a_destination_leads_to_a_stream_at_its_place_that_no_mapping_names() {
+        let check = |places: &[&Place], remembered: &[&Place], expected: Option<&str>| {
+            let project = project(places, "other");
+            let gone = remembered.iter();
+            let gone: Vec<Stream> = gone.map(|place| stream(place, "gone")).collect();
+            let streams = Streams::resolve(&project, &gone).unwrap();
+            let preferred = DestinationName::new("1");
+            let found = streams.leading_to(&gone[0], &preferred);
+            let found = found.map(DestinationName::as_str);
+            assert_eq!(found, expected, "{places:?} {remembered:?}");
+            assert_eq!(streams.find(&gone[0]), None);
+        };
+        let west = |account| at("us-west-2", account);
+        let (none, one, other) = (west(None), west(Some(ONE)), west(Some(OTHER)));
+        let east = at("us-east-1", None);
+        check(&[&one], &[&one], Some("0"));
+        check(&[&east], &[&none], None);
+        check(&[&other], &[&one], None);
+        // An account that is not known may be any, and a role that is removed changes nothing.
+        check(&[&one], &[&none], Some("0"));
+        check(&[&none], &[&one], Some("0"));
+        // An equal one comes first.
+        check(&[&none, &one, &other, &east], &[&one], Some("1"));
+        check(&[&none, &one, &other, &east], &[&other], Some("2"));
+        // It may be one of several streams.
+        check(&[&none], &[&one, &other], None);
+        check(&[&one, &other], &[&none], None);
+        // Of several at one place, the one that was used before.
+        check(&[&none, &none], &[&none], Some("1"));
+        check(&[&one, &one], &[&none], Some("1"));
+    }
+
+    #[test]
+    fn a_mapping_that_names_a_stream_leads_there() {
+        let place = at("us-west-2", None);
+        let remembered = [stream(&place, "gone")];
+        let streams = Streams::resolve(&project(&[&place], "gone"), &remembered).unwrap();
+        let preferred = DestinationName::new("1");
+        let found = streams.leading_to(&remembered[0], &preferred);
+        assert_eq!(found.map(DestinationName::as_str), Some("0"));
+        assert!(streams.find(&remembered[0]).is_some());
     }
 }

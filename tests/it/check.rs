@@ -307,6 +307,7 @@ fn a_key_of_another_audience_is_refused() {
 #[test]
 fn an_audience_that_no_schedule_names_any_more_is_reported() {
     let project = project();
+    project.shop("INSERT INTO visitors VALUES ('v')");
     project.succeed(&["sync", "visitors"]);
     std::fs::remove_file(project.path("schedules/visits.toml")).unwrap();
     let ran = check(&project, &[], 0);

@@ -31,6 +31,7 @@ mod refresh;
 mod replay;
 mod resync;
 mod resync_users;
+mod retire;
 mod run;
 mod schedules;
 mod send;

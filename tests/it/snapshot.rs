@@ -113,6 +113,7 @@ fn list_has_a_line_for_each_audience_and_stream() {
             "last_outcome",
             "last_synced_at",
             "pending",
+            "retired",
             "held",
             "held_added",
             "held_changed",

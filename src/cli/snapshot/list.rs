@@ -61,6 +61,8 @@ struct FeedLine<'a> {
     destination: &'a DestinationName,
     stream: &'a StreamName,
     kind: Class,
+    /// Its key is refused.
+    retired: bool,
     members: u64,
     last_run: Option<RunId>,
     last_outcome: Option<&'a str>,
@@ -87,6 +89,7 @@ impl<'a> FeedLine<'a> {
             destination: &feed.destination,
             stream: &feed.stream.name,
             kind: feed.class,
+            retired: feed.retired,
             members: feed.members,
             last_run: feed.last_run,
             last_outcome: feed.last_outcome.as_deref(),
@@ -102,9 +105,10 @@ impl<'a> FeedLine<'a> {
 }
 
 fn row(feed: &FeedSummary) -> Vec<String> {
+    let retired = if feed.retired { " (retired)" } else { "" };
     vec![
         printable(feed.key.as_str()).into_owned(),
-        feed.class.as_str().to_owned(),
+        format!("{}{retired}", feed.class.as_str()),
         printable(feed.destination.as_str()).into_owned(),
         feed.stream.name.to_string(),
         count(feed.members),
