@@ -384,7 +384,8 @@ impl Reports {
         if report.outcome == Outcome::Undelivered && waiting > 0 {
             let goes_on = match report.kind {
                 RunKind::Retire => {
-                    format!("`audience-sync retire {name}` or the next sync goes on with them")
+                    let audience = report.name();
+                    format!("`audience-sync retire {audience}` or the next sync goes on with them")
                 }
                 _ => "the next sync sends them first".to_owned(),
             };

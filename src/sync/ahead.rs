@@ -126,8 +126,11 @@ impl Future for BeingRead {
 }
 
 impl Ahead {
-    pub(super) fn has_room(&self) -> bool {
-        self.reading.len() < AHEAD
+    /// Whether a source may be read now. One to which nobody can write meanwhile waits until it is its turn: it would keep
+    /// the source while another one is waited for.
+    pub(super) fn has_room_for(&self, intended: &Intended) -> bool {
+        let keeps_writers_waiting = intended.reading.source.keeps_writers_waiting();
+        self.reading.is_empty() || self.reading.len() < AHEAD && !keeps_writers_waiting
     }
 
     pub(super) fn begin(&mut self, intended: Intended, turns: &Arc<Turns>) {

@@ -55,8 +55,9 @@ impl PlanError {
 pub(super) type KnownFeeds = BTreeSet<(AudienceId, Stream)>;
 
 impl Runner<'_> {
-    /// Plans feeds in the order of their audiences, those with a slow source later, several in one transaction. They are handed on when
-    /// they are on disk: all together, or those before a source that is slow. Asked to stop, it plans no more.
+    /// Plans feeds in the order of their audiences, those with a slow source later, several in one transaction. They are
+    /// handed on when they are on disk: all together, or those before a source that is slow. Asked to stop, it plans no
+    /// more.
     pub(super) async fn plan_all(
         &self,
         feeds: &[Feed<'_>],
@@ -82,16 +83,16 @@ impl Runner<'_> {
         let mut to_plan = feeds
             .chunk_by(|one, next| one.keyed.audience.id == next.keyed.audience.id)
             .map(|feeds| self.intend(feeds, request, known));
+        let mut next = to_plan.next();
         let mut ahead = Ahead::default();
         // On disk with the next commit, or not at all.
         let mut planned = Vec::new();
         let mut together_since: Option<Instant> = None;
         while !self.stop.is_requested() {
-            while ahead.has_room()
-                && let Some(next) = to_plan.next()
-            {
-                let next = self.choose_strategy(next).await?;
-                ahead.begin(next, &self.shared.turns);
+            while let Some(intended) = next.take_if(|next| ahead.has_room_for(next)) {
+                let intended = self.choose_strategy(intended).await?;
+                ahead.begin(intended, &self.shared.turns);
+                next = to_plan.next();
             }
             let patience = match together_since {
                 Some(since) => PLANS_TOGETHER_FOR.saturating_sub(since.elapsed()),
