@@ -17,7 +17,7 @@ const AGREES_AFTER: Duration = Duration::from_secs(60 * 60);
 const SLICE: i64 = 1_000;
 
 impl Snapshot {
-    /// Drops delivered chunks that are older than `history`, and runs of that age that changed nothing. Runs that changed
+    /// Drops delivered chunks that are at least as old as `history`, and runs of that age that changed nothing. Runs that changed
     /// something stay, and so does what they did to the members. Age is judged by the clock at which a row was written.
     pub fn prune(
         &mut self,
@@ -85,7 +85,7 @@ impl Snapshot {
 
 fn drop_chunks(connection: &Connection, before: Timestamp) -> Result<usize, SnapshotError> {
     const OLD: &str =
-        "SELECT run, seq, bytes FROM chunk WHERE delivered_at < ?1 ORDER BY delivered_at LIMIT ?2";
+        "SELECT run, seq, bytes FROM chunk WHERE delivered_at <= ?1 ORDER BY delivered_at LIMIT ?2";
     let old = params![before.millis(), SLICE];
     connection
         .prepare_cached(&format!(
@@ -105,7 +105,7 @@ fn drop_dead(connection: &Connection, before: Timestamp) -> Result<usize, Snapsh
         .prepare_cached(
             "DELETE FROM dead WHERE (run, seq, position) IN (
                  SELECT run, seq, position FROM dead INDEXED BY dead_without_entry
-                 WHERE entry IS NULL AND at < ?1
+                 WHERE entry IS NULL AND at <= ?1
                  AND NOT EXISTS (SELECT 1 FROM chunk WHERE chunk.run = dead.run AND chunk.seq = dead.seq)
                  ORDER BY at LIMIT ?2)",
         )?
@@ -119,7 +119,7 @@ fn drop_runs(connection: &Connection, before: Timestamp) -> Result<usize, Snapsh
         .prepare_cached(
             "DELETE FROM run WHERE number IN (
                  SELECT number FROM run INDEXED BY run_unchanged
-                 WHERE planned = 0 AND at < ?1 AND EXISTS (
+                 WHERE planned = 0 AND at <= ?1 AND EXISTS (
                      SELECT 1 FROM run AS later WHERE later.audience_id IS run.audience_id
                      AND later.stream = run.stream AND later.number > run.number AND NOT later.only_users)
                  AND (outcome IS 'failed' OR EXISTS (
